@@ -1,0 +1,127 @@
+"""Who may send: Chatwoot's signature, or a token for senders that cannot sign. Pure.
+
+Chatwoot signs account webhooks since 4.11.2, API inboxes and agent bots since 4.13.0; automation rules,
+macros and older versions do not sign. The signature covers ``timestamp + "." + raw body``:
+
+    X-Chatwoot-Signature: sha256=<hex HMAC-SHA256, key = the secret's own characters>
+    X-Chatwoot-Timestamp: <decimal Unix seconds of this attempt>
+
+The timestamp is signed, so it bounds how long a captured request can be replayed. A source has several
+secrets: account webhook, API inbox and bot each have their own, and a rotation has an old and a new one.
+"""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode
+from collections.abc import Sequence
+from hmac import compare_digest, digest
+
+from attrs import field, frozen
+
+from webhookd.model import Unauthorized
+
+_SIGNATURE_PREFIX = b"sha256="
+_MAX_TIMESTAMP_DIGITS = 12
+
+
+#: Why a request is not let in: code -> what its sender is told.
+REASONS = {
+    "missing_signature": "the request is not signed and shows no token",
+    "bad_token": "the token is wrong",
+    "malformed_signature": "the signature's timestamp is not a number of seconds",
+    "wrong_signature": "the signature does not match",
+    "stale_signature": "the signature's timestamp is too far from now",
+}
+
+
+@frozen
+class Credentials:
+    """What a request shows, as raw header or query values; each None where it is absent."""
+
+    signature: bytes | None = None
+    timestamp: bytes | None = None
+    authorization: bytes | None = None
+    token: bytes | None = None
+
+
+def _utf8(values: Sequence[str]) -> tuple[bytes, ...]:
+    return tuple(value.encode() for value in values)
+
+
+@frozen
+class Authenticator:
+    """The rule of one source: a valid signature or a valid token, whichever is configured.
+
+    With neither secrets nor tokens the source is open. ``tolerance_s`` holds in both directions.
+    """
+
+    secrets: tuple[bytes, ...] = field(converter=_utf8, repr=False)
+    tokens: tuple[bytes, ...] = field(converter=_utf8, repr=False)
+    tolerance_s: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody may send."""
+        return not self.secrets and not self.tokens
+
+    def verify(self, credentials: Credentials, body: bytes, now_s: float) -> int | None:
+        """The position of the secret that matched, or None for a token or an open source.
+
+        Raises L{Unauthorized} with one of the codes in `REASONS`.
+        """
+        if self.is_open or self._token_matches(credentials):
+            return None
+        if credentials.signature is None:
+            shows_token = credentials.token is not None or credentials.authorization is not None
+            raise _unauthorized("bad_token" if shows_token and self.tokens else "missing_signature")
+        return self._verify_signature(credentials, body, now_s)
+
+    def _verify_signature(self, credentials: Credentials, body: bytes, now_s: float) -> int:
+        timestamp = credentials.timestamp or b""
+        if not timestamp.isdigit() or len(timestamp) > _MAX_TIMESTAMP_DIGITS:
+            raise _unauthorized("malformed_signature")
+        signed = timestamp + b"." + body
+        matched = None
+        for position, secret in enumerate(self.secrets):
+            if compare_digest(sign(secret, signed), credentials.signature or b"") and matched is None:
+                matched = position
+        if matched is None:
+            raise _unauthorized("wrong_signature")
+        if abs(now_s - int(timestamp)) > self.tolerance_s:
+            raise _unauthorized("stale_signature")
+        return matched
+
+    def _token_matches(self, credentials: Credentials) -> bool:
+        shown = [credentials.token, *_tokens_of(credentials.authorization)]
+        return any(
+            compare_digest(token, candidate)
+            for candidate in shown
+            if candidate is not None
+            for token in self.tokens
+        )
+
+
+def sign(secret: bytes, signed: bytes) -> bytes:
+    """The value of the signature header for ``timestamp + b"." + body``."""
+    return _SIGNATURE_PREFIX + binascii.hexlify(digest(secret, signed, "sha256"))
+
+
+def _unauthorized(code: str) -> Unauthorized:
+    return Unauthorized(code, REASONS[code])
+
+
+def _tokens_of(authorization: bytes | None) -> Sequence[bytes]:
+    """The password of ``https://user:password@…``, which arrives as Basic, or a Bearer token."""
+    if authorization is None:
+        return ()
+    scheme, _, value = authorization.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return (value.strip(),)
+    if scheme.lower() != b"basic":
+        return ()
+    try:
+        _, _, password = b64decode(value.strip(), validate=True).partition(b":")
+    except binascii.Error:
+        return ()
+    return (password,)

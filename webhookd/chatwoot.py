@@ -1,0 +1,211 @@
+"""Chatwoot's payloads: from raw bytes to an event and its deterministic job id.
+
+Pure. What the ids must tell apart was read from Chatwoot 4.15's listeners and presenters: message ids are
+unique in an installation, conversation ids only in an account, and an update repeats for one record.
+
+A job id reads ``SOURCE.EVENT.SCOPE.ENTITY`` or ``SOURCE.EVENT.SCOPE.ENTITY.DISCRIMINATOR``:
+
+* SCOPE: the inbox id, or ``a`` and the account id where a payload has no inbox;
+* ENTITY: the id of the message, conversation, contact, … that the event is about;
+* DISCRIMINATOR, absent on ``*_created`` of messages, conversations and contacts, which happen once: the
+  sender's delivery id, which is new for every event and the same for every repeat of one.
+
+It holds only ``[A-Za-z0-9._-]`` and starts with a letter, so BullMQ accepts it and no key of the queue is hit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from secrets import token_hex
+from typing import Any, TypeAlias
+
+import msgspec
+
+from webhookd.model import BadRequest, Delivery, Event
+
+#: Makes the discriminator of a delivery without a delivery id, from its raw body.
+Fallback: TypeAlias = Callable[[bytes], str]
+
+_MAX_EVENT_NAME = 64
+_MAX_ID = 2**63 - 1  # PostgreSQL's bigint: no id of Chatwoot's is larger
+
+_NOT_IN_AN_EVENT_NAME = re.compile(r"[^a-z0-9_]")
+_DELIVERY_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class _Account(msgspec.Struct):
+    id: int | None = None
+
+
+class _Inbox(msgspec.Struct):
+    id: int | None = None
+
+
+class _Channel(msgspec.Struct):
+    id: int | None = None
+
+
+class _Conversation(msgspec.Struct):
+    id: int | None = None
+    inbox_id: int | None = None
+    account: _Account | None = None
+
+
+class _Payload(msgspec.Struct):
+    """The fields that make a job id; msgspec checks the syntax of all others and passes over them."""
+
+    event: str
+    id: int | None = None
+    inbox_id: int | None = None
+    account: _Account | None = None
+    inbox: _Inbox | None = None
+    conversation: _Conversation | None = None
+    channel: _Channel | None = None
+
+
+_decode = msgspec.json.Decoder(_Payload).decode
+
+
+def parse(delivery: Delivery, fallback: Fallback) -> Event:
+    """Read a delivery's body.
+
+    Raises L{BadRequest} with the code ``not_utf8``, ``not_json``, ``not_an_object`` or ``no_event``.
+    """
+    payload = _read(delivery.body)
+    scope, entity, happens_once = _identify(payload)
+    parts = [delivery.source, _event_part(payload.event), scope, entity]
+    if not happens_once:
+        parts.append(_discriminator(delivery, fallback))
+    return Event(name=payload.event, job_id=".".join(parts))
+
+
+def hash_of_body(body: bytes) -> str:
+    """The fallback that drops true repeats, and with them a later event whose body is the same."""
+    return "h" + sha256(body).hexdigest()[:32]
+
+
+def random_id(_body: bytes) -> str:
+    """The fallback that drops no event, and so doubles one that is repeated."""
+    return "r" + token_hex(16)
+
+
+#: By the value of the option ``id_fallback``.
+FALLBACKS: Mapping[str, Fallback] = {"hash": hash_of_body, "none": random_id}
+
+
+def _discriminator(delivery: Delivery, fallback: Fallback) -> str:
+    delivery_id = (delivery.delivery_id or "").lower()
+    return delivery_id if _DELIVERY_ID.fullmatch(delivery_id) else fallback(delivery.body)
+
+
+def _event_part(name: str) -> str:
+    return _NOT_IN_AN_EVENT_NAME.sub("_", name[:_MAX_EVENT_NAME])
+
+
+# -- which ids ----------------------------------------------------------------------------------------------
+
+_HAPPEN_ONCE = frozenset({"message_created", "conversation_created", "contact_created"})
+_OF_AN_ACCOUNT = frozenset({"contact_created", "contact_updated"})
+
+
+def _identify(payload: _Payload) -> tuple[str, str, bool]:
+    """The scope, the entity, and whether these two make the event unique."""
+    event = payload.event
+    if event.startswith("inbox_"):
+        channel_id = _positive(payload.channel and payload.channel.id)
+        return _account(payload), f"ch{channel_id}" if channel_id else "0", False
+    if event.startswith("conversation_typing_"):
+        entity = _positive(payload.conversation and payload.conversation.id)
+    else:
+        entity = _positive(payload.id)
+    inbox = 0 if event in _OF_AN_ACCOUNT else _inbox(payload)
+    scope = str(inbox) if inbox else _account(payload)
+    complete = bool(entity) and (inbox or (event in _OF_AN_ACCOUNT and scope != "a0"))
+    return scope, str(entity), bool(event in _HAPPEN_ONCE and complete)
+
+
+def _inbox(payload: _Payload) -> int:
+    return (
+        _positive(payload.inbox_id)
+        or _positive(payload.inbox and payload.inbox.id)
+        or _positive(payload.conversation and payload.conversation.inbox_id)
+    )
+
+
+def _account(payload: _Payload) -> str:
+    of_conversation = payload.conversation and payload.conversation.account
+    account_id = _positive(payload.account and payload.account.id) or _positive(
+        of_conversation and of_conversation.id
+    )
+    return f"a{account_id}"
+
+
+def _positive(value: object) -> int:
+    """A positive JSON integer as it is; 0 for anything else, ``true`` and ``1.0`` and ``"1"`` too."""
+    if type(value) is int and 0 < value <= _MAX_ID:
+        return value
+    return 0
+
+
+# -- reading ------------------------------------------------------------------------------------------------
+
+
+def _read(body: bytes) -> _Payload:
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        raise BadRequest("not_utf8", "the body is not UTF-8") from None
+    try:
+        payload = _decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        payload = _read_tolerantly(text)
+    if not payload.event:
+        raise BadRequest("no_event", "the body names no event")
+    return payload
+
+
+def _read_tolerantly(text: str) -> _Payload:
+    """Read what msgspec refused: fields of unexpected types, lone surrogates, numbers out of range.
+
+    JSON.parse in a worker takes all of these, so refusing them would lose an event for nothing.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_int)
+    except (ValueError, RecursionError):
+        raise BadRequest("not_json", "the body is not JSON") from None
+    if not isinstance(value, dict):
+        raise BadRequest("not_an_object", "the body is not a JSON object")
+    event = value.get("event")
+    if not isinstance(event, str):
+        raise BadRequest("no_event", "the body names no event")
+    conversation = _object(value, "conversation")
+    return _Payload(
+        event=event.encode("utf-8", "replace").decode(),
+        id=value.get("id"),
+        inbox_id=value.get("inbox_id"),
+        account=_Account(_object(value, "account").get("id")),
+        inbox=_Inbox(_object(value, "inbox").get("id")),
+        conversation=_Conversation(
+            conversation.get("id"),
+            conversation.get("inbox_id"),
+            _Account(_object(conversation, "account").get("id")),
+        ),
+        channel=_Channel(_object(value, "channel").get("id")),
+    )
+
+
+def _object(value: dict[str, Any], key: str) -> dict[str, Any]:
+    inner = value.get(key)
+    return inner if isinstance(inner, dict) else {}
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(name)  # NaN and Infinity are no JSON
+
+
+def _parse_int(digits: str) -> int | float:
+    """Python limits how long an integer may be; JSON.parse makes a float of a long one."""
+    return int(digits) if len(digits) < 20 else float(digits)

@@ -1,0 +1,72 @@
+"""How the daemon is: from a few facts to one word, and a report that says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from enum import Enum
+from typing import Any
+
+from attrs import define
+from twisted.internet.defer import ensureDeferred
+from twisted.internet.interfaces import IReactorTime
+
+_CHECK_DEADLINE_S = 0.5
+
+#: Says one section of the report: a name for each fact.
+Check = Callable[[], Coroutine[Any, Any, Mapping[str, object]]]
+
+
+class Status(Enum):
+    """The one word. All but ``UNAVAILABLE`` and ``DRAINING`` are ready for events."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    DRAINING = "draining"
+    UNAVAILABLE = "unavailable"
+
+
+@define(eq=False)
+class Health:
+    """What is known of the daemon's state.
+
+    ``can_queue`` says whether Redis takes jobs now; ``started_s`` and the clock give the uptime.
+    """
+
+    clock: IReactorTime
+    version: str
+    started_s: float
+    can_queue: Callable[[], bool]
+    checks: Mapping[str, Check]
+    draining: bool = False
+
+    @property
+    def status(self) -> Status:
+        """The one word for the state of now."""
+        if self.draining:
+            return Status.DRAINING
+        return Status.OK if self.can_queue() else Status.UNAVAILABLE
+
+    def is_ready(self) -> bool:
+        """Whether an event could be accepted now."""
+        return self.status in (Status.OK, Status.DEGRADED)
+
+    def drain(self) -> None:
+        """From now on the daemon ends."""
+        self.draining = True
+
+    async def report(self) -> Mapping[str, object]:
+        """Everything, for people and machines; a check that does not answer in time says so."""
+        report: dict[str, object] = {
+            "status": self.status.value,
+            "version": self.version,
+            "uptimeSeconds": round(self.clock.seconds() - self.started_s),
+        }
+        for name, check in self.checks.items():
+            report[name] = await self._within_deadline(check)
+        return report
+
+    async def _within_deadline(self, check: Check) -> Mapping[str, object]:
+        try:
+            return await ensureDeferred(check()).addTimeout(_CHECK_DEADLINE_S, self.clock)
+        except Exception as error:
+            return {"error": type(error).__name__}

@@ -1,0 +1,91 @@
+"""The way of an event: from a delivery and its credentials to a receipt.
+
+One direction, no way back: authenticate, parse, filter, encode, deliver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+from attrs import frozen
+from twisted.internet.defer import Deferred, succeed
+
+from webhookd.auth import Authenticator, Credentials
+from webhookd.bullmq import JobOptions
+from webhookd.chatwoot import Fallback, parse
+from webhookd.model import Delivery, Event, Job, Outcome, Receipt, UnknownSource
+
+#: Makes a job's data from a delivery.
+Encoder = Callable[[Delivery], bytes]
+
+
+@frozen
+class Source:
+    """What intake knows of one source; ``events`` are the wanted names, None means all."""
+
+    authenticator: Authenticator
+    events: frozenset[str] | None
+    queue: str
+    options: JobOptions
+
+
+@frozen
+class Intake:
+    """Takes the deliveries of all sources."""
+
+    sources: Mapping[str, Source]
+    encode: Encoder
+    fallback: Fallback
+    deliver: Callable[[Job], Deferred[Receipt]]
+
+    def accept(self, delivery: Delivery, credentials: Credentials) -> Deferred[Receipt]:
+        """Take one delivery.
+
+        Raises a L{webhookd.model.Refusal} at once, or fires with a receipt, or fails as ``deliver`` does.
+        """
+        source = self.sources.get(delivery.source)
+        if source is None:
+            raise UnknownSource("unknown_source", "no source of this name is configured")
+        source.authenticator.verify(credentials, delivery.body, delivery.received_at_ms / 1000)
+        event = parse(delivery, self.fallback)
+        if source.events is not None and event.name not in source.events:
+            return succeed(Receipt(Outcome.IGNORED, event.job_id, event.name))
+        return self.deliver(self._job(source, delivery, event))
+
+    def _job(self, source: Source, delivery: Delivery, event: Event) -> Job:
+        options = source.options
+        return Job(
+            queue=source.queue,
+            id=event.job_id,
+            name=event.name,
+            data=self.encode(delivery),
+            options=options.encode(event.job_id),
+            timestamp_ms=delivery.received_at_ms,
+            delay_ms=options.delay_ms,
+            priority=options.priority,
+            lifo=options.lifo,
+        )
+
+
+def payload(delivery: Delivery) -> bytes:
+    """The body, byte for byte as it was sent and signed."""
+    return delivery.body
+
+
+def envelope(delivery: Delivery) -> bytes:
+    """The same bytes under ``payload``, beside what only the receiver knows.
+
+    The delivery id is the sender's to choose, so it is encoded; a source's name needs no escapes.
+    """
+    delivery_id = msgspec.json.encode(delivery.delivery_id)
+    head = b'{"source":"%b","deliveryId":%b,"receivedAt":%d,"payload":' % (
+        delivery.source.encode(),
+        delivery_id,
+        delivery.received_at_ms,
+    )
+    return head + delivery.body + b"}"
+
+
+#: By the value of the option ``job_data``.
+ENCODERS: Mapping[str, Encoder] = {"payload": payload, "envelope": envelope}

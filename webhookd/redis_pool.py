@@ -1,0 +1,306 @@
+"""The connections to Redis: a txredisapi pool that finds its way back, and says when it cannot.
+
+What txredisapi leaves to its caller, and is done here:
+
+* Its ``getConnection()`` waits for ever while Redis is away, and each abandoned wait stays in a list. So
+  nobody waits here: `RedisPool.writer` is a connection that is ready, or None.
+* A failed AUTH or SELECT stops its reconnecting for good. Here it is one more reason to try again.
+* A server that accepts and then says nothing would keep a connection "connecting" for ever. Here the
+  handshake has a deadline.
+* A command that passed its deadline leaves its answer under way, to be taken for that of the next command.
+  So such a connection is given up: closed, and never used again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import txredisapi
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, succeed
+from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
+from twisted.internet.interfaces import (
+    IProtocol,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamClientEndpoint,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Factory
+from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from webhookd.model import ConfigError, QueueUnavailable, RedisErrorKind
+from webhookd.redis_url import Address, RedisUrl
+
+_CONNECT_DEADLINE_S = 2.0
+_SENTINEL_DEADLINE_S = 0.5
+_POOL_SIZE = 2  # one connection writes jobs, so that their order holds; the other is for everything else
+
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+_KIND_OF_PREFIX = {
+    "READONLY": RedisErrorKind.READONLY,
+    "UNBLOCKED": RedisErrorKind.READONLY,
+    "LOADING": RedisErrorKind.LOADING,
+    "MASTERDOWN": RedisErrorKind.MASTERDOWN,
+    "NOREPLICAS": RedisErrorKind.NOREPLICAS,
+    "OOM": RedisErrorKind.OOM,
+    "MISCONF": RedisErrorKind.MISCONF,
+    "BUSY": RedisErrorKind.BUSY,
+    "NOAUTH": RedisErrorKind.NOAUTH,
+    "WRONGPASS": RedisErrorKind.NOAUTH,
+    "NOPERM": RedisErrorKind.NOPERM,
+    "CLUSTERDOWN": RedisErrorKind.CLUSTER,
+    "CROSSSLOT": RedisErrorKind.CLUSTER,
+    "MOVED": RedisErrorKind.CLUSTER,
+    "ASK": RedisErrorKind.CLUSTER,
+    "TRYAGAIN": RedisErrorKind.CLUSTER,
+    "WRONGTYPE": RedisErrorKind.WRONGTYPE,
+}
+
+# After these another server may have the job to do, so its address is looked up anew.
+_ASK_AGAIN = frozenset(
+    {
+        RedisErrorKind.READONLY,
+        RedisErrorKind.LOADING,
+        RedisErrorKind.MASTERDOWN,
+        RedisErrorKind.NOAUTH,
+        RedisErrorKind.CLUSTER,
+    }
+)
+
+
+def error_kind(message: str) -> RedisErrorKind:
+    """The class of an error reply, by its first word."""
+    return _KIND_OF_PREFIX.get(message.split(" ", 1)[0], RedisErrorKind.OTHER)
+
+
+def unavailable(error: BaseException | None) -> QueueUnavailable:
+    """What a failed command means: whether it was carried out is unknown unless Redis itself refused it."""
+    if isinstance(error, QueueUnavailable):
+        return error
+    if isinstance(error, txredisapi.ResponseError):
+        message = str(error)
+        return QueueUnavailable(error_kind(message), message)
+    if isinstance(error, TimeoutError):
+        return QueueUnavailable(RedisErrorKind.TIMEOUT, "Redis did not answer in time", unknown=True)
+    return QueueUnavailable(RedisErrorKind.DISCONNECTED, "the connection to Redis was lost", unknown=True)
+
+
+class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredisapi has no types
+    """One connection, ready once its handshake is done: AUTH, SELECT and, behind Sentinel, ROLE."""
+
+    factory: _PoolFactory
+
+    def connectionMade(self) -> None:
+        """Shake hands first; txredisapi's own part makes the connection available."""
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
+            self.transport.setTcpKeepAlive(True)
+        handshake = ensureDeferred(self._shake_hands(self.factory.url))
+        handshake.addTimeout(_CONNECT_DEADLINE_S, self.factory.clock)
+        handshake.addCallbacks(lambda _: super(RedisConnection, self).connectionMade(), self._handshake_failed)
+
+    async def _shake_hands(self, url: RedisUrl) -> None:
+        if url.password is not None:
+            await self.auth(url.password, url.username)
+        if url.database:
+            await self.select(url.database)
+        if url.sentinel_name is not None:
+            role = await self.role()
+            if role[0] != b"master":
+                raise txredisapi.ResponseError("READONLY the server behind this address is a replica")
+
+    def _handshake_failed(self, failure: Failure) -> None:
+        self.factory.report(unavailable(failure.value))
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Close the connection now and never use it again."""
+        self.given_up = True
+        self.transport.abortConnection()
+
+    given_up = False
+
+    async def within(self, deadline_s: float, answer: Deferred[Any]) -> Any:
+        """A command's answer; raises L{QueueUnavailable}, and gives the connection up where that is due."""
+        try:
+            return await answer.addTimeout(deadline_s, self.factory.clock)
+        except txredisapi.ScriptDoesNotExist:
+            raise
+        except Exception as error:
+            reason = unavailable(error)
+            if reason.unknown or reason.kind in _ASK_AGAIN:
+                self.give_up()
+            self.factory.report(reason)
+            raise reason from error
+
+
+class _PoolFactory(txredisapi.RedisFactory):  # type: ignore[misc]  # txredisapi has no types
+    protocol = RedisConnection
+    initialDelay = 0.1
+    maxDelay = 2.0
+
+    def __init__(
+        self,
+        url: RedisUrl,
+        clock: IReactorTime,
+        report: Callable[[QueueUnavailable], None],
+        ready: Callable[[RedisConnection], None],
+    ) -> None:
+        super().__init__(str(url), None, _POOL_SIZE, isLazy=True, charset=None, convertNumbers=False)
+        self.url = url
+        self.clock = clock
+        self.report = report
+        self.ready = ready
+
+    def addConnection(self, conn: RedisConnection) -> None:
+        """A connection has shaken hands."""
+        super().addConnection(conn)
+        if conn in self.pool:
+            self.ready(conn)
+
+    def stopTrying(self) -> Deferred[None]:
+        """txredisapi stops for good after a failed AUTH; a password can be mended while we run."""
+        return succeed(None)
+
+
+class RedisPool(Service):
+    """The connections of one daemon to one Redis, from start to stop.
+
+    ``last_error`` is why Redis was last found unusable; None while it is usable. ``on_ready`` is called
+    with each new connection.
+    """
+
+    def __init__(self, reactor: Any, url: RedisUrl, on_ready: Callable[[RedisConnection], None]) -> None:
+        self.url = url
+        self.last_error: QueueUnavailable | None = None
+        self._log = Logger()
+        self._on_ready = on_ready
+        self._factory = _PoolFactory(url, reactor, self._report, self._ready)
+        self._endpoint = RedisEndpoint(reactor, url, self._report)
+
+    @property
+    def writer(self) -> RedisConnection | None:
+        """The connection that jobs are written through; the same one as long as it lives."""
+        return next((one for one in self._factory.pool if not one.given_up), None)
+
+    @property
+    def prober(self) -> RedisConnection | None:
+        """The connection for everything else: not the writer's, where there are two."""
+        return next((one for one in reversed(self._factory.pool) if not one.given_up), None)
+
+    def startService(self) -> None:
+        """Begin to connect, and go on as long as the service runs."""
+        super().startService()
+        self._factory.startConnecting(self._endpoint)
+
+    def stopService(self) -> Deferred[None]:
+        """Close the connections; fires when they are closed."""
+        super().stopService()
+        disconnected: Deferred[None] = self._factory.disconnect()
+        return disconnected
+
+    def _ready(self, connection: RedisConnection) -> None:
+        if self.last_error is not None or len(self._factory.pool) == 1:
+            self._log.info("connected to Redis at {url}", url=self.url)
+        self.last_error = None
+        self._on_ready(connection)
+
+    def _report(self, reason: QueueUnavailable) -> None:
+        if self.last_error is None or self.last_error.kind is not reason.kind:
+            self._log.warn(
+                "Redis at {url} cannot be used: {kind}: {reason}",
+                url=self.url,
+                kind=reason.kind.value,
+                reason=reason,
+            )
+        self.last_error = reason
+
+
+@implementer(IStreamClientEndpoint)
+class RedisEndpoint:
+    """Where to connect to, looked up anew for each connection: name, certificate, and Sentinel's answer."""
+
+    def __init__(self, reactor: Any, url: RedisUrl, report: Callable[[QueueUnavailable], None]) -> None:
+        self._reactor = reactor
+        self._url = url
+        self._report = report
+        self._trust_root = _trust_root(url.ca_file) if url.ca_file is not None else None
+
+    def __repr__(self) -> str:
+        return f"<{self._url}>"  # Twisted puts it into its log; the URL shows no password
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        """Connect once; the pool repeats it."""
+        return ensureDeferred(self._connect(protocolFactory))
+
+    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
+        try:
+            endpoint = await self._find()
+            return await endpoint.connect(factory)
+        except CancelledError:
+            raise
+        except Exception as error:
+            message = str(error) or type(error).__name__
+            self._report(QueueUnavailable(RedisErrorKind.DISCONNECTED, message))
+            raise
+
+    async def _find(self) -> IStreamClientEndpoint:
+        if self._url.socket_path is not None:
+            return UNIXClientEndpoint(self._reactor, self._url.socket_path, _CONNECT_DEADLINE_S)
+        if self._url.sentinel_name is None:
+            return self._tcp(self._url.hosts[0])
+        for sentinel in self._url.hosts:
+            address = await self._ask(sentinel, self._url.sentinel_name)
+            if address is not None:
+                return self._tcp(address)
+        raise ConnectionError(f"no Sentinel names the primary of {self._url.sentinel_name}")
+
+    def _tcp(self, address: Address) -> IStreamClientEndpoint:
+        host, port = address
+        endpoint = HostnameEndpoint(self._reactor, host, port, timeout=_CONNECT_DEADLINE_S)
+        if not self._url.tls:
+            return endpoint
+        return wrapClientTLS(optionsForClientTLS(host, trustRoot=self._trust_root), endpoint)
+
+    async def _ask(self, sentinel: Address, name: str) -> Address | None:
+        """The primary's address as one Sentinel knows it; None where it does not, or does not answer."""
+        host, port = sentinel
+        endpoint = HostnameEndpoint(self._reactor, host, port, timeout=_SENTINEL_DEADLINE_S)
+        try:
+            connection: Any = await endpoint.connect(Factory.forProtocol(_SentinelConnection))
+        except CancelledError:
+            raise
+        except Exception:
+            return None  # the next Sentinel may know
+        try:
+            query = connection.sentinel_get_master_addr_by_name(name)
+            answer = await query.addTimeout(_SENTINEL_DEADLINE_S, self._reactor)
+        except (txredisapi.RedisError, TimeoutError):
+            return None
+        finally:
+            connection.transport.abortConnection()
+        return (answer[0].decode(), int(answer[1])) if answer else None
+
+
+class _SentinelConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredisapi has no types
+    def __init__(self) -> None:
+        super().__init__(charset=None, convertNumbers=False)
+
+
+def _trust_root(ca_file: str) -> Any:
+    try:
+        pem = Path(ca_file).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"the Redis URL's ca_file cannot be read: {error.strerror}") from None
+    certificates = [Certificate.loadPEM(part) for part in _PEM.findall(pem)]
+    if not certificates:
+        raise ConfigError("the Redis URL's ca_file holds no PEM certificate")
+    return trustRootFromCertificates(certificates)

@@ -1,0 +1,180 @@
+"""Jobs into Redis: one script call for all jobs that wait, with a deadline.
+
+Jobs that arrive together travel together: what waits while a call is in flight goes out in the next one,
+so a busy daemon makes few, large calls and an idle one answers at once; no timer adds latency. One call is
+in flight at a time, through one connection, so jobs of one queue are added in the order of their arrival.
+
+A job waits at most twice the deadline: until the call before its own has ended, and for its own. A call
+that ends without an answer may have been carried out, so its jobs fail as *unknown*; the others that
+wait fail as not sent. To repeat either is harmless, because the script adds a job id once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import txredisapi
+from attrs import frozen
+from twisted.internet.defer import Deferred, ensureDeferred, fail
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from webhookd.bullmq import ADD_JOBS, Answer, QueueKeys, Refused, Wire, add_jobs_arguments, read_reply
+from webhookd.model import IJobSink, Job, JobRefused, Outcome, QueueUnavailable, Receipt, RedisErrorKind
+from webhookd.redis_pool import RedisConnection, RedisPool, error_kind
+
+_MAX_BATCH = 128
+_MAX_BATCH_BYTES = 1_048_576
+
+
+@frozen(eq=False)
+class _Waiting:
+    job: Job
+    receipt: Deferred[Receipt]
+    since_s: float
+
+
+@implementer(IJobSink)
+class RedisQueue:
+    """The sink of all queues of one Redis.
+
+    ``set_by`` names this replica in the creation locks.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        pool: RedisPool,
+        *,
+        prefix: str,
+        wire: Wire,
+        lock_ttl_ms: int,
+        deadline_s: float,
+        set_by: str,
+    ) -> None:
+        self._clock = clock
+        self._pool = pool
+        self._prefix = prefix
+        self._wire = wire
+        self._lock_ttl_ms = lock_ttl_ms
+        self._deadline_s = deadline_s
+        self._set_by = set_by
+        self._keys: dict[str, QueueKeys] = {}
+        self._waiting: dict[str, deque[_Waiting]] = {}
+        self._busy = False
+        self._log = Logger()
+
+    def add(self, job: Job) -> Deferred[Receipt]:
+        """See L{IJobSink}; without a connection the job fails at once."""
+        if self._pool.writer is None:
+            return fail(self._not_connected())
+        receipt: Deferred[Receipt] = Deferred()
+        waiting = _Waiting(job, receipt, self._clock.seconds())
+        self._waiting.setdefault(job.queue, deque()).append(waiting)
+        if not self._busy:
+            # The jobs of all requests that are read in this turn of the reactor go out together.
+            self._busy = True
+            self._clock.callLater(0, self._send_next)
+        return receipt
+
+    def _send_next(self) -> None:
+        batch = self._next_batch()
+        self._busy = bool(batch)
+        if batch:
+            ensureDeferred(self._send(batch)).addErrback(self._failed, batch).addBoth(self._sent)
+
+    def _sent(self, _result: object) -> None:
+        self._send_next()
+
+    def _failed(self, failure: Failure, batch: list[_Waiting]) -> None:
+        """A defect of ours: say so, and let no request hang for it."""
+        self._log.failure("cannot add jobs", failure)
+        for waiting in batch:
+            if not waiting.receipt.called:
+                waiting.receipt.errback(QueueUnavailable(RedisErrorKind.OTHER, "internal error", unknown=True))
+
+    def _next_batch(self) -> list[_Waiting]:
+        """Of the queue whose turn it is, the oldest jobs that are not too late: 128 of them, or 1 MiB."""
+        while self._waiting:
+            queue, waiting = next(iter(self._waiting.items()))
+            batch = self._take(waiting)
+            del self._waiting[queue]
+            if waiting:
+                self._waiting[queue] = waiting  # behind the other queues
+            if batch:
+                return batch
+        return []
+
+    def _take(self, waiting: deque[_Waiting]) -> list[_Waiting]:
+        too_late_s = self._clock.seconds() - self._deadline_s
+        batch: list[_Waiting] = []
+        size_bytes = 0
+        while waiting and len(batch) < _MAX_BATCH:
+            size_bytes += waiting[0].job.size_bytes
+            if batch and size_bytes > _MAX_BATCH_BYTES:
+                break
+            first = waiting.popleft()
+            if first.since_s < too_late_s:
+                first.receipt.errback(QueueUnavailable(RedisErrorKind.TIMEOUT, "Redis is too slow"))
+            else:
+                batch.append(first)
+        return batch
+
+    async def _send(self, batch: list[_Waiting]) -> None:
+        try:
+            answers = await self._call([waiting.job for waiting in batch])
+        except QueueUnavailable as error:
+            for waiting in batch:
+                waiting.receipt.errback(error)
+            return
+        for waiting, answer in zip(batch, answers, strict=True):
+            _settle(waiting, answer)
+
+    async def _call(self, jobs: list[Job]) -> list[Answer | Refused]:
+        connection = self._pool.writer
+        if connection is None:
+            raise self._not_connected()
+        keys, arguments = add_jobs_arguments(
+            self._keys_of(jobs[0].queue),
+            jobs,
+            lock_ttl_ms=self._lock_ttl_ms,
+            wire=self._wire,
+            set_by=self._set_by,
+        )
+        return read_reply(await self._run_script(connection, keys, arguments), len(jobs))
+
+    async def _run_script(
+        self, connection: RedisConnection, keys: list[str | bytes], arguments: list[str | bytes]
+    ) -> object:
+        try:
+            return await connection.within(self._deadline_s, connection.evalsha(ADD_JOBS.sha1, keys, arguments))
+        except txredisapi.ScriptDoesNotExist:
+            # Redis was restarted, or somebody flushed its scripts. Nothing was done, so nothing is repeated.
+            return await connection.within(self._deadline_s, connection.eval(ADD_JOBS.text, keys, arguments))
+
+    def _keys_of(self, queue: str) -> QueueKeys:
+        keys = self._keys.get(queue)
+        if keys is None:
+            keys = self._keys[queue] = QueueKeys(self._prefix, queue)
+        return keys
+
+    def _not_connected(self) -> QueueUnavailable:
+        reason = self._pool.last_error
+        if reason is not None:
+            return QueueUnavailable(reason.kind, str(reason))
+        return QueueUnavailable(RedisErrorKind.DISCONNECTED, "not connected to Redis")
+
+
+def _settle(waiting: _Waiting, answer: Answer | Refused) -> None:
+    if isinstance(answer, Refused):
+        kind = error_kind(answer.reason)
+        waiting.receipt.errback(
+            JobRefused(answer.reason)
+            if kind is RedisErrorKind.WRONGTYPE
+            else QueueUnavailable(kind, answer.reason)
+        )
+        return
+    outcome = Outcome.ALREADY_QUEUED if answer.is_duplicate else Outcome.QUEUED
+    waiting.receipt.callback(Receipt(outcome, waiting.job.id, waiting.job.name))

@@ -1,0 +1,165 @@
+"""Where Redis is: the URL forms that webhookd understands. Pure.
+
+* ``redis://[user[:password]@]host[:6379][/database]``, and ``rediss://`` for TLS (``?ca_file=PATH``
+  names the authority of a private certificate);
+* ``unix://[user[:password]@]/path/to/socket[?db=N]``;
+* ``redis+sentinel://[user[:password]@]host[:26379],host…/NAME[/database]``: user, password and database
+  are those of the Redis servers;
+* ``embedded:`` or ``embedded:PORT``: a private server that the daemon runs itself.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from attrs import field, frozen
+
+_REDIS_PORT = 6379
+_SENTINEL_PORT = 26379
+
+Address = tuple[str, int]
+
+
+@frozen
+class RedisUrl:
+    """A parsed URL; exactly one of ``hosts``, ``socket_path`` and ``embedded`` says where the server is.
+
+    ``hosts`` are Sentinels where ``sentinel_name`` is set, else one Redis server.
+    """
+
+    hosts: tuple[Address, ...] = ()
+    socket_path: str | None = None
+    sentinel_name: str | None = None
+    embedded: bool = False
+    embedded_port: int | None = None
+    tls: bool = False
+    ca_file: str | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    database: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> RedisUrl:
+        """Raises ValueError with one line that repeats no password."""
+        scheme = text.partition(":")[0]
+        if scheme not in _PARSERS:
+            known = ", ".join(_PARSERS)
+            raise ValueError(f"not a Redis URL: it must begin with one of {known}")
+        return _PARSERS[scheme](text)
+
+    def __str__(self) -> str:
+        """The server without its credentials, for logs and for telling one Redis from another."""
+        if self.embedded:
+            return "embedded:"
+        if self.socket_path is not None:
+            return f"unix://{self.socket_path}?db={self.database}"
+        hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
+        if self.sentinel_name is not None:
+            return f"redis+sentinel://{hosts}/{self.sentinel_name}/{self.database}"
+        return f"{'rediss' if self.tls else 'redis'}://{hosts}/{self.database}"
+
+
+def _parse_redis(text: str) -> RedisUrl:
+    parts = urlsplit(text)
+    options = _options(parts.query, {"ca_file"})
+    tls = parts.scheme == "rediss"
+    if "ca_file" in options and not tls:
+        raise ValueError("ca_file needs rediss://")
+    username, password, hosts = _authority(parts.netloc, _REDIS_PORT)
+    if len(hosts) != 1:
+        raise ValueError("a redis:// URL names one host; for several Sentinels use redis+sentinel://")
+    return RedisUrl(
+        hosts=hosts,
+        tls=tls,
+        ca_file=options.get("ca_file"),
+        username=username,
+        password=password,
+        database=_database(parts.path.strip("/")),
+    )
+
+
+def _parse_sentinel(text: str) -> RedisUrl:
+    parts = urlsplit(text)
+    _options(parts.query, set())
+    username, password, hosts = _authority(parts.netloc, _SENTINEL_PORT)
+    name, _, database = parts.path.strip("/").partition("/")
+    if not name:
+        raise ValueError("a redis+sentinel:// URL ends with the name of the primary: /NAME")
+    return RedisUrl(
+        hosts=hosts,
+        sentinel_name=unquote(name),
+        username=username,
+        password=password,
+        database=_database(database),
+    )
+
+
+def _parse_unix(text: str) -> RedisUrl:
+    parts = urlsplit(text)
+    options = _options(parts.query, {"db"})
+    username, password, rest = _user_info(parts.netloc)
+    path = unquote(rest + parts.path)
+    if not path.startswith("/"):
+        raise ValueError("a unix:// URL names an absolute path: unix:///run/redis.sock")
+    return RedisUrl(
+        socket_path=path, username=username, password=password, database=_database(options.get("db", ""))
+    )
+
+
+def _parse_embedded(text: str) -> RedisUrl:
+    port = text.partition(":")[2]
+    if not port:
+        return RedisUrl(embedded=True)
+    return RedisUrl(embedded=True, embedded_port=_number(port, 1, 65535, "the port"))
+
+
+_PARSERS = {
+    "redis": _parse_redis,
+    "rediss": _parse_redis,
+    "redis+sentinel": _parse_sentinel,
+    "unix": _parse_unix,
+    "embedded": _parse_embedded,
+}
+
+
+def _user_info(netloc: str) -> tuple[str | None, str | None, str]:
+    user_info, _, rest = netloc.rpartition("@")
+    username, _, password = user_info.partition(":")
+    return unquote(username) or None, unquote(password) or None, rest
+
+
+def _authority(netloc: str, default_port: int) -> tuple[str | None, str | None, tuple[Address, ...]]:
+    username, password, hosts = _user_info(netloc)
+    if username is not None and password is None:
+        raise ValueError("a user name needs a password: user:password@host")
+    return username, password, tuple(_address(host, default_port) for host in hosts.split(","))
+
+
+def _address(text: str, default_port: int) -> Address:
+    host, port = text, ""
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest.removeprefix(":")
+    elif ":" in text:
+        host, _, port = text.rpartition(":")
+    if not host:
+        raise ValueError("the URL names no host")
+    return host, _number(port, 1, 65535, "the port") if port else default_port
+
+
+def _database(text: str) -> int:
+    return _number(text, 0, 1_000_000, "the database") if text else 0
+
+
+def _options(query: str, known: set[str]) -> dict[str, str]:
+    options = {name: values[-1] for name, values in parse_qs(query).items()}
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        raise ValueError(f"unknown option in the URL: {unknown[0]}")
+    return options
+
+
+def _number(text: str, minimum: int, maximum: int, what: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not minimum <= int(text) <= maximum:
+        raise ValueError(f"{what} must be a number from {minimum} to {maximum}")
+    return int(text)

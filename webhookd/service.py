@@ -1,0 +1,293 @@
+"""`twistd webhookd`: the options, and the one place where objects are built and put together."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import IService, MultiService, Service
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort, IReadDescriptor, IStreamServerEndpoint
+from twisted.logger import ILogObserver, Logger
+from twisted.python import usage
+from twisted.python.failure import Failure
+from twisted.web.resource import IResource
+
+import webhookd
+from webhookd import chatwoot, intake
+from webhookd.auth import Authenticator
+from webhookd.bullmq import QueueKeys
+from webhookd.config import ALL_OPTIONS, DEFAULT_SOURCE, Config, resolve
+from webhookd.embedded import EmbeddedValkey, find_server
+from webhookd.health import Health
+from webhookd.http import WebhookSite
+from webhookd.logs import make_observer
+from webhookd.model import ConfigError, Job, Receipt
+from webhookd.redis_pool import RedisPool
+from webhookd.redis_queue import RedisQueue
+from webhookd.redis_url import RedisUrl
+from webhookd.redis_watch import RedisWatch
+from webhookd.web import HealthApp, InFlight, OpsApp, WebhookApp
+
+_DRAIN_DEADLINE_S = 10.0
+_EMBEDDED_DIRECTORY = Path("var/embedded")
+
+_log = Logger()
+
+
+def _exit(message: object) -> SystemExit:
+    """The end of a start that cannot succeed: one line for the operator, and exit code 1."""
+    return SystemExit(f"webhookd: {message}")
+
+
+class Options(usage.Options):
+    """twistd's view of `webhookd.config.ALL_OPTIONS`; ``config`` is the result."""
+
+    synopsis = "[options]"
+    longdesc = "Takes Chatwoot's webhooks and turns each event, once, into a BullMQ job in Redis."
+    optParameters = [
+        [option.flag, None, None, option.help] for option in ALL_OPTIONS if not option.repeatable
+    ]
+    config: Config
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._repeated: dict[str, list[str]] = {}
+
+    def opt_secret(self, value: str) -> None:
+        self._repeated.setdefault("secret", []).append(value)
+
+    def opt_token(self, value: str) -> None:
+        self._repeated.setdefault("token", []).append(value)
+
+    opt_secret.__doc__, opt_token.__doc__ = (
+        option.help for option in ALL_OPTIONS if option.repeatable
+    )
+
+    def opt_version(self) -> None:
+        """Show webhookd's version and exit."""
+        print(f"webhookd {webhookd.__version__}")
+        sys.exit(0)
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """Parse; whatever is wrong ends the process with one line, where twistd would print its help."""
+        try:
+            super().parseOptions(options)
+            self.config = resolve(self._given(), os.environ)
+        except (usage.UsageError, ConfigError) as error:
+            raise _exit(error) from None
+
+    def _given(self) -> Mapping[str, object]:
+        given = {option.name: self.get(option.flag) for option in ALL_OPTIONS}
+        return {name: value for name, value in {**given, **self._repeated}.items() if value is not None}
+
+    @property
+    def log_observer(self) -> ILogObserver | None:
+        """Where the daemon logs to; None where twistd itself was told."""
+        if self.parent is not None and self.parent.get("logfile"):
+            return None
+        return make_observer(self.config.log_format, self.config.log_level)
+
+
+def makeService(options: Options) -> IService:
+    """The daemon, built from its configuration; children are stopped one after another, the last one first."""
+    from twisted.internet import reactor  # the one place that touches it
+
+    try:
+        return _build(options.config, reactor, options.log_observer)
+    except ConfigError as error:
+        raise _exit(error) from None
+
+
+def _build(settings: Config, reactor: Any, log_observer: ILogObserver | None) -> IService:
+    daemon = Daemon(log_observer)
+    url = settings.redis
+    if url.embedded:
+        server = EmbeddedValkey(reactor, find_server(), _EMBEDDED_DIRECTORY, url.embedded_port)
+        server.setServiceParent(daemon)
+        url = RedisUrl.parse(server.url)
+
+    queues = [QueueKeys(settings.prefix, name) for name in sorted(_queue_names(settings))]
+    watch = RedisWatch(queues, settings.redis_deadline_s)
+    pool = RedisPool(reactor, url, watch.connected)
+    pool.setServiceParent(daemon)
+    sink = RedisQueue(
+        reactor,
+        pool,
+        prefix=settings.prefix,
+        wire=settings.wire,
+        lock_ttl_ms=max(settings.lock_ttl_ms, settings.dedup_ttl_ms),
+        deadline_s=settings.redis_deadline_s,
+        set_by=f"{socket.gethostname()}:{settings.port}",
+    )
+
+    health = Health(
+        clock=reactor,
+        version=webhookd.__version__,
+        started_s=reactor.seconds(),
+        can_queue=lambda: pool.writer is not None,
+        checks={"redis": partial(watch.describe, pool), "queues": partial(watch.count_jobs, pool)},
+    )
+    health_resource = HealthApp(health.report, health.is_ready).app.resource()
+    webhooks = WebhookApp(
+        accept=_intake(settings, sink.add).accept,
+        default_source=DEFAULT_SOURCE,
+        now_ms=lambda: time.time_ns() // 1_000_000,
+        in_flight=InFlight(settings.max_in_flight, settings.max_in_flight_bytes),
+        health=health_resource,
+    )
+
+    def site(root: IResource) -> WebhookSite:
+        return WebhookSite(
+            root, reactor, max_body_bytes=settings.max_body_bytes, access_log=settings.access_log
+        )
+
+    if settings.ops_endpoint is not None:
+        ops = OpsApp(health_resource).app.resource()
+        Listener(_endpoint(reactor, settings.ops_endpoint), site(ops), "ops", required=False).setServiceParent(
+            daemon
+        )
+    Listener(
+        _endpoint(reactor, settings.endpoint), site(webhooks.app.resource()), "webhooks", required=True
+    ).setServiceParent(daemon)
+    daemon.on_stop = health.drain
+    _say_hello(settings)
+    return daemon
+
+
+def _queue_names(settings: Config) -> set[str]:
+    return {source.queue for source in settings.sources.values()}
+
+
+def _intake(settings: Config, deliver: Callable[[Job], Deferred[Receipt]]) -> intake.Intake:
+    sources = {
+        name: intake.Source(
+            authenticator=Authenticator(source.secrets, source.tokens, settings.tolerance_s),
+            events=source.events,
+            queue=source.queue,
+            options=source.job_options,
+        )
+        for name, source in settings.sources.items()
+    }
+    return intake.Intake(
+        sources=sources,
+        encode=intake.ENCODERS[settings.job_data],
+        fallback=chatwoot.FALLBACKS[settings.id_fallback],
+        deliver=deliver,
+    )
+
+
+def _endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
+    try:
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
+    except Exception as error:  # each kind of endpoint has its own way to complain
+        raise ConfigError(f"endpoint {description!r}: {error}") from None
+    return endpoint
+
+
+def _say_hello(settings: Config) -> None:
+    _log.info("webhookd {version}, Redis {url}", version=webhookd.__version__, url=settings.redis)
+    if settings.id_fallback == "hash":
+        _log.info(
+            "updates without a delivery id: their job id ends with a hash of the body, and one that repeats "
+            "an earlier body is taken for its duplicate"
+        )
+    else:
+        _log.info("updates without a delivery id: a repeated one becomes two jobs")
+    for warning in settings.warnings:
+        _log.warn("{warning}", warning=warning)
+
+
+class Daemon(MultiService):
+    """The daemon's parts, stopped one after another in the reverse order of their start.
+
+    What takes events ends first, then what they need: nothing is closed that an accepted event waits for.
+    """
+
+    on_stop: Callable[[], None]
+
+    def __init__(self, log_observer: ILogObserver | None) -> None:
+        super().__init__()
+        self._log_observer = log_observer
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Become part of twistd's application, and bring its log observer, which twistd looks for there."""
+        if self._log_observer is not None:
+            parent.setComponent(ILogObserver, self._log_observer)
+        super().setServiceParent(parent)
+
+    def stopService(self) -> Deferred[None]:
+        """Fires when all parts have stopped; a part that fails to stop does not keep the others from it."""
+        Service.stopService(self)
+        return ensureDeferred(self._stop_parts())
+
+    async def _stop_parts(self) -> None:
+        self.on_stop()
+        for part in reversed(list(self)):
+            try:
+                await maybeDeferred(part.stopService)
+            except Exception:
+                _log.failure("cannot stop {part}", part=type(part).__name__)
+
+
+class Listener(Service):
+    """One listening port. A ``required`` one that cannot be had ends the start; another only warns."""
+
+    _port: IListeningPort | None = None
+
+    def __init__(
+        self, endpoint: IStreamServerEndpoint, site: WebhookSite, purpose: str, *, required: bool
+    ) -> None:
+        self._endpoint = endpoint
+        self._site = site
+        self._purpose = purpose
+        self._required = required
+
+    def privilegedStartService(self) -> None:
+        """Listen, before twistd gives up its privileges."""
+        self._endpoint.listen(self._site).addCallbacks(self._listening, self._failed)
+
+    def _listening(self, port: IListeningPort) -> None:
+        self._port = port
+        _log.info("webhookd listening for {purpose} on {where}", purpose=self._purpose, where=_where(port))
+
+    def _failed(self, failure: Failure) -> None:
+        message = f"cannot listen for {self._purpose}: {failure.getErrorMessage()}"
+        if self._required:
+            raise _exit(message)
+        _log.warn("{message}", message=message)
+
+    def stopService(self) -> Deferred[None]:
+        """Take no more connections, and close those that there are once they are answered."""
+        super().stopService()
+        return ensureDeferred(self._stop())
+
+    async def _stop(self) -> None:
+        if self._port is None:
+            return
+        self._accept_waiting(self._port)
+        await maybeDeferred(self._port.stopListening)
+        await self._site.drain(_DRAIN_DEADLINE_S)
+
+    def _accept_waiting(self, port: IListeningPort) -> None:
+        """Clients that are connected but not accepted yet would be reset by the end of the port."""
+        known = -1
+        while IReadDescriptor.providedBy(port) and known < len(self._site.channels):
+            known = len(self._site.channels)
+            port.doRead()
+
+
+def _where(port: IListeningPort) -> str:
+    address = port.getHost()
+    if isinstance(address, (IPv4Address, IPv6Address)):
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        return f"{host}:{address.port}"
+    return str(getattr(address, "name", address))
