@@ -181,7 +181,7 @@ class SpoolRecord:
 
 @frozen
 class SpoolStats:
-    """What a spool holds: live records and their bytes, the receipt time of the first, and what was set aside.
+    """What a spool holds: live records, their bytes, the receipt time of the first, and what was set aside.
 
     ``problem`` says why the next append would fail, as far as is known: None, or the message of a
     L{SpoolUnavailable}.
@@ -217,12 +217,13 @@ class ISpool(Interface):
         """Move a record that can never be queued to the dead letters."""
 
     def check() -> Deferred[None]:
-        """Write something and fsync it, for health; fails with L{SpoolUnavailable} where no append could succeed."""
+        """Write something and fsync it, for health; fails with L{SpoolUnavailable} where no append can."""
 
     def expire_dead() -> Deferred[int]:
         """Delete what was set aside longer ago than its age limit; fires with the number of records."""
 
     def close() -> Deferred[None]:
-        """Finish what waits, close the files and let go of the directory; afterwards all else fails with
-        L{SpoolUnavailable}.
+        """Finish what waits, close the files and let go of the directory.
+
+        From then on all else fails with L{SpoolUnavailable}.
         """

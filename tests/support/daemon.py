@@ -1,0 +1,123 @@
+"""webhookd itself for the tests: C{twistd webhookd}, from the built wheel, as a child process.
+
+The daemon under test is the one that was installed, never the checkout: C{make wheel} builds it and
+installs it anew, in a few seconds, and C{WEBHOOKD_TEST_TWISTD} names another one's C{twistd}.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from http.client import HTTPException
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from .http import Response, get
+from .process import ChildProcess, MissingTool
+
+_REPOSITORY = Path(__file__).parents[2]
+
+
+def installed_twistd() -> Path:
+    """The C{twistd} whose webhookd is under test."""
+    path = Path(os.environ.get("WEBHOOKD_TEST_TWISTD", _REPOSITORY / ".venv" / "bin" / "twistd"))
+    if not path.exists():
+        raise MissingTool(f"there is no {path}: run `make wheel`")
+    return path
+
+
+class Daemon(ChildProcess):
+    """One webhookd, with a working directory of its own, so its C{var/} is there too.
+
+    C{options} are its command line, C{environ} its environment beyond the bare necessary. It listens on
+    L{port} on loopback, which survives a restart, and has no ops endpoint unless the options name one.
+    """
+
+    name = "webhookd"
+    host = "127.0.0.1"
+
+    def __init__(
+        self,
+        *options: str,
+        environ: Mapping[str, str] | None = None,
+        directory: Path | None = None,
+        twistd: Path | None = None,
+    ) -> None:
+        super().__init__(directory)
+        self.options = options
+        self.twistd = twistd or installed_twistd()
+        self.port = self.reserve_port()
+        self._environ = environ or {}
+
+    @property
+    def url(self) -> str:
+        """Where it answers, without a slash at the end."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def webhook_url(self) -> str:
+        """Where Chatwoot would send its webhooks."""
+        return f"{self.url}/webhook/chatwoot"
+
+    def argv(self) -> Sequence[str]:
+        endpoint = ["--interface", self.host, "--port", str(self.port), "--ops-endpoint", "off"]
+        return [str(self.twistd), "-n", "--pidfile=", "webhookd", *endpoint, *self.options]
+
+    def environ(self) -> Mapping[str, str]:
+        return {**super().environ(), **self._environ}
+
+    def is_ready(self) -> bool:
+        """Whether C{/health/live} answers."""
+        try:
+            return self.get("/health/live").status == 200
+        except (OSError, HTTPException):
+            return False
+
+    def get(self, path: str) -> Response:
+        """Fetch one path, synchronously."""
+        return get(self.port, path)
+
+
+class Replicas:
+    """Several daemons with the same options, each in a directory of its own."""
+
+    def __init__(self, count: int, *options: str, environ: Mapping[str, str] | None = None) -> None:
+        self.daemons = [Daemon(*options, environ=environ) for _ in range(count)]
+
+    def __iter__(self) -> Iterator[Daemon]:
+        return iter(self.daemons)
+
+    def __getitem__(self, index: int) -> Daemon:
+        return self.daemons[index]
+
+    def __len__(self) -> int:
+        return len(self.daemons)
+
+    def start(self) -> Self:
+        """Start all at once, and return when all are ready."""
+        for daemon in self.daemons:
+            daemon.launch()
+        for daemon in self.daemons:
+            daemon.wait_ready()
+        return self
+
+    def close(self) -> None:
+        """End all, and remove what they left."""
+        for daemon in self.daemons:
+            daemon.close()
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,7 @@
+"""Tells C{twistd} about the C{webhookd} command."""
+
+from twisted.application.service import ServiceMaker
+
+webhookd = ServiceMaker(
+    "webhookd", "webhookd.service", "Chatwoot's webhooks, each once, as BullMQ jobs in Redis.", "webhookd"
+)
