@@ -10,7 +10,7 @@ A job id reads ``SOURCE.EVENT.SCOPE.ENTITY`` or ``SOURCE.EVENT.SCOPE.ENTITY.DISC
 * DISCRIMINATOR, absent on ``*_created`` of messages, conversations and contacts, which happen once: the
   sender's delivery id, which is new for every event and the same for every repeat of one.
 
-It holds only ``[A-Za-z0-9._-]`` and starts with a letter, so BullMQ accepts it and no key of the queue is hit.
+It holds only ``[A-Za-z0-9._-]`` and starts with a letter: BullMQ accepts it, and no key of the queue is hit.
 """
 
 from __future__ import annotations

@@ -72,6 +72,10 @@ class Config:
     max_in_flight_bytes: int
     redis_deadline_s: float
     id_fallback: str
+    ack: int
+    spool: str | None
+    spool_max_bytes: int
+    drain_timeout_s: float
     log_format: str
     log_level: str
     access_log: bool
@@ -96,14 +100,17 @@ def _integer(minimum: int, maximum: int = 2**53) -> Callable[[object], int]:
     return parse
 
 
-def _seconds(value: object) -> float:
-    try:
-        seconds = float(value) if isinstance(value, (str, int, float)) and value is not True else -1.0
-    except ValueError:
-        seconds = -1.0
-    if not 0.01 <= seconds <= 3:
-        raise ValueError("must be a number of seconds from 0.01 to 3: the sender waits only 5")
-    return seconds
+def _seconds(minimum: float, maximum: float) -> Callable[[object], float]:
+    def parse(value: object) -> float:
+        try:
+            seconds = float(value) if isinstance(value, (str, int, float)) and value is not True else -1.0
+        except ValueError:
+            seconds = -1.0
+        if not minimum <= seconds <= maximum:
+            raise ValueError(f"must be a number of seconds from {minimum:g} to {maximum:g}")
+        return seconds
+
+    return parse
 
 
 def _text(value: object) -> str:
@@ -161,6 +168,19 @@ def _prefix(value: object) -> str:
     return QueueKeys(_text(value), "q").prefix
 
 
+def _spool(value: object) -> str | None:
+    text = _text(value)
+    return None if text == "off" else text
+
+
+def _ack(value: object) -> int:
+    """The number of replicas that must have a job."""
+    match = re.fullmatch(r"redis|replicas:([1-9][0-9]?)", _text(value))
+    if match is None:
+        raise ValueError("must be redis, or replicas:N with N from 1 to 99")
+    return int(match[1] or 0)
+
+
 def _redis(value: object) -> RedisUrl:
     return RedisUrl.parse(_text(value))
 
@@ -176,9 +196,10 @@ def _wire(value: object) -> Wire:
 class Option:
     """One option under all its names.
 
-    ``name`` is the TOML key, and with ``_unit`` behind it the field of L{Config}; the command line says it with dashes. The first of ``environment`` that is
-    set and not empty counts. A ``secret`` may be read from the file that ``NAME_FILE`` names, and a
-    ``repeatable`` one may be given several times. ``per_source`` ones can be set under ``[sources.NAME]``.
+    ``name`` is the TOML key, and with ``_unit`` behind it the field of L{Config}; the command line says it
+    with dashes. The first of ``environment`` that is set and not empty counts. A ``secret`` may be read from
+    the file that ``NAME_FILE`` names, and a ``repeatable`` one may be given several times. ``per_source``
+    ones can be set under ``[sources.NAME]``.
     """
 
     name: str
@@ -328,7 +349,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "redis_deadline",
         ("WEBHOOK_REDIS_DEADLINE",),
-        _seconds,
+        _seconds(0.01, 1.5),
         0.5,
         "seconds that a request waits for Redis",
         unit="s",
@@ -341,8 +362,35 @@ OPTIONS: tuple[Option, ...] = (
         "how the job id of an update without a delivery id ends: hash of the body, or none (random)",
     ),
     Option(
-        "log_format", ("WEBHOOK_LOG_FORMAT",), _choice("text", "json"), "text", "text for people or json"
+        "ack",
+        ("WEBHOOK_ACK",),
+        _ack,
+        "redis",
+        "when an event counts as safe in Redis: redis, or replicas:N when N replicas have it as well",
     ),
+    Option(
+        "spool",
+        ("WEBHOOK_SPOOL",),
+        _spool,
+        "var/spool",
+        "directory on a local disk for events that Redis cannot take now, or off",
+    ),
+    Option(
+        "spool_max_bytes",
+        ("WEBHOOK_SPOOL_MAX_BYTES",),
+        _integer(1),
+        1_073_741_824,
+        "bytes that the spool may hold",
+    ),
+    Option(
+        "drain_timeout",
+        ("WEBHOOK_DRAIN_TIMEOUT",),
+        _seconds(0, 3600),
+        10,
+        "seconds that the end of the daemon may take to empty the spool",
+        unit="s",
+    ),
+    Option("log_format", ("WEBHOOK_LOG_FORMAT",), _choice("text", "json"), "text", "text for people or json"),
     Option(
         "log_level",
         ("WEBHOOK_LOG_LEVEL",),

@@ -10,6 +10,9 @@ from attrs import define
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.interfaces import IReactorTime
 
+from webhookd.breaker import CircuitBreaker
+from webhookd.model import ISpool
+
 _CHECK_DEADLINE_S = 0.5
 
 #: Says one section of the report: a name for each fact.
@@ -29,13 +32,15 @@ class Status(Enum):
 class Health:
     """What is known of the daemon's state.
 
-    ``can_queue`` says whether Redis takes jobs now; ``started_s`` and the clock give the uptime.
+    ``can_queue`` says whether Redis takes jobs now, ``can_spool`` whether the spool does, None where there is
+    none; ``started_s`` and the clock give the uptime.
     """
 
     clock: IReactorTime
     version: str
     started_s: float
     can_queue: Callable[[], bool]
+    can_spool: Callable[[], bool | None]
     checks: Mapping[str, Check]
     draining: bool = False
 
@@ -44,7 +49,10 @@ class Health:
         """The one word for the state of now."""
         if self.draining:
             return Status.DRAINING
-        return Status.OK if self.can_queue() else Status.UNAVAILABLE
+        can_queue, can_spool = self.can_queue(), self.can_spool()
+        if can_queue and can_spool is not False:
+            return Status.OK
+        return Status.DEGRADED if can_queue or can_spool else Status.UNAVAILABLE
 
     def is_ready(self) -> bool:
         """Whether an event could be accepted now."""
@@ -68,5 +76,27 @@ class Health:
     async def _within_deadline(self, check: Check) -> Mapping[str, object]:
         try:
             return await ensureDeferred(check()).addTimeout(_CHECK_DEADLINE_S, self.clock)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # the report goes on, and says which check failed
             return {"error": type(error).__name__}
+
+
+async def describe_breaker(breaker: CircuitBreaker) -> Mapping[str, object]:
+    """Where the breaker stands."""
+    return {"state": breaker.state.value}
+
+
+async def describe_spool(spool: ISpool | None, now_ms: Callable[[], int]) -> Mapping[str, object]:
+    """What the spool holds, and what is wrong with it."""
+    if spool is None:
+        return {"status": "off"}
+    stats = spool.stats
+    oldest_at_ms = stats.oldest_received_at_ms
+    return {
+        "status": "ok" if stats.problem is None else "down",
+        "problem": stats.problem,
+        "records": stats.records,
+        "bytes": stats.bytes,
+        "oldestAgeSeconds": 0 if oldest_at_ms is None else max(0, now_ms() - oldest_at_ms) // 1000,
+        "deadRecords": stats.dead_records,
+        "corruptRecords": stats.corrupt_records,
+    }

@@ -199,6 +199,7 @@ class ISpool(Interface):
     """A durable, bounded FIFO of jobs on local disk, unique by queue and job id."""
 
     stats: SpoolStats = Attribute("What the spool holds now; cheap to read, no I/O.")
+    is_empty: bool = Attribute("Whether no job is in it or on its way into it, so that none is overtaken.")
 
     def append(job: Job) -> Deferred[Receipt]:
         """Put a job at the end.

@@ -14,13 +14,15 @@ What txredisapi leaves to its caller, and is done here:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import txredisapi
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, succeed
+from twisted.internet.defer import TimeoutError as DeadlinePassed
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import (
     IProtocol,
@@ -88,13 +90,26 @@ def unavailable(error: BaseException | None) -> QueueUnavailable:
     if isinstance(error, txredisapi.ResponseError):
         message = str(error)
         return QueueUnavailable(error_kind(message), message)
-    if isinstance(error, TimeoutError):
+    if isinstance(error, DeadlinePassed):
         return QueueUnavailable(RedisErrorKind.TIMEOUT, "Redis did not answer in time", unknown=True)
     return QueueUnavailable(RedisErrorKind.DISCONNECTED, "the connection to Redis was lost", unknown=True)
 
 
+@contextmanager
+def _suppress_noperm() -> Iterator[None]:
+    """A user who may not ask has still got an answer."""
+    try:
+        yield
+    except txredisapi.ResponseError as error:
+        if error_kind(str(error)) is not RedisErrorKind.NOPERM:
+            raise
+
+
 class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredisapi has no types
-    """One connection, ready once its handshake is done: AUTH, SELECT and, behind Sentinel, ROLE."""
+    """One connection, ready once its handshake is done: AUTH, SELECT, PING and, behind Sentinel, ROLE.
+
+    Without the PING, a server that is stopped or still loading would look ready: the kernel accepts for it.
+    """
 
     factory: _PoolFactory
 
@@ -105,17 +120,22 @@ class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredi
             self.transport.setTcpKeepAlive(True)
         handshake = ensureDeferred(self._shake_hands(self.factory.url))
         handshake.addTimeout(_CONNECT_DEADLINE_S, self.factory.clock)
-        handshake.addCallbacks(lambda _: super(RedisConnection, self).connectionMade(), self._handshake_failed)
+        handshake.addCallbacks(self._handshake_done, self._handshake_failed)
 
     async def _shake_hands(self, url: RedisUrl) -> None:
         if url.password is not None:
             await self.auth(url.password, url.username)
         if url.database:
             await self.select(url.database)
+        with _suppress_noperm():
+            await self.ping()
         if url.sentinel_name is not None:
             role = await self.role()
             if role[0] != b"master":
                 raise txredisapi.ResponseError("READONLY the server behind this address is a replica")
+
+    def _handshake_done(self, _result: None) -> None:
+        super().connectionMade()
 
     def _handshake_failed(self, failure: Failure) -> None:
         self.factory.report(unavailable(failure.value))
@@ -138,7 +158,6 @@ class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredi
             reason = unavailable(error)
             if reason.unknown or reason.kind in _ASK_AGAIN:
                 self.give_up()
-            self.factory.report(reason)
             raise reason from error
 
 
@@ -167,24 +186,23 @@ class _PoolFactory(txredisapi.RedisFactory):  # type: ignore[misc]  # txredisapi
             self.ready(conn)
 
     def stopTrying(self) -> Deferred[None]:
-        """txredisapi stops for good after a failed AUTH; a password can be mended while we run."""
+        """Txredisapi stops for good after a failed AUTH; a password can be mended while we run."""
         return succeed(None)
 
 
 class RedisPool(Service):
     """The connections of one daemon to one Redis, from start to stop.
 
-    ``last_error`` is why Redis was last found unusable; None while it is usable. ``on_ready`` is called
-    with each new connection.
+    ``last_error`` is why Redis was last found unusable; None since it was last found usable.
     """
 
-    def __init__(self, reactor: Any, url: RedisUrl, on_ready: Callable[[RedisConnection], None]) -> None:
+    def __init__(self, reactor: Any, url: RedisUrl) -> None:
         self.url = url
         self.last_error: QueueUnavailable | None = None
         self._log = Logger()
-        self._on_ready = on_ready
-        self._factory = _PoolFactory(url, reactor, self._report, self._ready)
-        self._endpoint = RedisEndpoint(reactor, url, self._report)
+        self._listeners: list[Callable[[RedisConnection], None]] = []
+        self._factory = _PoolFactory(url, reactor, self.failed, self._ready)
+        self._endpoint = RedisEndpoint(reactor, url, self.failed)
 
     @property
     def writer(self) -> RedisConnection | None:
@@ -195,6 +213,10 @@ class RedisPool(Service):
     def prober(self) -> RedisConnection | None:
         """The connection for everything else: not the writer's, where there are two."""
         return next((one for one in reversed(self._factory.pool) if not one.given_up), None)
+
+    def on_ready(self, listener: Callable[[RedisConnection], None]) -> None:
+        """Have ``listener`` called with each new connection."""
+        self._listeners.append(listener)
 
     def startService(self) -> None:
         """Begin to connect, and go on as long as the service runs."""
@@ -208,12 +230,19 @@ class RedisPool(Service):
         return disconnected
 
     def _ready(self, connection: RedisConnection) -> None:
-        if self.last_error is not None or len(self._factory.pool) == 1:
+        if len(self._factory.pool) == 1:
             self._log.info("connected to Redis at {url}", url=self.url)
-        self.last_error = None
-        self._on_ready(connection)
+        for listener in self._listeners:
+            listener(connection)
 
-    def _report(self, reason: QueueUnavailable) -> None:
+    def worked(self) -> None:
+        """A call has succeeded."""
+        if self.last_error is not None:
+            self._log.info("Redis at {url} takes jobs again", url=self.url)
+            self.last_error = None
+
+    def failed(self, reason: QueueUnavailable) -> None:
+        """A call, or an attempt to connect, has failed."""
         if self.last_error is None or self.last_error.kind is not reason.kind:
             self._log.warn(
                 "Redis at {url} cannot be used: {kind}: {reason}",
@@ -278,12 +307,12 @@ class RedisEndpoint:
             connection: Any = await endpoint.connect(Factory.forProtocol(_SentinelConnection))
         except CancelledError:
             raise
-        except Exception:
-            return None  # the next Sentinel may know
+        except Exception:  # noqa: BLE001  # whatever it is: the next Sentinel may know
+            return None
         try:
             query = connection.sentinel_get_master_addr_by_name(name)
             answer = await query.addTimeout(_SENTINEL_DEADLINE_S, self._reactor)
-        except (txredisapi.RedisError, TimeoutError):
+        except (txredisapi.RedisError, DeadlinePassed):
             return None
         finally:
             connection.transport.abortConnection()

@@ -5,13 +5,15 @@ so a busy daemon makes few, large calls and an idle one answers at once; no time
 in flight at a time, through one connection, so jobs of one queue are added in the order of their arrival.
 
 A job waits at most twice the deadline: until the call before its own has ended, and for its own. A call
-that ends without an answer may have been carried out, so its jobs fail as *unknown*; the others that
-wait fail as not sent. To repeat either is harmless, because the script adds a job id once.
+that ends without an answer may have been carried out, so its jobs fail as *unknown*. When a call fails, all
+that wait fail with it, in order and as not sent: where they go next, none overtakes another. To repeat any
+of them is harmless, because the script adds a job id once.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable
 
 import txredisapi
 from attrs import frozen
@@ -21,6 +23,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from webhookd.breaker import CircuitBreaker
 from webhookd.bullmq import ADD_JOBS, Answer, QueueKeys, Refused, Wire, add_jobs_arguments, read_reply
 from webhookd.model import IJobSink, Job, JobRefused, Outcome, QueueUnavailable, Receipt, RedisErrorKind
 from webhookd.redis_pool import RedisConnection, RedisPool, error_kind
@@ -36,31 +39,44 @@ class _Waiting:
     since_s: float
 
 
+@frozen
+class QueueSettings:
+    """How jobs are added.
+
+    ``set_by`` names this replica in the creation locks; ``replicas`` is how many of Redis' replicas must have
+    a job before it counts as added.
+    """
+
+    prefix: str
+    wire: Wire
+    lock_ttl_ms: int
+    set_by: str
+    replicas: int = 0
+
+
 @implementer(IJobSink)
 class RedisQueue:
     """The sink of all queues of one Redis.
 
-    ``set_by`` names this replica in the creation locks.
+    ``acknowledged`` is told of the jobs that Redis has, each time that it answers.
     """
 
     def __init__(
         self,
         clock: IReactorTime,
         pool: RedisPool,
+        breaker: CircuitBreaker,
+        settings: QueueSettings,
         *,
-        prefix: str,
-        wire: Wire,
-        lock_ttl_ms: int,
         deadline_s: float,
-        set_by: str,
+        acknowledged: Callable[[Iterable[Job]], None],
     ) -> None:
         self._clock = clock
         self._pool = pool
-        self._prefix = prefix
-        self._wire = wire
-        self._lock_ttl_ms = lock_ttl_ms
+        self._breaker = breaker
+        self._settings = settings
         self._deadline_s = deadline_s
-        self._set_by = set_by
+        self._acknowledged = acknowledged
         self._keys: dict[str, QueueKeys] = {}
         self._waiting: dict[str, deque[_Waiting]] = {}
         self._busy = False
@@ -93,7 +109,8 @@ class RedisQueue:
         self._log.failure("cannot add jobs", failure)
         for waiting in batch:
             if not waiting.receipt.called:
-                waiting.receipt.errback(QueueUnavailable(RedisErrorKind.OTHER, "internal error", unknown=True))
+                unknown = QueueUnavailable(RedisErrorKind.OTHER, "internal error", unknown=True)
+                waiting.receipt.errback(unknown)
 
     def _next_batch(self) -> list[_Waiting]:
         """Of the queue whose turn it is, the oldest jobs that are not too late: 128 of them, or 1 MiB."""
@@ -123,41 +140,87 @@ class RedisQueue:
         return batch
 
     async def _send(self, batch: list[_Waiting]) -> None:
+        jobs = [waiting.job for waiting in batch]
         try:
-            answers = await self._call([waiting.job for waiting in batch])
+            answers = await self._call(jobs)
         except QueueUnavailable as error:
-            for waiting in batch:
-                waiting.receipt.errback(error)
+            self._fail(batch, error)
+            self._fail_waiting(error)
             return
+        self._acknowledged(
+            job for job, answer in zip(jobs, answers, strict=True) if not isinstance(answer, Refused)
+        )
         for waiting, answer in zip(batch, answers, strict=True):
             _settle(waiting, answer)
 
+    def _fail(self, batch: Iterable[_Waiting], error: QueueUnavailable) -> None:
+        for waiting in batch:
+            waiting.receipt.errback(error)
+
+    def _fail_waiting(self, error: QueueUnavailable) -> None:
+        not_sent = QueueUnavailable(error.kind, str(error))
+        queues, self._waiting = self._waiting, {}
+        for waiting in queues.values():
+            self._fail(waiting, not_sent)
+
     async def _call(self, jobs: list[Job]) -> list[Answer | Refused]:
+        """One call, of which the breaker hears how it went."""
         connection = self._pool.writer
         if connection is None:
             raise self._not_connected()
+        permit = self._breaker.permit(self._clock.seconds())
+        try:
+            answers = await self._add(connection, jobs)
+        except QueueUnavailable as error:
+            self._pool.failed(error)
+            if permit is not None:
+                permit.failed(self._clock.seconds())
+            raise
+        self._pool.worked()
+        if permit is not None:
+            permit.succeeded(self._clock.seconds())
+        return answers
+
+    async def _add(self, connection: RedisConnection, jobs: list[Job]) -> list[Answer | Refused]:
+        settings = self._settings
         keys, arguments = add_jobs_arguments(
             self._keys_of(jobs[0].queue),
             jobs,
-            lock_ttl_ms=self._lock_ttl_ms,
-            wire=self._wire,
-            set_by=self._set_by,
+            lock_ttl_ms=settings.lock_ttl_ms,
+            wire=settings.wire,
+            set_by=settings.set_by,
         )
-        return read_reply(await self._run_script(connection, keys, arguments), len(jobs))
+        answers = read_reply(await self._run_script(connection, keys, arguments), len(jobs))
+        if settings.replicas:
+            await self._wait_for_replicas(connection)
+        return answers
+
+    async def _wait_for_replicas(self, connection: RedisConnection) -> None:
+        """WAIT covers all that this connection has written, jobs of earlier calls too."""
+        half_ms = int(self._deadline_s * 500)
+        waited = connection.execute_command("WAIT", self._settings.replicas, half_ms)
+        replicas = await connection.within(self._deadline_s, waited)
+        if replicas < self._settings.replicas:
+            # The jobs are added; too few replicas have them yet. Whoever repeats them waits here again.
+            raise QueueUnavailable(
+                RedisErrorKind.NOREPLICAS, f"only {replicas} replicas have the jobs", unknown=True
+            )
 
     async def _run_script(
         self, connection: RedisConnection, keys: list[str | bytes], arguments: list[str | bytes]
     ) -> object:
         try:
-            return await connection.within(self._deadline_s, connection.evalsha(ADD_JOBS.sha1, keys, arguments))
+            known = connection.evalsha(ADD_JOBS.sha1, keys, arguments)
+            return await connection.within(self._deadline_s, known)
         except txredisapi.ScriptDoesNotExist:
             # Redis was restarted, or somebody flushed its scripts. Nothing was done, so nothing is repeated.
-            return await connection.within(self._deadline_s, connection.eval(ADD_JOBS.text, keys, arguments))
+            unknown = connection.eval(ADD_JOBS.text, keys, arguments)
+            return await connection.within(self._deadline_s, unknown)
 
     def _keys_of(self, queue: str) -> QueueKeys:
         keys = self._keys.get(queue)
         if keys is None:
-            keys = self._keys[queue] = QueueKeys(self._prefix, queue)
+            keys = self._keys[queue] = QueueKeys(self._settings.prefix, queue)
         return keys
 
     def _not_connected(self) -> QueueUnavailable:

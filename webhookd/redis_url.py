@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from attrs import field, frozen
 
@@ -59,8 +59,17 @@ class RedisUrl:
         return f"{'rediss' if self.tls else 'redis'}://{hosts}/{self.database}"
 
 
+def _split(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError:  # its message can hold the password
+        raise ValueError(
+            "not a URL: special characters in a password are written as %XX, an IPv6 address in brackets"
+        ) from None
+
+
 def _parse_redis(text: str) -> RedisUrl:
-    parts = urlsplit(text)
+    parts = _split(text)
     options = _options(parts.query, {"ca_file"})
     tls = parts.scheme == "rediss"
     if "ca_file" in options and not tls:
@@ -79,7 +88,7 @@ def _parse_redis(text: str) -> RedisUrl:
 
 
 def _parse_sentinel(text: str) -> RedisUrl:
-    parts = urlsplit(text)
+    parts = _split(text)
     _options(parts.query, set())
     username, password, hosts = _authority(parts.netloc, _SENTINEL_PORT)
     name, _, database = parts.path.strip("/").partition("/")
@@ -95,7 +104,7 @@ def _parse_sentinel(text: str) -> RedisUrl:
 
 
 def _parse_unix(text: str) -> RedisUrl:
-    parts = urlsplit(text)
+    parts = _split(text)
     options = _options(parts.query, {"db"})
     username, password, rest = _user_info(parts.netloc)
     path = unquote(rest + parts.path)
@@ -141,7 +150,7 @@ def _address(text: str, default_port: int) -> Address:
         host, _, rest = text[1:].partition("]")
         port = rest.removeprefix(":")
     elif ":" in text:
-        host, _, port = text.rpartition(":")
+        host, _, port = text.partition(":")
     if not host:
         raise ValueError("the URL names no host")
     return host, _number(port, 1, 65535, "the port") if port else default_port
@@ -153,9 +162,8 @@ def _database(text: str) -> int:
 
 def _options(query: str, known: set[str]) -> dict[str, str]:
     options = {name: values[-1] for name, values in parse_qs(query).items()}
-    unknown = sorted(options.keys() - known)
-    if unknown:
-        raise ValueError(f"unknown option in the URL: {unknown[0]}")
+    if options.keys() - known:  # not named: behind a "?" can be the rest of a password
+        raise ValueError(f"the URL may have {' and '.join(known) or 'nothing'} behind a question mark")
     return options
 
 

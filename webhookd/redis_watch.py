@@ -1,25 +1,28 @@
-"""What Redis says of itself and of the queues: for health, and to warn of what cannot work."""
+"""What Redis says of itself and of the queues: for health, and to warn of what loses or cannot work."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 from twisted.internet.defer import ensureDeferred
 from twisted.logger import Logger
 
 from webhookd.bullmq import QueueKeys
-from webhookd.model import QueueUnavailable
+from webhookd.model import QueueUnavailable, RedisErrorKind
 from webhookd.redis_pool import RedisConnection, RedisPool
 
 
 @frozen
 class ServerFacts:
-    """From INFO; None where the server does not say, or does not let this user ask."""
+    """From INFO and CONFIG; None where the server does not say, or does not let this user ask."""
 
     version: str | None = None
     run_id: str | None = None
     is_cluster: bool | None = None
+    maxmemory_policy: str | None = None
+    has_aof: bool | None = None
+    appendfsync: str | None = None
 
     @classmethod
     def from_info(cls, info: bytes) -> ServerFacts:
@@ -29,17 +32,49 @@ class ServerFacts:
         return cls(
             version=values.get("valkey_version") or values.get("redis_version"),
             run_id=values.get("run_id"),
-            is_cluster=values["cluster_enabled"] == "1" if "cluster_enabled" in values else None,
+            is_cluster=_flag(values, "cluster_enabled"),
+            maxmemory_policy=values.get("maxmemory_policy"),
+            has_aof=_flag(values, "aof_enabled"),
         )
+
+    @property
+    def dangers(self) -> Sequence[str]:
+        """Why this server may lose what it acknowledged."""
+        dangers = []
+        if self.maxmemory_policy not in (None, "noeviction"):
+            dangers.append(f"maxmemory-policy {self.maxmemory_policy} evicts jobs and locks; set noeviction")
+        if self.has_aof is False:
+            dangers.append("appendonly is off: a restart loses jobs; set appendonly yes")
+        elif self.appendfsync == "no":
+            dangers.append("appendfsync no: a crash loses jobs; set always or everysec")
+        return dangers
+
+    @property
+    def safety(self) -> str:
+        """``safe``, ``unsafe``, or ``unknown`` where the server does not tell."""
+        if self.dangers:
+            return "unsafe"
+        known = None not in (self.maxmemory_policy, self.has_aof, self.appendfsync)
+        return "safe" if known else "unknown"
+
+
+def _flag(values: Mapping[str, str], name: str) -> bool | None:
+    return values[name] == "1" if name in values else None
 
 
 class RedisWatch:
-    """Looks at each server that the pool connects to, and at the queues when somebody asks."""
+    """Looks at each server that the pool connects to, and at the queues when somebody asks.
 
-    def __init__(self, queues: Sequence[QueueKeys], deadline_s: float) -> None:
+    ``restarted`` is called when a connection leads to another server, or another run of it, than the last
+    one, or may do so, because the server does not tell.
+    """
+
+    def __init__(self, queues: Sequence[QueueKeys], deadline_s: float, restarted: Callable[[], None]) -> None:
         self.facts = ServerFacts()
         self._queues = queues
         self._deadline_s = deadline_s
+        self._restarted = restarted
+        self._was_seen = False
         self._log = Logger()
 
     def connected(self, connection: RedisConnection) -> None:
@@ -49,23 +84,53 @@ class RedisWatch:
         )
 
     async def _look(self, connection: RedisConnection) -> None:
+        facts = await self._ask(connection)
+        if facts is None:
+            return
+        before, self.facts = self.facts, facts
+        was_seen, self._was_seen = self._was_seen, True
+        if was_seen and (facts.run_id is None or facts.run_id != before.run_id):
+            self._restarted()
+        if not was_seen or facts != before:
+            self._warn()
+
+    async def _ask(self, connection: RedisConnection) -> ServerFacts | None:
+        """What the server tells; None where the connection is gone, and another one will ask."""
         try:
-            self.facts = ServerFacts.from_info(await connection.within(self._deadline_s, connection.info()))
+            facts = ServerFacts.from_info(await connection.within(self._deadline_s, connection.info()))
+        except QueueUnavailable as error:
+            return ServerFacts() if error.kind is RedisErrorKind.NOPERM else None
+        try:
+            fsync = await connection.within(
+                self._deadline_s, connection.execute_command("CONFIG", "GET", "appendfsync")
+            )
         except QueueUnavailable:
-            self.facts = ServerFacts()
+            return facts
+        return evolve(facts, appendfsync=fsync[1].decode() if len(fsync) == 2 else None)
+
+    def _warn(self) -> None:
+        for danger in self.facts.dangers:
+            self._log.warn("Redis is not safe to acknowledge from: {danger}", danger=danger)
+        if self.facts.safety == "unknown":
+            self._log.warn("whether Redis is safe to acknowledge from is unknown: it does not let us ask")
         untagged = [keys.queue for keys in self._queues if not keys.is_hash_tagged]
         if self.facts.is_cluster and untagged:
             self._log.error(
-                "this Redis is a cluster, where the keys of a queue must share a slot: set --prefix '{{bull}}' "
-                "here and in the workers (now without a hash tag: {queues})",
+                "this Redis is a cluster, where the keys of a queue must share a slot: "
+                "set --prefix '{{bull}}' here and in the workers (now without a hash tag: {queues})",
                 queues=", ".join(untagged),
             )
 
     async def describe(self, pool: RedisPool) -> Mapping[str, object]:
-        """Whether Redis can be reached, and if not, the class of the error."""
+        """Whether Redis can be reached, and if not, the class of the error; and whether it is safe."""
         if pool.writer is None:
             return {"status": "down", "error": pool.last_error.kind.value if pool.last_error else None}
-        return {"status": "up", "version": self.facts.version}
+        return {
+            "status": "up",
+            "version": self.facts.version,
+            "safety": self.facts.safety,
+            "dangers": self.facts.dangers,
+        }
 
     async def count_jobs(self, pool: RedisPool) -> Mapping[str, object]:
         """The jobs of each queue that no worker has taken yet, by BullMQ's names for their states."""

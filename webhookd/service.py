@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -24,20 +27,28 @@ from twisted.web.resource import IResource
 import webhookd
 from webhookd import chatwoot, intake
 from webhookd.auth import Authenticator
+from webhookd.breaker import BreakerPolicy, CircuitBreaker
 from webhookd.bullmq import QueueKeys
 from webhookd.config import ALL_OPTIONS, DEFAULT_SOURCE, Config, resolve
+from webhookd.delivery import Drain, JobDelivery, resend
 from webhookd.embedded import EmbeddedValkey, find_server
-from webhookd.health import Health
+from webhookd.health import Health, describe_breaker, describe_spool
 from webhookd.http import WebhookSite
 from webhookd.logs import make_observer
-from webhookd.model import ConfigError, Job, Receipt
+from webhookd.model import ConfigError, ISpool, Job, Receipt
+from webhookd.recent import RecentJobs
 from webhookd.redis_pool import RedisPool
-from webhookd.redis_queue import RedisQueue
+from webhookd.redis_queue import QueueSettings, RedisQueue
 from webhookd.redis_url import RedisUrl
 from webhookd.redis_watch import RedisWatch
+from webhookd.spool import Spools, SpoolThread
+from webhookd.spool_database import SpoolLimits
+from webhookd.spool_directory import SpoolRoot
+from webhookd.spool_service import SpoolService
 from webhookd.web import HealthApp, InFlight, OpsApp, WebhookApp
 
-_DRAIN_DEADLINE_S = 10.0
+_FINISH_DEADLINE_S = 10.0
+_DRAIN_REDIS_DEADLINE_S = 5.0
 _EMBEDDED_DIRECTORY = Path("var/embedded")
 
 _log = Logger()
@@ -53,7 +64,7 @@ class Options(usage.Options):
 
     synopsis = "[options]"
     longdesc = "Takes Chatwoot's webhooks and turns each event, once, into a BullMQ job in Redis."
-    optParameters = [
+    optParameters: ClassVar = [
         [option.flag, None, None, option.help] for option in ALL_OPTIONS if not option.repeatable
     ]
     config: Config
@@ -68,13 +79,11 @@ class Options(usage.Options):
     def opt_token(self, value: str) -> None:
         self._repeated.setdefault("token", []).append(value)
 
-    opt_secret.__doc__, opt_token.__doc__ = (
-        option.help for option in ALL_OPTIONS if option.repeatable
-    )
+    opt_secret.__doc__, opt_token.__doc__ = (option.help for option in ALL_OPTIONS if option.repeatable)
 
     def opt_version(self) -> None:
         """Show webhookd's version and exit."""
-        print(f"webhookd {webhookd.__version__}")
+        sys.stdout.write(f"webhookd {webhookd.__version__}\n")
         sys.exit(0)
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
@@ -98,73 +107,159 @@ class Options(usage.Options):
 
 
 def makeService(options: Options) -> IService:
-    """The daemon, built from its configuration; children are stopped one after another, the last one first."""
+    """The daemon, built from its configuration."""
     from twisted.internet import reactor  # the one place that touches it
 
+    run_on_monotonic_time(reactor)
+    end_on_signals(reactor)
     try:
         return _build(options.config, reactor, options.log_observer)
     except ConfigError as error:
         raise _exit(error) from None
 
 
-def _build(settings: Config, reactor: Any, log_observer: ILogObserver | None) -> IService:
-    daemon = Daemon(log_observer)
+def run_on_monotonic_time(reactor: Any) -> None:
+    """Keep every timer of the process from jumping with the wall clock.
+
+    Twisted's reactors measure delays with ``time.time``: set back by an hour, a deadline of half a second
+    would hold for an hour. Each of their timers asks ``reactor.seconds``.
+    """
+    reactor.seconds = time.monotonic
+
+
+def end_on_signals(reactor: Any) -> None:
+    """End with exit code 0 on SIGTERM and SIGINT, and only once however often they come.
+
+    twistd would end with the signal again, which supervisors take for a failure.
+    """
+    stopping = False
+
+    def stop(_signal: int, _frame: object) -> None:
+        nonlocal stopping
+        if not stopping:
+            stopping = True
+            reactor.callFromThread(reactor.stop)
+
+    def install() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+
+    reactor.callWhenRunning(install)
+
+
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _build(settings: Config, reactor: Any, log_observer: ILogObserver | None) -> Daemon:
+    """The object graph, from the bottom up; the daemon's parts in the order of their start."""
     url = settings.redis
+    server = None
     if url.embedded:
         server = EmbeddedValkey(reactor, find_server(), _EMBEDDED_DIRECTORY, url.embedded_port)
-        server.setServiceParent(daemon)
         url = RedisUrl.parse(server.url)
+    pool = RedisPool(reactor, url)
+    breaker = CircuitBreaker(BreakerPolicy(slow_call_s=settings.redis_deadline_s / 2), random.random)
+    recent = RecentJobs(reactor)
 
-    queues = [QueueKeys(settings.prefix, name) for name in sorted(_queue_names(settings))]
-    watch = RedisWatch(queues, settings.redis_deadline_s)
-    pool = RedisPool(reactor, url, watch.connected)
-    pool.setServiceParent(daemon)
-    sink = RedisQueue(
-        reactor,
-        pool,
-        prefix=settings.prefix,
-        wire=settings.wire,
-        lock_ttl_ms=max(settings.lock_ttl_ms, settings.dedup_ttl_ms),
-        deadline_s=settings.redis_deadline_s,
-        set_by=f"{socket.gethostname()}:{settings.port}",
-    )
+    def queue(deadline_s: float) -> RedisQueue:
+        return RedisQueue(
+            reactor, pool, breaker, _queue_settings(settings), deadline_s=deadline_s, acknowledged=recent.add
+        )
 
+    def may_call() -> bool:
+        return pool.writer is not None and breaker.retry_in_s(reactor.seconds()) == 0.0
+
+    live = queue(settings.redis_deadline_s)
+    spool = None
+    deliver = send_again = live.add
+    if settings.spool is not None:
+        make_drain = partial(
+            Drain,
+            reactor,
+            sink=queue(_DRAIN_REDIS_DEADLINE_S),
+            pause_s=lambda: breaker.retry_in_s(reactor.seconds()),
+        )
+        spool = _spool_service(settings, settings.spool, url, reactor, make_drain)
+        delivery = JobDelivery(live, spool, may_call=may_call, spooled=spool.drain.wake)
+        deliver, send_again = delivery.deliver, delivery.deliver_through_spool
+        pool.on_ready(lambda _connection: spool.drain.wake())
+
+    queues = _queue_keys(settings)
+    watch = RedisWatch(queues, settings.redis_deadline_s, lambda: resend(recent.take(), send_again))
+    pool.on_ready(watch.connected)
     health = Health(
         clock=reactor,
         version=webhookd.__version__,
         started_s=reactor.seconds(),
-        can_queue=lambda: pool.writer is not None,
-        checks={"redis": partial(watch.describe, pool), "queues": partial(watch.count_jobs, pool)},
+        can_queue=may_call,
+        can_spool=lambda: None if spool is None else spool.stats.problem is None,
+        checks={
+            "redis": partial(watch.describe, pool),
+            "breaker": partial(describe_breaker, breaker),
+            "spool": partial(describe_spool, spool, _wall_clock_ms),
+            "queues": partial(watch.count_jobs, pool),
+        },
     )
     health_resource = HealthApp(health.report, health.is_ready).app.resource()
     webhooks = WebhookApp(
-        accept=_intake(settings, sink.add).accept,
+        accept=_intake(settings, deliver).accept,
         default_source=DEFAULT_SOURCE,
-        now_ms=lambda: time.time_ns() // 1_000_000,
+        now_ms=_wall_clock_ms,
         in_flight=InFlight(settings.max_in_flight, settings.max_in_flight_bytes),
         health=health_resource,
     )
 
-    def site(root: IResource) -> WebhookSite:
-        return WebhookSite(
+    def listener(description: str, root: IResource, purpose: str, *, required: bool) -> Listener:
+        site = WebhookSite(
             root, reactor, max_body_bytes=settings.max_body_bytes, access_log=settings.access_log
         )
+        return Listener(_endpoint(reactor, description), site, purpose, required=required)
 
+    daemon = Daemon(log_observer, health.drain)
     if settings.ops_endpoint is not None:
         ops = OpsApp(health_resource).app.resource()
-        Listener(_endpoint(reactor, settings.ops_endpoint), site(ops), "ops", required=False).setServiceParent(
-            daemon
-        )
-    Listener(
-        _endpoint(reactor, settings.endpoint), site(webhooks.app.resource()), "webhooks", required=True
-    ).setServiceParent(daemon)
-    daemon.on_stop = health.drain
+        listener(settings.ops_endpoint, ops, "ops", required=False).setServiceParent(daemon)
+    for part in (server, pool, spool):
+        if part is not None:
+            part.setServiceParent(daemon)
+    listener(settings.endpoint, webhooks.app.resource(), "webhooks", required=True).setServiceParent(daemon)
     _say_hello(settings)
     return daemon
 
 
-def _queue_names(settings: Config) -> set[str]:
-    return {source.queue for source in settings.sources.values()}
+def _queue_keys(settings: Config) -> list[QueueKeys]:
+    names = {source.queue for source in settings.sources.values()}
+    return [QueueKeys(settings.prefix, name) for name in sorted(names)]
+
+
+def _queue_settings(settings: Config) -> QueueSettings:
+    return QueueSettings(
+        prefix=settings.prefix,
+        wire=settings.wire,
+        lock_ttl_ms=max(settings.lock_ttl_ms, settings.dedup_ttl_ms),
+        set_by=f"{socket.gethostname()}:{settings.port}",
+        replicas=settings.ack,
+    )
+
+
+def _spool_service(
+    settings: Config, directory: str, url: RedisUrl, reactor: Any, make_drain: Callable[[ISpool], Drain]
+) -> SpoolService:
+    queues = " ".join(keys.queue for keys in _queue_keys(settings))
+    # twistd may change its directory before the service starts.
+    root = SpoolRoot(Path(directory).absolute(), f"{_identity(settings, url)} {settings.prefix} {queues}")
+    with suppress(OSError):  # the service will say so, and try again
+        root.prepare()
+    thread = SpoolThread(reactor)
+    limits = SpoolLimits(max_bytes=settings.spool_max_bytes)
+    spools = Spools(root, thread, _wall_clock_ms, limits)
+    return SpoolService(reactor, thread, spools, make_drain, settings.drain_timeout_s)
+
+
+def _identity(settings: Config, url: RedisUrl) -> str:
+    """What tells one Redis from another; an embedded one keeps its data when its port changes."""
+    return str(settings.redis if settings.redis.embedded else url)
 
 
 def _intake(settings: Config, deliver: Callable[[Job], Deferred[Receipt]]) -> intake.Intake:
@@ -188,7 +283,7 @@ def _intake(settings: Config, deliver: Callable[[Job], Deferred[Receipt]]) -> in
 def _endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
-    except Exception as error:  # each kind of endpoint has its own way to complain
+    except Exception as error:  # noqa: BLE001  # each kind of endpoint has its own way to complain
         raise ConfigError(f"endpoint {description!r}: {error}") from None
     return endpoint
 
@@ -212,11 +307,10 @@ class Daemon(MultiService):
     What takes events ends first, then what they need: nothing is closed that an accepted event waits for.
     """
 
-    on_stop: Callable[[], None]
-
-    def __init__(self, log_observer: ILogObserver | None) -> None:
+    def __init__(self, log_observer: ILogObserver | None, on_stop: Callable[[], None]) -> None:
         super().__init__()
         self._log_observer = log_observer
+        self._on_stop = on_stop
 
     def setServiceParent(self, parent: Any) -> None:
         """Become part of twistd's application, and bring its log observer, which twistd looks for there."""
@@ -224,17 +318,24 @@ class Daemon(MultiService):
             parent.setComponent(ILogObserver, self._log_observer)
         super().setServiceParent(parent)
 
+    def startService(self) -> None:
+        """Start the parts; what cannot be had ends the process with one line."""
+        try:
+            super().startService()
+        except ConfigError as error:
+            raise _exit(error) from None
+
     def stopService(self) -> Deferred[None]:
         """Fires when all parts have stopped; a part that fails to stop does not keep the others from it."""
         Service.stopService(self)
         return ensureDeferred(self._stop_parts())
 
     async def _stop_parts(self) -> None:
-        self.on_stop()
+        self._on_stop()
         for part in reversed(list(self)):
             try:
                 await maybeDeferred(part.stopService)
-            except Exception:
+            except Exception:  # noqa: BLE001  # the other parts must still stop
                 _log.failure("cannot stop {part}", part=type(part).__name__)
 
 
@@ -253,7 +354,10 @@ class Listener(Service):
 
     def privilegedStartService(self) -> None:
         """Listen, before twistd gives up its privileges."""
-        self._endpoint.listen(self._site).addCallbacks(self._listening, self._failed)
+        failures: list[Failure] = []
+        self._endpoint.listen(self._site).addCallbacks(self._listening, failures.append)
+        for failure in failures:  # outside of the Deferred, which would keep the exit to itself
+            self._failed(failure)
 
     def _listening(self, port: IListeningPort) -> None:
         self._port = port
@@ -275,7 +379,7 @@ class Listener(Service):
             return
         self._accept_waiting(self._port)
         await maybeDeferred(self._port.stopListening)
-        await self._site.drain(_DRAIN_DEADLINE_S)
+        await self._site.drain(_FINISH_DEADLINE_S)
 
     def _accept_waiting(self, port: IListeningPort) -> None:
         """Clients that are connected but not accepted yet would be reset by the end of the port."""

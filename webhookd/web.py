@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import ClassVar
 
 import msgspec
-from attrs import define, field, frozen
+from attrs import define
 from klein import Klein
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -19,7 +19,6 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
-from werkzeug.routing import Map
 
 from webhookd.auth import Credentials
 from webhookd.model import (

@@ -1,0 +1,181 @@
+"""Redis now, else the spool: where a job goes, and how it gets from the spool to Redis.
+
+The order of arrival is kept: while the spool holds jobs, new ones go behind them. A job that Redis did not
+take, or may not have taken (its answer is unknown), goes to the spool and is sent again from there; the
+script adds a job id once, so that is harmless within the dedup window.
+
+What is acknowledged is safe in one of two places. Redis may still lose what it acknowledged (a second of its
+AOF, or what a promoted replica had not received yet), so the last seconds of it are remembered, and sent
+again when another server, or another run of it, answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from webhookd.model import IJobSink, ISpool, Job, JobRefused, Receipt, SpoolUnavailable
+
+_DRAIN_BATCH = 128
+_DRAIN_BATCH_BYTES = 1_048_576
+_MIN_PAUSE_S = 0.1
+_MAX_PAUSE_S = 5.0
+
+_log = Logger()
+
+
+class JobDelivery:
+    """The policy for one event: Redis, unless that would overtake, or wait for, something."""
+
+    def __init__(
+        self,
+        sink: IJobSink,
+        spool: ISpool,
+        *,
+        may_call: Callable[[], bool],
+        spooled: Callable[[], None],
+    ) -> None:
+        """``may_call`` says whether Redis is worth asking now; ``spooled`` is told of each job on disk."""
+        self._sink = sink
+        self._spool = spool
+        self._may_call = may_call
+        self._spooled = spooled
+
+    def deliver(self, job: Job) -> Deferred[Receipt]:
+        """Take a job for good: the receipt says where it is.
+
+        Fails with L{SpoolUnavailable}, or as the sink does, where neither can take it.
+        """
+        if self._spool.is_empty and self._may_call():
+            return self._sink.add(job).addErrback(self._not_queued, job)
+        return self.deliver_through_spool(job)
+
+    def deliver_through_spool(self, job: Job) -> Deferred[Receipt]:
+        """Take a job for good, by way of the disk.
+
+        Out of order in Redis is better than lost, so a spool that cannot take it is no reason to refuse.
+        """
+        return self._append(job).addErrback(self._not_spooled, job)
+
+    def _append(self, job: Job) -> Deferred[Receipt]:
+        return self._spool.append(job).addCallback(self._tell)
+
+    def _tell(self, receipt: Receipt) -> Receipt:
+        self._spooled()
+        return receipt
+
+    def _not_queued(self, failure: Failure, job: Job) -> Deferred[Receipt]:
+        # Crash window: the job may be in Redis, and is not in the spool yet. Nobody was told that it is
+        # taken, so its sender, or nginx, may send it again, to the same end.
+        return self._append(job)
+
+    def _not_spooled(self, failure: Failure, job: Job) -> Deferred[Receipt]:
+        failure.trap(SpoolUnavailable)
+        return self._sink.add(job)
+
+
+def _error_of(receipt: Deferred[Receipt]) -> Deferred[BaseException | None]:
+    """How it failed, as a result; None where it did not."""
+    return receipt.addCallbacks(lambda _: None, lambda failure: failure.value)
+
+
+def resend(jobs: Iterable[Job], deliver: Callable[[Job], Deferred[Receipt]]) -> None:
+    """Send jobs again that Redis had acknowledged and may have lost."""
+    for job in jobs:
+        deliver(job).addErrback(_log_lost)
+
+
+def _log_lost(failure: Failure) -> None:
+    _log.error("a job that Redis may have lost could not be sent again: {reason}", reason=failure.value)
+
+
+class Drain:
+    """Moves a spool's records to Redis, in order, batch by batch, until it is empty.
+
+    One batch is under way at a time, and live events need not wait for it: they are taken by the disk, or
+    travel in calls of their own.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, spool: ISpool, sink: IJobSink, pause_s: Callable[[], float | None]
+    ) -> None:
+        """``pause_s`` says how long Redis is not worth asking; None if that is not known."""
+        self._clock = clock
+        self._spool = spool
+        self._sink = sink
+        self._pause_s = pause_s
+        self._running: Deferred[None] | None = None
+        self._pausing: Deferred[None] | None = None
+        self._waiters: list[Deferred[None]] = []
+        self._stopped = False
+
+    def wake(self) -> None:
+        """Look now: there may be records, or Redis may be back."""
+        if self._pausing is not None:
+            pausing, self._pausing = self._pausing, None
+            pausing.callback(None)
+        elif self._running is None and not self._stopped and not self._spool.is_empty:
+            self._running = Deferred.fromCoroutine(self._run())
+            self._running.addErrback(self._failed).addBoth(self._ended)
+
+    def until_empty(self) -> Deferred[None]:
+        """Begin, and fire when the spool is empty or the drain was stopped."""
+        self.wake()
+        waiter: Deferred[None] = Deferred()
+        if self._running is None:
+            waiter.callback(None)
+        else:
+            self._waiters.append(waiter)
+        return waiter
+
+    def stop(self) -> None:
+        """Stop now: what was not removed stays in the spool, and is sent again, to the same end."""
+        self._stopped = True
+        if self._running is not None:
+            self._running.cancel()
+
+    async def _run(self) -> None:
+        while not self._spool.is_empty and not self._stopped:
+            if not await self._move_batch():
+                await self._pause()
+
+    async def _move_batch(self) -> bool:
+        """Move the oldest records; false if Redis, or the disk, did not take all of that."""
+        try:
+            records = await self._spool.first(_DRAIN_BATCH, _DRAIN_BATCH_BYTES)
+            errors = await gatherResults([_error_of(self._sink.add(record.job)) for record in records])
+            outcomes = list(zip(records, errors, strict=True))
+            # Crash window: in Redis and still in the spool. It is sent again, and the script drops it.
+            await self._spool.remove([record.sequence for record, error in outcomes if error is None])
+            for record, error in outcomes:
+                if isinstance(error, JobRefused):
+                    await self._spool.bury(record.sequence, str(error))
+        except SpoolUnavailable:
+            return False
+        return bool(records) and all(error is None or isinstance(error, JobRefused) for error in errors)
+
+    async def _pause(self) -> None:
+        worth_asking_in_s = self._pause_s()
+        pause_s = _MAX_PAUSE_S if worth_asking_in_s is None else worth_asking_in_s
+        self._pausing = Deferred()
+        call = self._clock.callLater(min(max(pause_s, _MIN_PAUSE_S), _MAX_PAUSE_S), self.wake)
+        try:
+            await self._pausing
+        finally:
+            self._pausing = None
+            if call.active():
+                call.cancel()
+
+    def _failed(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            _log.failure("the drain failed", failure)
+
+    def _ended(self, _result: object) -> None:
+        self._running = None
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.callback(None)

@@ -1,0 +1,228 @@
+"""Where spools live: one directory for each replica, below one root, each with a lock.
+
+A directory belongs to whoever holds ``flock`` on its ``lock`` file. Process ids say nothing (every
+replica is process 1 of its container), and the kernel releases the lock with the last breath of its
+holder. So a directory whose lock is free is an orphan, and whoever gets the lock may go on with it.
+
+The lock file's content is the directory's label: the schema version and the fingerprint of the
+Redis, prefix and queue that its records are meant for. A directory with another label and anything
+in it is left alone. ``flock`` and SQLite's WAL both need a local disk: network file systems are refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from attrs import Factory, define, field, frozen
+from twisted.logger import Logger
+
+from webhookd.model import ConfigError
+
+SCHEMA_VERSION = 1
+LOCK_NAME = "lock"
+DATABASE_NAME = "spool.sqlite"
+_PREFIX = "replica-"
+
+# As /proc/self/mountinfo names them. A FUSE file system has a name of its own after "fuse.".
+_NETWORK_FILE_SYSTEMS = frozenset(
+    {"9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "gfs2", "glusterfs", "gpfs", "lustre"}
+    | {"ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "pvfs2", "smb2", "smb3", "smbfs"}
+    | {"fuse.ceph", "fuse.ceph-fuse", "fuse.curlftpfs", "fuse.davfs", "fuse.gcsfuse", "fuse.glusterfs"}
+    | {"fuse.goofys", "fuse.juicefs", "fuse.lizardfs", "fuse.mfs", "fuse.moosefs", "fuse.mount-s3"}
+    | {"fuse.nfs", "fuse.rclone", "fuse.s3fs", "fuse.seaweedfs", "fuse.smbnetfs", "fuse.sshfs"}
+)
+_log = Logger()
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in a directory durable: a file's own fsync does not cover its name."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_system_type(path: Path, mountinfo: str) -> str:
+    """The type of the file system that an absolute, resolved path is on.
+
+    ``mountinfo`` is the text of ``/proc/self/mountinfo``, as proc(5) describes it. Of several mounts on one
+    place the last counts.
+    """
+    found, depth = "", -1
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        escaped = before.split(" ")[4]
+        mount_point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), escaped))
+        if path.is_relative_to(mount_point) and len(mount_point.parts) >= depth:
+            found, depth = after.split(" ")[0], len(mount_point.parts)
+    return found
+
+
+def _read_mountinfo() -> str:
+    try:
+        return Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    except FileNotFoundError:
+        return ""  # not Linux: no way to tell
+
+
+@frozen
+class SpoolDirectory:
+    """A directory that is ours alone until it is released or removed."""
+
+    path: Path
+    _lock_fd: int
+
+    @property
+    def database(self) -> Path:
+        """Where the directory's database is, or will be."""
+        return self.path / DATABASE_NAME
+
+    @property
+    def is_vacant(self) -> bool:
+        """Whether there is nothing in it but its lock."""
+        return _names(self.path) <= {LOCK_NAME}
+
+    def release(self) -> None:
+        """Leave the directory to the next one who comes."""
+        os.close(self._lock_fd)
+
+    def remove(self) -> None:
+        """Remove the directory, whose database holds nothing any more, and release it.
+
+        Anything unexpected in it (a damaged file that was set aside, a WAL that could not be written back)
+        keeps it in place. Each crash window leaves less, in an order in which what is left is a vacant
+        directory: database, lock, directory. Whoever opened the lock file before we unlinked it gets
+        the lock of a file without a name, and notices (see L{_try_lock}).
+        """
+        try:
+            if _names(self.path) <= {LOCK_NAME, DATABASE_NAME}:
+                self.database.unlink(missing_ok=True)
+                (self.path / LOCK_NAME).unlink()
+                # Another replica may have made a new lock file in this moment; then the directory is its own.
+                with suppress(OSError):
+                    self.path.rmdir()
+        except OSError as error:
+            _log.warn(
+                "spool directory {path} cannot be removed: {error}", path=str(self.path), error=str(error)
+            )
+        finally:
+            self.release()
+
+
+def _names(path: Path) -> set[str]:
+    return {entry.name for entry in path.iterdir()}
+
+
+def _try_lock(path: Path) -> int | None:
+    """The descriptor of a directory's lock, held; None if someone else has it, or the directory is gone."""
+    lock = path / LOCK_NAME
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Between our open and our flock the holder may have removed the directory, and a third one may have
+        # made it again: only the lock of the file that has the name now counts.
+        if os.path.samestat(os.fstat(descriptor), lock.stat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+@define
+class SpoolRoot:
+    """The root below which all replicas have their directories.
+
+    ``fingerprint`` names what the records are for (Redis, prefix and queue), in a form without secrets.
+    All methods do I/O: call them in the spool's thread. They raise L{OSError} where the disk fails.
+    """
+
+    path: Path
+    _fingerprint: str
+    _mountinfo: str = field(factory=_read_mountinfo)
+    _warned: set[Path] = Factory(set)
+
+    def prepare(self) -> None:
+        """Make the root, with mode 0700, and check that a spool can be on its file system.
+
+        @raise ConfigError: it is on a network file system, where neither locks nor fsync can be trusted.
+        """
+        if not self.path.is_dir():
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.chmod(0o700)
+            fsync_directory(self.path.parent)
+        kind = file_system_type(self.path.resolve(), self._mountinfo)
+        if kind in _NETWORK_FILE_SYSTEMS:
+            raise ConfigError(f"the spool {self.path} is on a network file system, {kind}: use a local disk")
+
+    def take(self) -> SpoolDirectory:
+        """A directory for this replica: one that is free, with whatever it holds, or else a new one."""
+        for directory in self.orphans():
+            return directory
+        while True:
+            path = self.path / f"{_PREFIX}{secrets.token_hex(8)}"
+            path.mkdir(mode=0o700)
+            path.chmod(0o700)  # whatever the umask took away
+            fsync_directory(self.path)
+            claimed = self._claim(path)
+            if claimed is not None:  # else another replica took it for an orphan before we could lock it
+                return claimed
+
+    def orphans(self) -> Iterator[SpoolDirectory]:
+        """Each directory with our label whose lock is free, locked for the caller, one at a time."""
+        for path in sorted(self.path.glob(f"{_PREFIX}*")):
+            try:
+                directory = self._claim(path)
+            except (PermissionError, NotADirectoryError) as error:
+                self._warn_once(path, str(error))
+            else:
+                if directory is not None:
+                    yield directory
+
+    def _claim(self, path: Path) -> SpoolDirectory | None:
+        descriptor = _try_lock(path)
+        if descriptor is None:
+            return None
+        try:
+            if self._is_ours(path, descriptor):
+                return SpoolDirectory(path, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        self._warn_once(path, "it was made by another version, or for another Redis, prefix or queue")
+        return None
+
+    def _is_ours(self, path: Path, descriptor: int) -> bool:
+        """Whether the label is ours; a directory with nothing in it gets our label."""
+        label = json.dumps({"schema": SCHEMA_VERSION, "fingerprint": self._fingerprint}).encode()
+        if os.pread(descriptor, len(label) + 1, 0) == label:
+            return True
+        if _names(path) > {LOCK_NAME}:
+            return False
+        # New, or its maker crashed before the label was whole: nothing can be in it before that.
+        os.fchmod(descriptor, 0o600)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, label, 0)
+        os.fsync(descriptor)
+        fsync_directory(path)
+        return True
+
+    def _warn_once(self, path: Path, reason: str) -> None:
+        if path not in self._warned:
+            self._warned.add(path)
+            _log.warn("spool directory {path} is left alone: {reason}", path=str(path), reason=reason)
