@@ -48,7 +48,7 @@ from webhookd.spool_service import SpoolService
 from webhookd.web import HealthApp, InFlight, OpsApp, WebhookApp
 
 _FINISH_DEADLINE_S = 10.0
-_DRAIN_REDIS_DEADLINE_S = 5.0
+_DRAIN_REDIS_DEADLINE_S = 4.0  # below the time after which the breaker takes a probe for lost
 _EMBEDDED_DIRECTORY = Path("var/embedded")
 
 _log = Logger()
