@@ -29,6 +29,7 @@ setup(
     install_requires=[
         "attrs>=23.1",
         "hiredis>=3.0",
+        "httptools>=0.7",
         "klein>=24.8",
         "msgspec>=0.19",
         "treq>=24.9",

@@ -104,7 +104,7 @@ def _seconds(minimum: float, maximum: float) -> Callable[[object], float]:
     def parse(value: object) -> float:
         try:
             seconds = float(value) if isinstance(value, (str, int, float)) and value is not True else -1.0
-        except ValueError:
+        except (ValueError, OverflowError):
             seconds = -1.0
         if not minimum <= seconds <= maximum:
             raise ValueError(f"must be a number of seconds from {minimum:g} to {maximum:g}")
@@ -116,6 +116,8 @@ def _seconds(minimum: float, maximum: float) -> Callable[[object], float]:
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("must be a text that is not empty")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("must be UTF-8")
     return value.strip()
 
 
@@ -153,7 +155,7 @@ def _job_options(value: object) -> JobOptions:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError("is not JSON") from None
     if not isinstance(value, Mapping):
         raise ValueError("must be a JSON object of BullMQ job options")
@@ -442,8 +444,6 @@ def _given(
             return _parsed(option, _read_secret(f"{name}_FILE", environment), f"{name}_FILE")
     if option.name in document:
         return _parsed(option, document[option.name], option.name)
-    if option.secret and f"{option.name}_file" in document:
-        raise ConfigError(f"{option.name}_file: secrets from files are named in the environment")
     return option.parse(option.default) if option.default not in (None, "") else option.default
 
 
@@ -473,6 +473,8 @@ def _read_toml(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot read the file: {_reason(error)}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists in lists
+        raise ConfigError(f"{path}: it cannot be read as TOML") from None
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:
@@ -488,12 +490,17 @@ def _table(value: object, where: str) -> Mapping[str, Any]:
 def _refuse_unknown(table: Mapping[str, Any], known: set[str], where: str) -> None:
     for key in table:
         if key not in known:
-            raise ConfigError(f"{where}{key}: there is no such option")
+            raise ConfigError(f"{where}{_shown(key)}: there is no such option")
+
+
+def _shown(key: str) -> str:
+    """A TOML key on one line, whatever stands between its quotes."""
+    return key if key.isprintable() else repr(key)
 
 
 def _source(name: str, section: object, values: Mapping[str, Any]) -> Source:
     """A source has its own values where its section says so, and the common ones otherwise."""
-    where = f"[sources.{name}] "
+    where = f"[sources.{_shown(name)}] "
     if not _SOURCE_NAME.fullmatch(name):
         raise ConfigError(f"{where}: a source's name is a-z, then up to 31 of a-z, 0-9, _ and -")
     table = _table(section, where)

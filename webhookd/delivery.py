@@ -140,7 +140,7 @@ class Drain:
 
     async def _run(self) -> None:
         while not self._spool.is_empty and not self._stopped:
-            if not await self._move_batch():
+            if not await self._move_batch() and not self._stopped:
                 await self._pause()
 
     async def _move_batch(self) -> bool:

@@ -1,192 +1,555 @@
-"""The HTTP edge: a Site that keeps bodies within their limit, and that can be drained.
+"""The HTTP edge: a Site whose connections parse with llhttp, keep to limits, and end without cutting.
 
-twisted.web parses and frames; what it lacks is added here: a body limit that holds while the bytes arrive,
-errors as JSON, and an end without cutting a request off.
+llhttp is the parser of Node, here through the package httptools. twisted.web's own parser spends more time on
+a webhook than all the rest of webhookd, and sets no limits of size or time. twisted.web's Request stays, so
+resources and Klein work as ever.
+
+* A connection answers its requests one at a time, in their order; what comes meanwhile waits, and is not read
+  any further.
+* Every state of a connection ends at a deadline that no byte puts off: the head, the body, the answer's way
+  out, and idleness. One sweep a second looks after all of them; there is no timer for a request.
+* A refusal (too large, too slow, not HTTP) is an answer like others: in its turn, as JSON. Then the
+  connection closes, after what else the client sends was thrown away for a while, so that it gets to read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from http import HTTPStatus
 from io import BytesIO
+from typing import Any
 from urllib.parse import unquote_to_bytes
+from wsgiref.handlers import format_date_time
 
+from attrs import frozen
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITCPTransport
-from twisted.internet.protocol import connectionDone
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IPushProducer,
+    IReactorTime,
+    ISSLTransport,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
 from twisted.web.http import Request as HTTPRequest
+from twisted.web.http import parse_qs
+from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
+from zope.interface import implementer
 
 #: Longer than nginx keeps an idle connection to its upstream (60 s), so that never both use and close it.
-IDLE_TIMEOUT_S = 75
-
+IDLE_TIMEOUT_S = 75.0
+HEAD_DEADLINE_S = 10.0
+BODY_DEADLINE_S = 30.0
+WRITE_DEADLINE_S = 30.0
 #: How long an answer to a request that was not read to its end may be fetched before the connection closes.
-_LINGER_S = 2.0
-
+LINGER_S = 2.0
 #: How long a connection that was just made may take to send its request while the daemon ends.
-_FRESH_GRACE_S = 1.0
+FRESH_GRACE_S = 1.0
+_SWEEP_INTERVAL_S = 1.0
+
+MAX_HEAD_BYTES = 16_384
+MAX_HEADERS = 100
+
+_SERVER = b"webhookd"
+_HEADS: Mapping[int, bytes] = {
+    status.value: b"HTTP/1.1 %d %b\r\nServer: %b\r\nDate: " % (status.value, status.phrase.encode(), _SERVER)
+    for status in HTTPStatus
+}
 
 _log = Logger()
 
-_ERROR_HEAD = (
-    b"HTTP/1.1 %d %b\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    b"Access-Control-Allow-Origin: *\r\nContent-Length: %d\r\n\r\n"
-)
+Fields = Mapping[bytes, bytes]
 
 
 class WebhookRequest(Request):
-    """A request whose body is in memory and within the limit."""
+    """A complete request: head and body are in memory, and within the limits.
 
-    channel: WebhookChannel
-    content: BytesIO
+    ``fields`` are its headers by lower-case name; what came several times is joined by commas, as RFC 9110,
+    5.3 allows. ``keep_alive`` says whether its client may send another one on the same connection.
+    """
 
-    def gotLength(self, length: int | None) -> None:
-        """The head is read; ``length`` is what it says of the body, None where that is chunked."""
-        self.content = BytesIO()
-        if length is not None and length > self.channel.site.max_body_bytes:
-            self.channel.refuse_body()
+    _has_headers: bool
+    channel: WebhookChannel  # type: ignore[assignment]  # it has all that Request asks of a channel
 
-    def handleContentChunk(self, data: bytes) -> None:
-        """Some of the body has arrived."""
-        if self.content.tell() + len(data) > self.channel.site.max_body_bytes:
-            self.channel.refuse_body()
-        else:
-            self.content.write(data)
+    def __init__(
+        self,
+        channel: WebhookChannel,
+        method: bytes,
+        uri: bytes,
+        version: bytes,
+        fields: Fields,
+        body: bytes,
+        *,
+        keep_alive: bool,
+    ) -> None:
+        super().__init__(channel, parsePOSTFormSubmission=False)
+        self.method = method
+        self.uri = uri
+        self.clientproto = version
+        self.keep_alive = keep_alive
+        self.path, _, query = uri.partition(b"?")
+        self.args = parse_qs(query, 1) if query else {}
+        self.fields = fields
+        self.body = body
+        self.content = BytesIO(body)  # of the same bytes: no second copy
+        self.is_gone = False
+
+    @property
+    def requestHeaders(self) -> Headers:
+        """The headers as twisted.web has them; few requests need more than `fields`."""
+        if not self._has_headers:
+            self._has_headers = True
+            for name, value in self.fields.items():
+                self._headers.addRawHeader(name, value)
+        return self._headers
+
+    @requestHeaders.setter
+    def requestHeaders(self, headers: Headers) -> None:
+        self._headers = headers
+        self._has_headers = False
+
+    def getRequestHostname(self) -> bytes:
+        """The routes are the same for every host; Klein would fail over one that is no domain name."""
+        return b"localhost"
 
     def process(self) -> None:
-        """Route it; Klein would answer a path that is not UTF-8 with a traceback in the log."""
+        """Answer it, by the short way if its route has one, else as twisted.web does."""
+        site = self.site = self.channel.site
+        if site.shortcut(self):
+            return
+        self.prepath = []
+        self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
+        self.setHeader(b"Server", _SERVER)
+        self.setHeader(b"Date", site.date)
+        if not self.channel.goes_on_after(self):
+            self.setHeader(b"Connection", b"close")
         try:
-            unquote_to_bytes(self.path).decode()
+            b"/".join(self.postpath).decode()  # Klein would put a traceback for this into the log
+            self.render(site.getResourceFor(self))
         except UnicodeDecodeError:
-            self.channel.refuse(400, b"Bad Request", b"bad_path", b"the path is not UTF-8")
-        else:
-            super().process()
+            self.respond(*BAD_PATH.response())
+        except Exception:  # noqa: BLE001  # as twisted.web's own
+            self.processingFailed(Failure())
+
+    def respond(self, status: int, headers: Mapping[Any, Any], body: bytes) -> None:
+        """Answer, head and body in one write; ``headers`` are complete but for those of the connection."""
+        if self.is_gone:
+            return
+        channel = self.channel
+        parts = [_HEADS[status], channel.site.date]
+        for name, value in headers.items():
+            parts += (b"\r\n", name, b": ", value)
+        parts.append(b"\r\n\r\n" if channel.goes_on_after(self) else b"\r\nConnection: close\r\n\r\n")
+        if self.method != b"HEAD":
+            parts.append(body)
+        self.code = status
+        channel.send(b"".join(parts))
+        channel.site.log(self)
+        self.finished = 1
+        self._cleanup()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The client is gone before it had its answer."""
+        self.is_gone = True
+        super().connectionLost(reason)
 
 
-class WebhookChannel(HTTPChannel):
-    """One connection of a client: fresh, then by turns busy with a request and idle."""
+@frozen
+class Refusal:
+    """An answer to what is no request, or one that is not read to its end."""
 
-    site: WebhookSite
-    transport: ITCPTransport
-    requestFactory = WebhookRequest
-    is_fresh = True
-    is_idle = False
-    _refused = False
-    _closing = False
-    _lingering: IDelayedCall | None = None
+    status: int
+    code: str
+    message: str
+
+    def response(self) -> tuple[int, Mapping[bytes, bytes], bytes]:
+        """Status, headers and body."""
+        body = b'{"error":{"code":"%b","message":"%b"}}\n' % (self.code.encode(), self.message.encode())
+        headers = {
+            b"Content-Type": b"application/json",
+            b"Access-Control-Allow-Origin": b"*",
+            b"Content-Length": b"%d" % len(body),
+        }
+        return self.status, headers, body
+
+
+BAD_REQUEST = Refusal(400, "bad_request", "this is not an HTTP/1.1 request")
+BAD_HOST = Refusal(400, "bad_host", "an HTTP/1.1 request has one Host header")
+BAD_PATH = Refusal(400, "bad_path", "the path is not UTF-8")
+TOO_LARGE = Refusal(413, "too_large", "the body is larger than allowed")
+HEAD_TOO_LARGE = Refusal(431, "head_too_large", "the head is larger than allowed")
+TOO_SLOW = Refusal(408, "too_slow", "the request did not arrive in time")
+
+
+@implementer(IPushProducer)
+class WebhookChannel(Protocol):
+    """One connection of a client, in the form that twisted.web's Request expects.
+
+    It is fresh until its first byte. Requests that are complete wait in ``_waiting`` until those before them
+    are answered; a refusal is the last of them. ``_is_reading`` ends with a refusal, or with a request after
+    which the client wants no other.
+    """
+
+    _is_receiving: bool
+    _is_head_complete: bool
+    transport: Any  # that of TCP, TLS or a UNIX socket
+
+    def __init__(self, site: WebhookSite) -> None:
+        self.site = self.factory = site
+        self.is_fresh = True
+        self.deadline_s = site.now_s + HEAD_DEADLINE_S
+        self._parser = HttpRequestParser(self)
+        self._waiting: deque[WebhookRequest | Refusal] = deque()
+        self._answering: WebhookRequest | None = None
+        self._is_reading = True
+        self._is_paused = False
+        self._is_blocked = False
+        self._is_closing = False
+        self._is_lingering = False
+        self._is_dispatching = False
+        self._host: Any = None
+        self._begin_message()
+
+    # -- the connection
 
     def connectionMade(self) -> None:
         """A client has connected."""
+        transport = self.transport
+        if ITCPTransport.providedBy(transport):
+            transport.setTcpNoDelay(True)
+        transport.registerProducer(self, True)  # noqa: FBT003  # Twisted's interface
+        self._peer = transport.getPeer()
+        # A socket can be written to at once, without a turn of the reactor in between.
+        self._send_some: Callable[[bytes], object] | None = getattr(transport, "writeSomeData", None)
         self.site.channels.add(self)
-        super().connectionMade()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone, whoever closed it."""
-        if self._lingering is not None and self._lingering.active():
-            self._lingering.cancel()
-        super().connectionLost(reason)
+        self._is_reading = False
+        waiting, self._waiting = self._waiting, deque()
+        for request in (self._answering, *waiting):
+            if isinstance(request, WebhookRequest):
+                request.connectionLost(reason)
         self.site.channel_lost(self)
 
     def dataReceived(self, data: bytes) -> None:
-        """After a refusal the rest is read and thrown away, so that the client gets to the answer."""
-        if not self._refused:
-            self.is_fresh = self.is_idle = False
-            super().dataReceived(data)
+        """Parse; the requests that are complete are answered in their turn."""
+        if not self._is_reading:
+            return  # thrown away, so that the client gets to the answer
+        if not self._is_receiving:
+            self.is_fresh = False
+            self._is_receiving = True
+            self._set_deadline(HEAD_DEADLINE_S)
+        try:
+            self._parser.feed_data(data)
+        except HttpParserUpgrade:
+            self._is_closing = True  # the request is good, but what follows it would be something else
+            self._is_reading = False
+        except HttpParserCallbackError as error:
+            _log.failure("cannot read a request", Failure(error.__context__ or error))
+            self._refuse(BAD_REQUEST)
+        except HttpParserError:
+            self._refuse(BAD_REQUEST)
+        if self._is_receiving and not self._is_head_complete:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(HEAD_TOO_LARGE)
+        self._answer_next()
 
-    # A refusal can come in the middle of what one read brought; nothing of the rest may become a request.
+    def _set_deadline(self, in_s: float) -> None:
+        self.deadline_s = self.site.now_s + in_s
 
-    def lineReceived(self, line: bytes) -> None:
-        """A line of a head."""
-        if not self._refused:
-            super().lineReceived(line)
+    def overdue(self) -> None:
+        """The deadline has passed."""
+        if self._is_lingering or self._is_blocked:
+            self.transport.abortConnection()
+        elif self._is_receiving:
+            self._refuse(TOO_SLOW)
+            self._answer_next()
+        else:
+            self._close()
 
-    def rawDataReceived(self, data: bytes) -> None:
-        """A part of a body."""
-        if not self._refused:
-            super().rawDataReceived(data)
+    # -- what llhttp finds; it is only collected, so that nothing happens in the middle of its work
 
-    def allContentReceived(self) -> None:
-        """A request is complete."""
-        if not self._refused:
-            super().allContentReceived()
+    def _begin_message(self) -> None:
+        """What is known of the request that is being received: nothing yet."""
+        self._uri = b""
+        self._pairs: list[tuple[bytes, bytes]] = []
+        self._fields: Fields = {}
+        self._body: list[bytes] = []
+        self._head_bytes = 0
+        self._body_bytes = 0
+        self._is_receiving = False
+        self._is_head_complete = False
 
-    def _send100Continue(self) -> None:
-        if not self._refused:
-            super()._send100Continue()
+    def on_message_begin(self) -> None:
+        """A request begins, perhaps in the middle of what one read brought."""
+        self._is_receiving = True
 
-    def checkPersistence(self, request: Request, version: bytes) -> bool:
-        """Whether another request may follow on this connection."""
-        if self._closing:
-            request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
-            return False
-        return bool(super().checkPersistence(request, version))
+    def on_url(self, url: bytes) -> None:
+        """A part of the request target."""
+        self._uri += url
 
-    def requestDone(self, request: Request) -> None:
-        """A request was answered; the next one may have come with it."""
-        self.is_idle = not self._dataBuffer
-        super().requestDone(request)
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; trailers are left out."""
+        if not self._is_head_complete:
+            self._pairs.append((name, value))
 
-    def close_when_done(self) -> None:
-        """Close now if idle, else after the answer; a fresh connection's request may be on its way."""
-        self._closing = True
-        if self.is_idle:
-            self.loseConnection()
-        for request in self.requests:
-            self.persistent = False
-            request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
-
-    def refuse_body(self) -> None:
-        """Answer 413."""
-        self.refuse(413, b"Content Too Large", b"too_large", b"the body is larger than allowed")
-
-    def _respondToBadRequestAndDisconnect(self) -> None:
-        self.refuse(400, b"Bad Request", b"bad_request", b"the request is not HTTP/1.1")
-
-    def refuse(self, status: int, phrase: bytes, code: bytes, message: bytes) -> None:
-        """Answer a request that is not read to its end, or makes no sense, and close."""
-        if self._refused:
+    def on_headers_complete(self) -> None:
+        """The head is complete; what is wrong with it is said before the body arrives."""
+        self._is_head_complete = True
+        if not self._is_reading:
             return
-        self._refused = True
-        body = b'{"error":{"code":"%b","message":"%b"}}\n' % (code, message)
-        self.transport.write(_ERROR_HEAD % (status, phrase, len(body)) + body)
-        self.setTimeout(None)
-        self._lingering = self.callLater(_LINGER_S, self.transport.abortConnection)
+        self._fields = _join(self._pairs)
+        refusal = self._why_not()
+        if refusal is not None:
+            self._refuse(refusal)
+            return
+        self._set_deadline(BODY_DEADLINE_S)
+        if self._answering is None and self._fields.get(b"expect", b"").lower() == b"100-continue":
+            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _why_not(self) -> Refusal | None:
+        fields, pairs = self._fields, self._pairs
+        if len(pairs) > MAX_HEADERS:
+            return HEAD_TOO_LARGE
+        if len(self._uri) + sum([len(name) + len(value) for name, value in pairs]) > MAX_HEAD_BYTES:
+            return HEAD_TOO_LARGE
+        version = self._parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            return BAD_REQUEST
+        host = fields.get(b"host")
+        if version == "1.1" and (host is None or b"," in host):
+            return BAD_HOST
+        if int(fields.get(b"content-length", b"0")) > self.site.max_body_bytes:
+            return TOO_LARGE
+        return None
+
+    def on_body(self, data: bytes) -> None:
+        """A part of the body."""
+        self._body_bytes += len(data)
+        if self._body_bytes > self.site.max_body_bytes:
+            self._refuse(TOO_LARGE)
+        elif self._is_reading:
+            self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        """A request is complete."""
+        if not self._is_reading:
+            return
+        parser, body = self._parser, self._body
+        keep_alive = self._is_reading = parser.should_keep_alive()
+        request = WebhookRequest(
+            self,
+            parser.get_method(),
+            _origin_form(self._uri),
+            b"HTTP/1.1" if parser.get_http_version() == "1.1" else b"HTTP/1.0",
+            self._fields,
+            body[0] if len(body) == 1 else b"".join(body),
+            keep_alive=keep_alive,
+        )
+        self._waiting.append(request)
+        self._begin_message()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Make a refusal the last answer of this connection."""
+        if self._is_reading:
+            self._is_reading = False
+            self._is_receiving = False
+            self._body.clear()
+            self._waiting.append(refusal)
+
+    # -- answering
+
+    def _answer_next(self) -> None:
+        """Answer what waits, one request after the other."""
+        if self._is_dispatching:
+            return  # the loop below goes on by itself
+        self._is_dispatching = True
+        while self._waiting and self._answering is None and not self._is_blocked:
+            request = self._waiting.popleft()
+            if isinstance(request, Refusal):
+                self._answer_refusal(request)
+                break
+            self._answering = request
+            if not self._is_receiving:
+                self.deadline_s = math.inf
+            request.process()
+        self._is_dispatching = False
+        self._regulate()
+
+    def _regulate(self) -> None:
+        """Read on only while nothing waits, so that no client can fill our memory."""
+        pause = self._is_blocked or bool(self._waiting)
+        if pause is not self._is_paused:
+            self._is_paused = pause
+            if pause:
+                self.transport.pauseProducing()
+            else:
+                self.transport.resumeProducing()
+
+    def _answer_refusal(self, refusal: Refusal) -> None:
+        status, headers, body = refusal.response()
+        lines = [b"%b: %b\r\n" % line for line in headers.items()]
+        self.send(
+            b"%b%b\r\n%bConnection: close\r\n\r\n%b" % (_HEADS[status], self.site.date, b"".join(lines), body)
+        )
+        self._is_lingering = True
+        self._set_deadline(LINGER_S)
         if ITCPTransport.providedBy(self.transport):
             self.transport.loseWriteConnection()
 
+    def goes_on_after(self, request: WebhookRequest) -> bool:
+        """Whether the connection stays open after this answer."""
+        return request.keep_alive and not (self._is_closing and not self._waiting and not self._is_receiving)
+
+    def requestDone(self, request: WebhookRequest) -> None:
+        """A request is answered."""
+        self._answering = None
+        if not self.goes_on_after(request):
+            self._close()
+            return
+        if not self._is_receiving:
+            self._set_deadline(IDLE_TIMEOUT_S)
+        if self._waiting:
+            self._answer_next()
+
+    def close_when_done(self) -> None:
+        """Close once all that has come is answered; a fresh connection's request may be on its way."""
+        self._is_closing = True
+        if not self.is_fresh and self._answering is None and not self._is_receiving and not self._waiting:
+            self._close()
+
+    def _close(self) -> None:
+        self._is_reading = False
+        self._waiting.clear()
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+
+    # -- what Request and the transport ask of a channel
+
+    def send(self, data: bytes) -> None:
+        """Write, at once as far as the socket takes it."""
+        if self._send_some is not None:
+            sent = self._send_some(data)
+            if sent == len(data):
+                return
+            # From now on something may wait in the transport, and must not be overtaken.
+            self._send_some = None
+            data = data[sent:] if isinstance(sent, int) else data
+        self.transport.write(data)
+
+    write = send
+
+    def writeSequence(self, data: Sequence[bytes]) -> None:
+        """Write several pieces."""
+        self.send(b"".join(data))
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        """Write the head of an answer that is not made by `WebhookRequest.respond`."""
+        lines = [
+            b"%b: %b\r\n" % (name, value) for name, values in headers.getAllRawHeaders() for value in values
+        ]
+        self.send(b"HTTP/1.1 %b %b\r\n%b\r\n" % (code, reason, b"".join(lines)))
+
+    def getPeer(self) -> IAddress:
+        """The client's address."""
+        peer: IAddress = self._peer
+        return peer
+
+    def getHost(self) -> Any:
+        """Our address, which costs a system call."""
+        if self._host is None:
+            self._host = self.transport.getHost()
+        return self._host
+
+    def isSecure(self) -> bool:
+        """Whether this is TLS."""
+        return bool(ISSLTransport.providedBy(self.transport))
+
+    def pauseProducing(self) -> None:
+        """The client does not read our answers: give it no more, and read nothing of it."""
+        self._is_blocked = True
+        self._set_deadline(WRITE_DEADLINE_S)
+        self._regulate()
+
+    def resumeProducing(self) -> None:
+        """The client reads again."""
+        self._is_blocked = False
+        self._set_deadline(IDLE_TIMEOUT_S)
+        self._answer_next()
+
+    def stopProducing(self) -> None:
+        """The connection is gone; `connectionLost` says so, too."""
+
 
 class WebhookSite(Site):
-    """All connections of one listening port."""
+    """All connections of one listening port.
 
-    protocol = WebhookChannel  # type: ignore[assignment]  # Twisted names its own wrapper, for HTTP/2
+    ``shortcut`` answers a request and says so, or leaves it to the resource. ``now_s`` and ``date`` are at
+    most a second old.
+    """
+
     displayTracebacks = False
     noisy = False
 
     def __init__(
-        self, resource: IResource, reactor: IReactorTime, *, max_body_bytes: int, access_log: bool
+        self,
+        resource: IResource,
+        reactor: IReactorTime,
+        *,
+        max_body_bytes: int,
+        access_log: bool,
+        shortcut: Callable[[WebhookRequest], bool] = lambda _request: False,
     ) -> None:
-        super().__init__(
-            resource,
-            WebhookRequest,
-            parsePOSTFormSubmission=False,
-            timeout=IDLE_TIMEOUT_S,
-            reactor=reactor,
-        )
+        super().__init__(resource, reactor=reactor)
         self.max_body_bytes = max_body_bytes
+        self.shortcut = shortcut
         self.channels: set[WebhookChannel] = set()
         self._access_log = access_log
         self._clock = reactor
         self._drained: Deferred[None] | None = None
+        self._sweeping = LoopingCall(self._sweep)
+        self._sweeping.clock = reactor
+        self._tell_time()
+
+    def startFactory(self) -> None:
+        """The port listens."""
+        if not self._sweeping.running:
+            self._sweeping.start(_SWEEP_INTERVAL_S, now=False)
+
+    def stopFactory(self) -> None:
+        """The port is closed; `drain` ends the sweeps, which its connections still need."""
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:  # Twisted's interface
+        """A channel for a new connection."""
+        return WebhookChannel(self)
+
+    def _sweep(self) -> None:
+        self._tell_time()
+        for channel in [channel for channel in self.channels if channel.deadline_s < self.now_s]:
+            channel.overdue()
+
+    def _tell_time(self) -> None:
+        self.now_s = self._clock.seconds()
+        self.date = format_date_time(time.time()).encode()
 
     def log(self, request: HTTPRequest) -> None:
         """A line for a request, if wanted; never the query, which may hold a token."""
         if self._access_log:
             _log.info(
                 "{client} {method} {path} {status}",
-                client=request.getClientAddress().host,
+                client=getattr(request.getClientAddress(), "host", "-"),
                 method=request.method.decode("ascii", "replace"),
                 path=request.path.decode("ascii", "replace"),
                 status=request.code,
@@ -204,25 +567,44 @@ class WebhookSite(Site):
         for channel in tuple(self.channels):
             channel.close_when_done()
         if not self.channels:
-            return succeed(None)
+            return succeed(None).addCallback(self._stop_sweeping)
         drained = self._drained = Deferred()
         calls = (
-            self._clock.callLater(min(_FRESH_GRACE_S, deadline_s), self._close_fresh),
-            self._clock.callLater(deadline_s, self._abort_all),
+            self._clock.callLater(
+                min(FRESH_GRACE_S, deadline_s), self._abort, lambda channel: channel.is_fresh
+            ),
+            self._clock.callLater(deadline_s, self._abort, lambda _channel: True),
         )
-        return drained.addCallback(_cancel, calls)
+        return drained.addCallback(_cancel, calls).addCallback(self._stop_sweeping)
 
-    def _close_fresh(self) -> None:
+    def _abort(self, condition: Callable[[WebhookChannel], bool]) -> None:
         for channel in tuple(self.channels):
-            if channel.is_fresh:
-                channel.loseConnection()
+            if condition(channel):
+                channel.transport.abortConnection()
 
-    def _abort_all(self) -> None:
-        for channel in tuple(self.channels):
-            channel.forceAbortClient()
+    def _stop_sweeping(self, _result: None) -> None:
+        if self._sweeping.running:
+            self._sweeping.stop()
 
 
 def _cancel(_result: None, calls: Iterable[IDelayedCall]) -> None:
     for call in calls:
         if call.active():
             call.cancel()
+
+
+def _join(pairs: Sequence[tuple[bytes, bytes]]) -> Fields:
+    """Headers by lower-case name; those that came several times joined by commas (RFC 9110, 5.3)."""
+    fields: dict[bytes, bytes] = {}
+    for given_name, value in pairs:
+        name = given_name.lower()
+        fields[name] = b"%b, %b" % (fields[name], value) if name in fields else value
+    return fields
+
+
+def _origin_form(target: bytes) -> bytes:
+    """A request target without the scheme and host that a client may send (RFC 9112, 3.2.2)."""
+    if target[:7].lower() != b"http://":
+        return target
+    _, slash, path = target[7:].partition(b"/")
+    return slash + path or b"/"

@@ -124,7 +124,7 @@ class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredi
 
     async def _shake_hands(self, url: RedisUrl) -> None:
         if url.password is not None:
-            await self.auth(url.password, url.username)
+            await self._authenticate(url.password, url.username)
         if url.database:
             await self.select(url.database)
         with _suppress_noperm():
@@ -133,6 +133,14 @@ class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredi
             role = await self.role()
             if role[0] != b"master":
                 raise txredisapi.ResponseError("READONLY the server behind this address is a replica")
+
+    async def _authenticate(self, password: str, username: str | None) -> None:
+        try:
+            await self.auth(password, username)
+        except txredisapi.ResponseError as error:
+            # Of its words only the first: a server that does not know a command repeats the arguments.
+            code = str(error).partition(" ")[0]
+            raise txredisapi.ResponseError(f"{code} the server refused AUTH") from None
 
     def _handshake_done(self, _result: None) -> None:
         super().connectionMade()

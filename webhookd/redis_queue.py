@@ -171,8 +171,9 @@ class RedisQueue:
         permit = self._breaker.permit(self._clock.seconds())
         try:
             answers = await self._add(connection, jobs)
-        except QueueUnavailable as error:
-            self._pool.failed(error)
+        except Exception as error:
+            if isinstance(error, QueueUnavailable):
+                self._pool.failed(error)
             if permit is not None:
                 permit.failed(self._clock.seconds())
             raise

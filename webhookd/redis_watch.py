@@ -139,10 +139,14 @@ class RedisWatch:
     async def _count(self, connection: RedisConnection | None, keys: QueueKeys) -> Mapping[str, int] | None:
         if connection is None:
             return None
+        # One after the other: where one fails, none is under way whose failure nobody would look at.
         commands = {
-            "waiting": connection.llen(keys.wait),
-            "paused": connection.llen(keys.paused),
-            "delayed": connection.zcard(keys.delayed),
-            "prioritized": connection.zcard(keys.prioritized),
+            "waiting": (connection.llen, keys.wait),
+            "paused": (connection.llen, keys.paused),
+            "delayed": (connection.zcard, keys.delayed),
+            "prioritized": (connection.zcard, keys.prioritized),
         }
-        return {state: await connection.within(self._deadline_s, count) for state, count in commands.items()}
+        return {
+            state: await connection.within(self._deadline_s, count(key))
+            for state, (count, key) in commands.items()
+        }

@@ -22,7 +22,6 @@ from twisted.internet.interfaces import IListeningPort, IReadDescriptor, IStream
 from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
-from twisted.web.resource import IResource
 
 import webhookd
 from webhookd import chatwoot, intake
@@ -45,7 +44,7 @@ from webhookd.spool import Spools, SpoolThread
 from webhookd.spool_database import SpoolLimits
 from webhookd.spool_directory import SpoolRoot
 from webhookd.spool_service import SpoolService
-from webhookd.web import HealthApp, InFlight, OpsApp, WebhookApp
+from webhookd.web import HealthApp, InFlight, OpsApp, Shortcut, WebhookApp
 
 _FINISH_DEADLINE_S = 10.0
 _DRAIN_REDIS_DEADLINE_S = 4.0  # below the time after which the breaker takes a probe for lost
@@ -210,20 +209,25 @@ def _build(settings: Config, reactor: Any, log_observer: ILogObserver | None) ->
         health=health_resource,
     )
 
-    def listener(description: str, root: IResource, purpose: str, *, required: bool) -> Listener:
+    def listener(description: str, app: WebhookApp | OpsApp, purpose: str, *, required: bool) -> Listener:
         site = WebhookSite(
-            root, reactor, max_body_bytes=settings.max_body_bytes, access_log=settings.access_log
+            app.app.resource(),
+            reactor,
+            max_body_bytes=settings.max_body_bytes,
+            access_log=settings.access_log,
+            shortcut=Shortcut(app.app, app.failed),
         )
         return Listener(_endpoint(reactor, description), site, purpose, required=required)
 
     daemon = Daemon(log_observer, health.drain)
     if settings.ops_endpoint is not None:
-        ops = OpsApp(health_resource).app.resource()
-        listener(settings.ops_endpoint, ops, "ops", required=False).setServiceParent(daemon)
+        listener(settings.ops_endpoint, OpsApp(health_resource), "ops", required=False).setServiceParent(
+            daemon
+        )
     for part in (server, pool, spool):
         if part is not None:
             part.setServiceParent(daemon)
-    listener(settings.endpoint, webhooks.app.resource(), "webhooks", required=True).setServiceParent(daemon)
+    listener(settings.endpoint, webhooks, "webhooks", required=True).setServiceParent(daemon)
     _say_hello(settings)
     return daemon
 

@@ -21,6 +21,7 @@ damaged too.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -84,21 +85,22 @@ coalesce((SELECT max(sequence) FROM corrupt), 0))
 _IS_EMPTY = """
 SELECT NOT (EXISTS (SELECT 1 FROM live) OR EXISTS (SELECT 1 FROM dead) OR EXISTS (SELECT 1 FROM corrupt))
 """
-# For each table: how to read it from either end, and how to write a row of it.
+# For each table: its next row from either end, and how to write one. (A row at a time: Python's cursors read
+# one row ahead, and lose the row before one that cannot be read.)
 _SALVAGE = (
     (
-        "SELECT * FROM live WHERE sequence > ? ORDER BY sequence",
-        "SELECT * FROM live WHERE sequence < ? ORDER BY sequence DESC",
+        "SELECT * FROM live WHERE sequence >= ? ORDER BY sequence LIMIT 1",
+        "SELECT * FROM live WHERE sequence <= ? ORDER BY sequence DESC LIMIT 1",
         "INSERT OR IGNORE INTO live VALUES (?, ?, ?, ?, ?)",
     ),
     (
-        "SELECT * FROM dead WHERE sequence > ? ORDER BY sequence",
-        "SELECT * FROM dead WHERE sequence < ? ORDER BY sequence DESC",
+        "SELECT * FROM dead WHERE sequence >= ? ORDER BY sequence LIMIT 1",
+        "SELECT * FROM dead WHERE sequence <= ? ORDER BY sequence DESC LIMIT 1",
         "INSERT OR IGNORE INTO dead VALUES (?, ?, ?, ?, ?, ?, ?)",
     ),
     (
-        "SELECT * FROM corrupt WHERE sequence > ? ORDER BY sequence",
-        "SELECT * FROM corrupt WHERE sequence < ? ORDER BY sequence DESC",
+        "SELECT * FROM corrupt WHERE sequence >= ? ORDER BY sequence LIMIT 1",
+        "SELECT * FROM corrupt WHERE sequence <= ? ORDER BY sequence DESC LIMIT 1",
         "INSERT OR IGNORE INTO corrupt VALUES (?, ?, ?, ?, ?, ?, ?)",
     ),
 )
@@ -468,14 +470,17 @@ class SpoolDatabase:
             self._give_up(error)  # the group itself is on disk
 
     def _give_up(self, error: sqlite3.Error | OSError) -> str:
-        """Get ready for another attempt after a failure, and return its reason."""
-        if isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_FULL:
-            return "disk full"  # found out before anything was synced: the connection is as good as before
+        """Close the file, so that the next group opens it again, and return what is wrong.
+
+        On a full disk this makes room: the WAL, written back, is deleted.
+        """
         self._abandon()
-        if isinstance(error, sqlite3.Error) and _code(error) in _DAMAGE:
+        if isinstance(error, OSError):
+            return "disk full" if error.errno == errno.ENOSPC else f"broken: {error.strerror}"
+        if _code(error) in _DAMAGE:
             _log.critical("spool file {path} is damaged: {error}", path=str(self._path), error=str(error))
             self._damaged = True
-        return f"broken: {(isinstance(error, OSError) and error.strerror) or error}"
+        return "disk full" if _code(error) == sqlite3.SQLITE_FULL else f"broken: {error}"
 
     def _abandon(self) -> None:
         """Close the connection.
@@ -516,6 +521,7 @@ class SpoolDatabase:
             self._keep_evidence()
 
     def _keep_evidence(self) -> None:
+        self._beside(".old-shm").unlink(missing_ok=True)  # SQLite's index of the WAL, made for the salvage
         kept = next(path for n in count(1) if not (path := self._beside(f".corrupt-{n}")).exists())
         # The main file goes last: as long as it is there, this is done again.
         for suffix in ("-wal", "-journal", ""):
@@ -573,16 +579,17 @@ def _salvage(old: Path, new: sqlite3.Connection) -> int:
 
 def _readable_rows(source: sqlite3.Connection, upwards: str, downwards: str) -> Iterator[tuple[Any, ...]]:
     """The rows of a table, from both ends past what cannot be read; some of them twice."""
-    for select, at, step in ((upwards, 0, 1), (downwards, 1 << 62, -1)):
-        sequence, failures = at, 0
+    for select, start, step in ((upwards, 0, 1), (downwards, 1 << 62, -1)):
+        at, failures = start, 0
         while failures < _SALVAGE_PATIENCE:
             try:
-                for row in source.execute(select, (sequence,)):
-                    yield row
-                    sequence, failures = row[0], 0
+                row = source.execute(select, (at,)).fetchone()
             except sqlite3.DatabaseError as error:
                 if _code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR):
                     return  # it is not SQLite's at all, or the table is not there
-                sequence, failures = sequence + step, failures + 1
-            else:
+                at, failures = at + step, failures + 1
+                continue
+            if row is None:
                 return
+            yield row
+            at, failures = row[0] + step, 0

@@ -19,7 +19,8 @@
     1     added
     2     duplicate: its lock is held
     3     duplicate: its hash exists
-    text  refused, with the error; nothing of the job is left
+    text  refused, with the error; nothing of the job is left, or where undoing failed too,
+          the whole job without its lock, so that the same add again is a duplicate
 
   or an error for the whole call, and then no job was added: a key of the queue has another
   type (WRONGTYPE), Redis takes no writes (OOM, READONLY, MISCONF, ...), or each job failed
@@ -27,6 +28,10 @@
 
   Redis does not roll a script back. So types are checked before the first write, whatever
   an add has written can be taken back, and the lock, which says "seen", comes last.
+
+  An ACL must allow EVAL, EVALSHA, TYPE, EXISTS, HMGET, LLEN, INCRBY, INCR, HSET, HMSET, DEL,
+  XADD, XDEL, LPUSH, RPUSH, LREM, ZADD, ZREM, ZRANGE, ZREVRANGEBYSCORE and SET.
+
   Numbers are sent as text: some servers write a number like 300000000 as "3e+8".
 ]]
 
