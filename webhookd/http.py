@@ -131,8 +131,6 @@ class WebhookRequest(Request):
         self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
         self.setHeader(b"Server", _SERVER)
         self.setHeader(b"Date", site.date)
-        if not self.channel.goes_on_after(self):
-            self.setHeader(b"Connection", b"close")
         try:
             b"/".join(self.postpath).decode()  # Klein would put a traceback for this into the log
             self.render(site.getResourceFor(self))
@@ -204,7 +202,7 @@ class WebhookChannel(Protocol):
     _is_head_complete: bool
     transport: Any  # that of TCP, TLS or a UNIX socket
 
-    def __init__(self, site: WebhookSite) -> None:
+    def __init__(self, site: WebhookSite, peer: IAddress | None) -> None:
         self.site = self.factory = site
         self.is_fresh = True
         self.deadline_s = site.now_s + HEAD_DEADLINE_S
@@ -217,6 +215,7 @@ class WebhookChannel(Protocol):
         self._is_closing = False
         self._is_lingering = False
         self._is_dispatching = False
+        self._peer = peer
         self._host: Any = None
         self._begin_message()
 
@@ -228,7 +227,6 @@ class WebhookChannel(Protocol):
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
         transport.registerProducer(self, True)  # noqa: FBT003  # Twisted's interface
-        self._peer = transport.getPeer()
         # A socket can be written to at once, without a turn of the reactor in between.
         self._send_some: Callable[[bytes], object] | None = getattr(transport, "writeSomeData", None)
         self.site.channels.add(self)
@@ -460,12 +458,13 @@ class WebhookChannel(Protocol):
         lines = [
             b"%b: %b\r\n" % (name, value) for name, values in headers.getAllRawHeaders() for value in values
         ]
+        if self._answering is not None and not self.goes_on_after(self._answering):
+            lines.append(b"Connection: close\r\n")
         self.send(b"HTTP/1.1 %b %b\r\n%b\r\n" % (code, reason, b"".join(lines)))
 
-    def getPeer(self) -> IAddress:
+    def getPeer(self) -> IAddress | None:
         """The client's address."""
-        peer: IAddress = self._peer
-        return peer
+        return self._peer
 
     def getHost(self) -> Any:
         """Our address, which costs a system call."""
@@ -533,7 +532,7 @@ class WebhookSite(Site):
 
     def buildProtocol(self, addr: IAddress | None) -> Any:  # Twisted's interface
         """A channel for a new connection."""
-        return WebhookChannel(self)
+        return WebhookChannel(self, addr)
 
     def _sweep(self) -> None:
         self._tell_time()
