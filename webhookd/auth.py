@@ -1,4 +1,4 @@
-"""Who may send: Chatwoot's signature, or a token for senders that cannot sign. Pure.
+"""Who may send: Chatwoot's signature, or a token for senders that cannot sign; and from where. Pure.
 
 Chatwoot signs account webhooks since 4.11.2, API inboxes and agent bots since 4.13.0; automation rules,
 macros and older versions do not sign. The signature covers ``timestamp + "." + raw body``:
@@ -16,6 +16,7 @@ import binascii
 from base64 import b64decode
 from collections.abc import Sequence
 from hmac import compare_digest, digest
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from attrs import field, frozen
 
@@ -32,17 +33,27 @@ REASONS = {
     "malformed_signature": "the signature's timestamp is not a number of seconds",
     "wrong_signature": "the signature does not match",
     "stale_signature": "the signature's timestamp is too far from now",
+    "wrong_network": "requests from this address are not taken",
 }
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
 
 
 @frozen
 class Credentials:
-    """What a request shows, as raw header or query values; each None where it is absent."""
+    """What a request shows, as raw header or query values; each None where it is absent.
+
+    ``peer`` is the address at the other end of the connection, None for a UNIX socket.
+    """
 
     signature: bytes | None = None
     timestamp: bytes | None = None
     authorization: bytes | None = None
     token: bytes | None = None
+    peer: str | None = None
+    forwarded_for: bytes | None = None
+    real_ip: bytes | None = None
 
 
 def _utf8(values: Sequence[str]) -> tuple[bytes, ...]:
@@ -53,12 +64,15 @@ def _utf8(values: Sequence[str]) -> tuple[bytes, ...]:
 class Authenticator:
     """The rule of one source: a valid signature or a valid token, whichever is configured.
 
-    With neither secrets nor tokens the source is open. ``tolerance_s`` holds in both directions.
+    With neither secrets nor tokens the source is open. ``tolerance_s`` holds in both directions. Where there
+    are ``networks``, the client must be in one of them in addition.
     """
 
     secrets: tuple[bytes, ...] = field(converter=_utf8, repr=False)
     tokens: tuple[bytes, ...] = field(converter=_utf8, repr=False)
     tolerance_s: int
+    networks: tuple[Network, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
 
     @property
     def is_open(self) -> bool:
@@ -70,12 +84,18 @@ class Authenticator:
 
         Raises L{Unauthorized} with one of the codes in `REASONS`.
         """
+        if self.networks and not self._is_in_networks(credentials):
+            raise _unauthorized("wrong_network")
         if self.is_open or self._token_matches(credentials):
             return None
         if credentials.signature is None:
             shows_token = credentials.token is not None or credentials.authorization is not None
             raise _unauthorized("bad_token" if shows_token and self.tokens else "missing_signature")
         return self._verify_signature(credentials, body, now_s)
+
+    def _is_in_networks(self, credentials: Credentials) -> bool:
+        client = client_address(credentials, self.trusted_proxies)
+        return client is not None and _is_in(client, self.networks)
 
     def _verify_signature(self, credentials: Credentials, body: bytes, now_s: float) -> int:
         timestamp = credentials.timestamp or b""
@@ -105,6 +125,37 @@ class Authenticator:
 def sign(secret: bytes, signed: bytes) -> bytes:
     """The value of the signature header for ``timestamp + b"." + body``."""
     return _SIGNATURE_PREFIX + binascii.hexlify(digest(secret, signed, "sha256"))
+
+
+def client_address(credentials: Credentials, trusted_proxies: Sequence[Network]) -> Address | None:
+    """Where a request comes from; None if that cannot be told.
+
+    Anybody can write ``X-Forwarded-For``, and each proxy adds the address that it was reached from. So it is
+    read from its end, as far as those who wrote it are trusted. ``X-Real-IP`` counts where there is none.
+    """
+    client = _parse(credentials.peer)
+    if client is None or not _is_in(client, trusted_proxies):
+        return client
+    if credentials.forwarded_for is None:
+        return client if credentials.real_ip is None else _parse(credentials.real_ip.decode("latin-1"))
+    for hop in reversed(credentials.forwarded_for.decode("latin-1").split(",")):
+        client = _parse(hop)
+        if client is None or not _is_in(client, trusted_proxies):
+            break
+    return client
+
+
+def _parse(text: str | None) -> Address | None:
+    try:
+        address = ip_address((text or "").strip())
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def _is_in(address: Address, networks: Sequence[Network]) -> bool:
+    return any(address in network for network in networks)
 
 
 def _unauthorized(code: str) -> Unauthorized:

@@ -11,11 +11,13 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen
 
+from webhookd.auth import Network
 from webhookd.bullmq import JobOptions, QueueKeys, Wire
 from webhookd.model import ConfigError
 from webhookd.redis_url import RedisUrl
@@ -47,6 +49,7 @@ class Source:
     name: str
     secrets: tuple[str, ...] = field(repr=False)
     tokens: tuple[str, ...] = field(repr=False)
+    networks: tuple[Network, ...]
     events: frozenset[str] | None
     queue: str
     job_options: JobOptions
@@ -67,6 +70,7 @@ class Config:
     lock_ttl_ms: int
     dedup_ttl_ms: int
     tolerance_s: int
+    trusted_proxies: tuple[Network, ...]
     max_body_bytes: int
     max_in_flight: int
     max_in_flight_bytes: int
@@ -144,6 +148,16 @@ def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)):
         raise ValueError("must be a list, or texts with commas between them")
     return tuple(_text(item) for item in value)
+
+
+def _networks(value: object) -> tuple[Network, ...]:
+    networks = []
+    for text in _texts(value):
+        try:
+            networks.append(ip_network(text))
+        except ValueError:
+            raise ValueError(f"{text!r} is no network: write 192.0.2.0/24 or 2001:db8::/32") from None
+    return tuple(networks)
 
 
 def _events(value: object) -> frozenset[str] | None:
@@ -325,6 +339,21 @@ OPTIONS: tuple[Option, ...] = (
         300,
         "seconds that a signature's timestamp may be off, either way",
         unit="s",
+    ),
+    Option(
+        "networks",
+        ("WEBHOOK_NETWORKS",),
+        _networks,
+        (),
+        "networks that may send, with commas between them, in addition to a signature or token [all]",
+        per_source=True,
+    ),
+    Option(
+        "trusted_proxies",
+        ("WEBHOOK_TRUSTED_PROXIES",),
+        _networks,
+        (),
+        "networks of the proxies whose X-Forwarded-For and X-Real-IP are believed [none]",
     ),
     Option(
         "max_body",
@@ -516,6 +545,7 @@ def _source(name: str, section: object, values: Mapping[str, Any]) -> Source:
         name=name,
         secrets=value["secret"],
         tokens=value["token"],
+        networks=value["networks"],
         events=value["events"],
         queue=value["queue"],
         job_options=value["job_options"],

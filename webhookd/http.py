@@ -202,7 +202,7 @@ class WebhookChannel(Protocol):
     _is_head_complete: bool
     transport: Any  # that of TCP, TLS or a UNIX socket
 
-    def __init__(self, site: WebhookSite, peer: IAddress | None) -> None:
+    def __init__(self, site: WebhookSite) -> None:
         self.site = self.factory = site
         self.is_fresh = True
         self.deadline_s = site.now_s + HEAD_DEADLINE_S
@@ -215,7 +215,7 @@ class WebhookChannel(Protocol):
         self._is_closing = False
         self._is_lingering = False
         self._is_dispatching = False
-        self._peer = peer
+        self._peer: Any = None
         self._host: Any = None
         self._begin_message()
 
@@ -462,8 +462,10 @@ class WebhookChannel(Protocol):
             lines.append(b"Connection: close\r\n")
         self.send(b"HTTP/1.1 %b %b\r\n%b\r\n" % (code, reason, b"".join(lines)))
 
-    def getPeer(self) -> IAddress | None:
-        """The client's address."""
+    def getPeer(self) -> Any:
+        """The client's address; behind a PROXY protocol it is known once the first bytes are here."""
+        if self._peer is None:
+            self._peer = self.transport.getPeer()
         return self._peer
 
     def getHost(self) -> Any:
@@ -532,7 +534,7 @@ class WebhookSite(Site):
 
     def buildProtocol(self, addr: IAddress | None) -> Any:  # Twisted's interface
         """A channel for a new connection."""
-        return WebhookChannel(self, addr)
+        return WebhookChannel(self)
 
     def _sweep(self) -> None:
         self._tell_time()

@@ -269,7 +269,13 @@ def _identity(settings: Config, url: RedisUrl) -> str:
 def _intake(settings: Config, deliver: Callable[[Job], Deferred[Receipt]]) -> intake.Intake:
     sources = {
         name: intake.Source(
-            authenticator=Authenticator(source.secrets, source.tokens, settings.tolerance_s),
+            authenticator=Authenticator(
+                source.secrets,
+                source.tokens,
+                settings.tolerance_s,
+                source.networks,
+                settings.trusted_proxies,
+            ),
             events=source.events,
             queue=source.queue,
             options=source.job_options,

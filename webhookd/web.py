@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from attrs import define
@@ -326,12 +327,12 @@ class Shortcut:
 
     def _match(self, request: WebhookRequest) -> tuple[str, Mapping[str, Any]] | None:
         try:
-            path, method = request.path.decode("ascii"), request.method.decode("ascii")
+            path, method = unquote_to_bytes(request.path).decode(), request.method.decode("ascii")
             endpoint, arguments = self._routes.match(path, method)
         except (UnicodeDecodeError, HTTPException):
             return None
         is_branch = endpoint.endswith("_branch") or f"{endpoint}_branch" in self._app.endpoints
-        if is_branch or "%" in path:
+        if is_branch:
             return None
         if len(self._known) < _MAX_SHORTCUTS:  # a path can hold anything, so not all of them are remembered
             self._known[request.method, request.path] = endpoint, arguments
@@ -370,4 +371,7 @@ def _credentials(request: WebhookRequest) -> Credentials:
         timestamp=fields.get(b"x-chatwoot-timestamp"),
         authorization=fields.get(b"authorization"),
         token=request.args.get(b"token", (None,))[0] or fields.get(b"x-webhook-token"),
+        peer=getattr(request.client, "host", None),
+        forwarded_for=fields.get(b"x-forwarded-for"),
+        real_ip=fields.get(b"x-real-ip"),
     )
