@@ -11,6 +11,7 @@ SHELL := /bin/bash
 installed := .venv/.installed
 tools := .venv-dev/.installed
 node_modules := tests/node/node_modules/.package-lock.json
+peers := tests/bench/peers/node_modules/.package-lock.json
 
 sources := setup.py pyproject.toml $(shell find webhookd twisted -name '*.py' -o -name '*.lua')
 
@@ -30,6 +31,14 @@ test: debian $(tools) $(node_modules) $(installed) ## install what the tests nee
 	.venv-dev/bin/pytest -p no:twisted tests/unit
 	.venv-dev/bin/pytest tests/integration
 
+.PHONY: bench
+bench: debian $(tools) $(peers) $(installed) ## measure against Express and Fastify, for docs/benchmarks.md; bench-check judges
+	.venv-dev/bin/python -m tests.bench --output docs/benchmarks.md
+
+.PHONY: bench-check
+bench-check: debian $(tools) $(peers) $(installed)
+	.venv-dev/bin/python -m tests.bench --check
+
 .PHONY: lint
 lint: $(tools) ## check style, types, and the layers
 	.venv-dev/bin/ruff check
@@ -42,7 +51,7 @@ wheel: $(installed) ## build the wheel and install it into .venv: after each cha
 
 .PHONY: clean
 clean: ## remove all that the other targets made
-	rm -rf .venv .venv-dev build dist *.egg-info tests/node/node_modules
+	rm -rf .venv .venv-dev build dist *.egg-info tests/node/node_modules tests/bench/peers/node_modules
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache _trial_temp*
 
 # $(call apt_install,PACKAGES): install Debian packages, with sudo where that is needed.
@@ -85,7 +94,9 @@ $(tools): requirements.txt tests/requirements.txt
 	.venv-dev/bin/pip install -q -r tests/requirements.txt
 	touch $@
 
-# The lock file names the prebuilt parts of msgpackr for Linux alone, where these tests run.
+# The lock files name the prebuilt parts of msgpackr for Linux alone, where these tests run.
 $(node_modules): tests/node/package-lock.json
-	cd tests/node && npm ci --ignore-scripts --no-audit --no-fund
+$(peers): tests/bench/peers/package-lock.json
+$(node_modules) $(peers):
+	cd $(<D) && npm ci --ignore-scripts --no-audit --no-fund
 	touch $@

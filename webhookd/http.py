@@ -37,6 +37,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import LoopingCall
+from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import Request as HTTPRequest
@@ -59,12 +60,17 @@ _SWEEP_INTERVAL_S = 1.0
 
 MAX_HEAD_BYTES = 16_384
 MAX_HEADERS = 100
+MAX_CONNECTIONS = 20_000
+MAX_ARRIVING_BYTES = 268_435_456
 
 _SERVER = b"webhookd"
 _HEADS: Mapping[int, bytes] = {
     status.value: b"HTTP/1.1 %d %b\r\nServer: %b\r\nDate: " % (status.value, status.phrase.encode(), _SERVER)
     for status in HTTPStatus
 }
+
+# By version, what Transfer-Encoding may say. llhttp takes each list that ends with "chunked", in HTTP/1.0 too.
+_CODINGS: Mapping[str, Sequence[bytes | None]] = {"1.1": (None, b"chunked"), "1.0": (None,)}
 
 _log = Logger()
 
@@ -178,6 +184,8 @@ class Refusal:
             b"Access-Control-Allow-Origin": b"*",
             b"Content-Length": b"%d" % len(body),
         }
+        if self.status == 429:
+            headers[b"Retry-After"] = b"3"
         return self.status, headers, body
 
 
@@ -187,6 +195,8 @@ BAD_PATH = Refusal(400, "bad_path", "the path is not UTF-8")
 TOO_LARGE = Refusal(413, "too_large", "the body is larger than allowed")
 HEAD_TOO_LARGE = Refusal(431, "head_too_large", "the head is larger than allowed")
 TOO_SLOW = Refusal(408, "too_slow", "the request did not arrive in time")
+TOO_MANY_CONNECTIONS = Refusal(429, "too_many_connections", "too many connections are open")
+TOO_MUCH_AT_ONCE = Refusal(429, "too_many", "too many bodies are arriving, and this is the largest")
 
 
 @implementer(IPushProducer)
@@ -200,12 +210,16 @@ class WebhookChannel(Protocol):
 
     _is_receiving: bool
     _is_head_complete: bool
+    _head_bytes: int
+    _body_bytes: int
     transport: Any  # that of TCP, TLS or a UNIX socket
 
     def __init__(self, site: WebhookSite) -> None:
         self.site = self.factory = site
         self.is_fresh = True
         self.deadline_s = site.now_s + HEAD_DEADLINE_S
+        self.arriving_bytes = 0
+        self._body: list[bytes] = []
         self._parser = HttpRequestParser(self)
         self._waiting: deque[WebhookRequest | Refusal] = deque()
         self._answering: WebhookRequest | None = None
@@ -227,13 +241,20 @@ class WebhookChannel(Protocol):
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
         transport.registerProducer(self, True)  # noqa: FBT003  # Twisted's interface
-        # A socket can be written to at once, without a turn of the reactor in between.
-        self._send_some: Callable[[bytes], object] | None = getattr(transport, "writeSomeData", None)
+        # A socket can be written to at once, without a turn of the reactor in between. TLS has this method
+        # too, but that of the socket below: what is sent there is not encrypted.
+        self._send_some: Callable[[bytes], object] | None = (
+            transport.writeSomeData if isinstance(transport, Connection) else None
+        )
         self.site.channels.add(self)
+        if len(self.site.channels) > self.site.max_connections:
+            self._send_refusal(TOO_MANY_CONNECTIONS)
+            self._close()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone, whoever closed it."""
         self._is_reading = False
+        self._forget_body()
         waiting, self._waiting = self._waiting, deque()
         for request in (self._answering, *waiting):
             if isinstance(request, WebhookRequest):
@@ -248,21 +269,41 @@ class WebhookChannel(Protocol):
             self.is_fresh = False
             self._is_receiving = True
             self._set_deadline(HEAD_DEADLINE_S)
+        pairs, body_bytes = self._pairs, self._body_bytes
         try:
-            self._parser.feed_data(data)
-        except HttpParserUpgrade:
-            self._is_closing = True  # the request is good, but what follows it would be something else
-            self._is_reading = False
+            self._parse(data)
         except HttpParserCallbackError as error:
             _log.failure("cannot read a request", Failure(error.__context__ or error))
             self._refuse(BAD_REQUEST)
         except HttpParserError:
             self._refuse(BAD_REQUEST)
-        if self._is_receiving and not self._is_head_complete:
-            self._head_bytes += len(data)
+        if self._is_receiving and self._pairs is pairs:  # else its head began somewhere in this read
+            # Head or trailers, which llhttp's wrapper keeps in memory until they are complete.
+            self._head_bytes = 0 if self._body_bytes > body_bytes else self._head_bytes + len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(HEAD_TOO_LARGE)
         self._answer_next()
+
+    def _parse(self, data: bytes) -> None:
+        while True:
+            try:
+                self._parser.feed_data(data)
+            except HttpParserUpgrade as offer:
+                if self._parser.get_method() == b"CONNECT":
+                    self._refuse(BAD_REQUEST)
+                    return
+                # llhttp now takes a body for the other protocol. We pass on the offer (RFC 9110, 7.8), and so
+                # have a new parser read the same request without it.
+                data = self._head_without_offer() + data[offer.args[0] :]
+                self._parser = HttpRequestParser(self)
+                self._begin_message()
+            else:
+                return
+
+    def _head_without_offer(self) -> bytes:
+        start = (self._parser.get_method(), self._uri, self._parser.get_http_version().encode())
+        lines = [b"%b: %b\r\n" % (name, value) for name, value in self._pairs if name.lower() != b"upgrade"]
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (*start, b"".join(lines))
 
     def _set_deadline(self, in_s: float) -> None:
         self.deadline_s = self.site.now_s + in_s
@@ -273,6 +314,7 @@ class WebhookChannel(Protocol):
             self.transport.abortConnection()
         elif self._is_receiving:
             self._refuse(TOO_SLOW)
+            self.deadline_s = math.inf  # its answer, perhaps after those before it, sets the next one
             self._answer_next()
         else:
             self._close()
@@ -284,7 +326,7 @@ class WebhookChannel(Protocol):
         self._uri = b""
         self._pairs: list[tuple[bytes, bytes]] = []
         self._fields: Fields = {}
-        self._body: list[bytes] = []
+        self._forget_body()
         self._head_bytes = 0
         self._body_bytes = 0
         self._is_receiving = False
@@ -306,7 +348,7 @@ class WebhookChannel(Protocol):
     def on_headers_complete(self) -> None:
         """The head is complete; what is wrong with it is said before the body arrives."""
         self._is_head_complete = True
-        if not self._is_reading:
+        if not self._is_reading or self._parser.should_upgrade():
             return
         self._fields = _join(self._pairs)
         refusal = self._why_not()
@@ -314,7 +356,13 @@ class WebhookChannel(Protocol):
             self._refuse(refusal)
             return
         self._set_deadline(BODY_DEADLINE_S)
-        if self._answering is None and self._fields.get(b"expect", b"").lower() == b"100-continue":
+        if self._fields.get(b"expect", b"").lower() == b"100-continue":
+            self._tell_to_go_on()
+
+    def _tell_to_go_on(self) -> None:
+        """Ask for the body, unless that would be read as an answer to another request."""
+        is_next = self._answering is None and not self._waiting
+        if is_next and self._parser.get_http_version() == "1.1":
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _why_not(self) -> Refusal | None:
@@ -324,10 +372,11 @@ class WebhookChannel(Protocol):
         if len(self._uri) + sum([len(name) + len(value) for name, value in pairs]) > MAX_HEAD_BYTES:
             return HEAD_TOO_LARGE
         version = self._parser.get_http_version()
-        if version not in ("1.1", "1.0"):
+        coding = fields.get(b"transfer-encoding")
+        if (coding and coding.lower()) not in _CODINGS.get(version, ()):
             return BAD_REQUEST
         host = fields.get(b"host")
-        if version == "1.1" and (host is None or b"," in host):
+        if b"," in (host or b"") or (host is None and version == "1.1"):
             return BAD_HOST
         if int(fields.get(b"content-length", b"0")) > self.site.max_body_bytes:
             return TOO_LARGE
@@ -340,12 +389,14 @@ class WebhookChannel(Protocol):
             self._refuse(TOO_LARGE)
         elif self._is_reading:
             self._body.append(data)
+            self.arriving_bytes += len(data)
+            self.site.body_arrives(self, len(data))
 
     def on_message_complete(self) -> None:
         """A request is complete."""
-        if not self._is_reading:
-            return
         parser, body = self._parser, self._body
+        if not self._is_reading or parser.should_upgrade():
+            return
         keep_alive = self._is_reading = parser.should_keep_alive()
         request = WebhookRequest(
             self,
@@ -364,8 +415,19 @@ class WebhookChannel(Protocol):
         if self._is_reading:
             self._is_reading = False
             self._is_receiving = False
-            self._body.clear()
+            self._forget_body()
             self._waiting.append(refusal)
+
+    def _forget_body(self) -> None:
+        self._body = []
+        self.site.arriving_bytes -= self.arriving_bytes
+        self.arriving_bytes = 0
+
+    def give_way(self, *, is_parsing: bool) -> None:
+        """Make room for what others send; while its parser works, a channel answers only after that."""
+        self._refuse(TOO_MUCH_AT_ONCE)
+        if not is_parsing:
+            self._answer_next()
 
     # -- answering
 
@@ -396,12 +458,15 @@ class WebhookChannel(Protocol):
             else:
                 self.transport.resumeProducing()
 
-    def _answer_refusal(self, refusal: Refusal) -> None:
+    def _send_refusal(self, refusal: Refusal) -> None:
         status, headers, body = refusal.response()
         lines = [b"%b: %b\r\n" % line for line in headers.items()]
         self.send(
             b"%b%b\r\n%bConnection: close\r\n\r\n%b" % (_HEADS[status], self.site.date, b"".join(lines), body)
         )
+
+    def _answer_refusal(self, refusal: Refusal) -> None:
+        self._send_refusal(refusal)
         self._is_lingering = True
         self._set_deadline(LINGER_S)
         if ITCPTransport.providedBy(self.transport):
@@ -431,6 +496,8 @@ class WebhookChannel(Protocol):
     def _close(self) -> None:
         self._is_reading = False
         self._waiting.clear()
+        self._is_lingering = True  # as long as the client takes to fetch what was sent before
+        self._set_deadline(WRITE_DEADLINE_S)
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 
@@ -511,10 +578,15 @@ class WebhookSite(Site):
         *,
         max_body_bytes: int,
         access_log: bool,
+        max_connections: int = MAX_CONNECTIONS,
+        max_arriving_bytes: int = MAX_ARRIVING_BYTES,
         shortcut: Callable[[WebhookRequest], bool] = lambda _request: False,
     ) -> None:
         super().__init__(resource, reactor=reactor)
         self.max_body_bytes = max_body_bytes
+        self.max_connections = max_connections
+        self.arriving_bytes = 0
+        self._max_arriving_bytes = max_arriving_bytes
         self.shortcut = shortcut
         self.channels: set[WebhookChannel] = set()
         self._access_log = access_log
@@ -555,6 +627,16 @@ class WebhookSite(Site):
                 path=request.path.decode("ascii", "replace"),
                 status=request.code,
             )
+
+    def body_arrives(self, channel: WebhookChannel, size_bytes: int) -> None:
+        """Count a part of a body in, and refuse the largest of those that arrive where all are too much.
+
+        So whoever would fill our memory with slow and large bodies does not keep small ones out.
+        """
+        self.arriving_bytes += size_bytes
+        while self.arriving_bytes > self._max_arriving_bytes:
+            largest = max(self.channels, key=lambda one: one.arriving_bytes)
+            largest.give_way(is_parsing=largest is channel)
 
     def channel_lost(self, channel: WebhookChannel) -> None:
         """A connection is gone."""
@@ -605,7 +687,8 @@ def _join(pairs: Sequence[tuple[bytes, bytes]]) -> Fields:
 
 def _origin_form(target: bytes) -> bytes:
     """A request target without the scheme and host that a client may send (RFC 9112, 3.2.2)."""
-    if target[:7].lower() != b"http://":
+    scheme, separator, rest = target.partition(b"://")
+    if not separator or scheme.lower() not in (b"http", b"https"):
         return target
-    _, slash, path = target[7:].partition(b"/")
+    _, slash, path = rest.partition(b"/")
     return slash + path or b"/"

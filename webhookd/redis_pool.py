@@ -24,6 +24,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, succeed
 from twisted.internet.defer import TimeoutError as DeadlinePassed
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import (
     IProtocol,
     IProtocolFactory,
@@ -43,6 +44,8 @@ from webhookd.redis_url import Address, RedisUrl
 _CONNECT_DEADLINE_S = 2.0
 _SENTINEL_DEADLINE_S = 0.5
 _POOL_SIZE = 2  # one connection writes jobs, so that their order holds; the other is for everything else
+
+_CANCELLED = (CancelledError, ConnectingCancelledError)  # the second is an endpoint's word for it
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -282,7 +285,7 @@ class RedisEndpoint:
         try:
             endpoint = await self._find()
             return await endpoint.connect(factory)
-        except CancelledError:
+        except _CANCELLED:
             raise
         except Exception as error:
             message = str(error) or type(error).__name__
@@ -313,7 +316,7 @@ class RedisEndpoint:
         endpoint = HostnameEndpoint(self._reactor, host, port, timeout=_SENTINEL_DEADLINE_S)
         try:
             connection: Any = await endpoint.connect(Factory.forProtocol(_SentinelConnection))
-        except CancelledError:
+        except _CANCELLED:
             raise
         except Exception:  # noqa: BLE001  # whatever it is: the next Sentinel may know
             return None

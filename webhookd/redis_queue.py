@@ -200,9 +200,12 @@ class RedisQueue:
         """WAIT covers all that this connection has written, jobs of earlier calls too."""
         half_ms = int(self._deadline_s * 500)
         waited = connection.execute_command("WAIT", self._settings.replicas, half_ms)
-        replicas = await connection.within(self._deadline_s, waited)
+        # From here on the jobs are added, whatever comes. Whoever repeats them waits here again.
+        try:
+            replicas = await connection.within(self._deadline_s, waited)
+        except QueueUnavailable as error:
+            raise QueueUnavailable(error.kind, str(error), unknown=True) from error
         if replicas < self._settings.replicas:
-            # The jobs are added; too few replicas have them yet. Whoever repeats them waits here again.
             raise QueueUnavailable(
                 RedisErrorKind.NOREPLICAS, f"only {replicas} replicas have the jobs", unknown=True
             )

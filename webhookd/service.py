@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import socket
 import sys
@@ -18,7 +19,7 @@ from twisted.application.service import IService, MultiService, Service
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort, IReadDescriptor, IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort, IReactorTime, IReadDescriptor, IStreamServerEndpoint
 from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
@@ -32,7 +33,7 @@ from webhookd.config import ALL_OPTIONS, DEFAULT_SOURCE, Config, resolve
 from webhookd.delivery import Drain, JobDelivery, resend
 from webhookd.embedded import EmbeddedValkey, find_server
 from webhookd.health import Health, describe_breaker, describe_spool
-from webhookd.http import WebhookSite
+from webhookd.http import MAX_CONNECTIONS, WebhookSite
 from webhookd.logs import make_observer
 from webhookd.model import ConfigError, ISpool, Job, Receipt
 from webhookd.recent import RecentJobs
@@ -49,6 +50,8 @@ from webhookd.web import HealthApp, InFlight, OpsApp, Shortcut, WebhookApp
 _FINISH_DEADLINE_S = 10.0
 _DRAIN_REDIS_DEADLINE_S = 4.0  # below the time after which the breaker takes a probe for lost
 _EMBEDDED_DIRECTORY = Path("var/embedded")
+_OPS_CONNECTIONS = 100
+_OTHER_DESCRIPTORS = 200  # the connections of the ops endpoint and to Redis, the spool's files, logs
 
 _log = Logger()
 
@@ -146,6 +149,23 @@ def end_on_signals(reactor: Any) -> None:
     reactor.callWhenRunning(install)
 
 
+def raise_descriptor_limit() -> int:
+    """Have as many descriptors as the system allows this process; returns how many.
+
+    Many systems start a program with 1,024 and let it raise that.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # a limit above the kernel's own is not granted
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def max_connections(descriptors: int) -> int:
+    """How many of them senders may take."""
+    return min(MAX_CONNECTIONS, max(descriptors - _OTHER_DESCRIPTORS, descriptors // 2))
+
+
 def _wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
@@ -209,25 +229,29 @@ def _build(settings: Config, reactor: Any, log_observer: ILogObserver | None) ->
         health=health_resource,
     )
 
-    def listener(description: str, app: WebhookApp | OpsApp, purpose: str, *, required: bool) -> Listener:
+    def listener(
+        description: str, app: WebhookApp | OpsApp, purpose: str, connections: int, *, required: bool
+    ) -> Listener:
         site = WebhookSite(
             app.app.resource(),
             reactor,
             max_body_bytes=settings.max_body_bytes,
+            max_connections=connections,
+            max_arriving_bytes=settings.max_in_flight_bytes,
             access_log=settings.access_log,
             shortcut=Shortcut(app.app, app.failed),
         )
-        return Listener(_endpoint(reactor, description), site, purpose, required=required)
+        return Listener(reactor, _endpoint(reactor, description), site, purpose, required=required)
 
     daemon = Daemon(log_observer, health.drain)
     if settings.ops_endpoint is not None:
-        listener(settings.ops_endpoint, OpsApp(health_resource), "ops", required=False).setServiceParent(
-            daemon
-        )
+        ops = OpsApp(health_resource)
+        listener(settings.ops_endpoint, ops, "ops", _OPS_CONNECTIONS, required=False).setServiceParent(daemon)
     for part in (server, pool, spool):
         if part is not None:
             part.setServiceParent(daemon)
-    listener(settings.endpoint, webhooks, "webhooks", required=True).setServiceParent(daemon)
+    connections = max_connections(raise_descriptor_limit())
+    listener(settings.endpoint, webhooks, "webhooks", connections, required=True).setServiceParent(daemon)
     _say_hello(settings)
     return daemon
 
@@ -308,7 +332,7 @@ def _say_hello(settings: Config) -> None:
     else:
         _log.info("updates without a delivery id: a repeated one becomes two jobs")
     for warning in settings.warnings:
-        _log.warn("{warning}", warning=warning)
+        _log.warn("{problem}", problem=warning)
 
 
 class Daemon(MultiService):
@@ -355,8 +379,15 @@ class Listener(Service):
     _port: IListeningPort | None = None
 
     def __init__(
-        self, endpoint: IStreamServerEndpoint, site: WebhookSite, purpose: str, *, required: bool
+        self,
+        clock: IReactorTime,
+        endpoint: IStreamServerEndpoint,
+        site: WebhookSite,
+        purpose: str,
+        *,
+        required: bool,
     ) -> None:
+        self._clock = clock
         self._endpoint = endpoint
         self._site = site
         self._purpose = purpose
@@ -377,7 +408,7 @@ class Listener(Service):
         message = f"cannot listen for {self._purpose}: {failure.getErrorMessage()}"
         if self._required:
             raise _exit(message)
-        _log.warn("{message}", message=message)
+        _log.warn("{problem}", problem=message)
 
     def stopService(self) -> Deferred[None]:
         """Take no more connections, and close those that there are once they are answered."""
@@ -387,7 +418,8 @@ class Listener(Service):
     async def _stop(self) -> None:
         if self._port is None:
             return
-        self._accept_waiting(self._port)
+        # Twisted closes the port in the reactor's next turn, where this comes just before it.
+        self._clock.callLater(0, self._accept_waiting, self._port)
         await maybeDeferred(self._port.stopListening)
         await self._site.drain(_FINISH_DEADLINE_S)
 

@@ -176,11 +176,13 @@ class SpoolRoot:
         while True:
             path = self.path / f"{_PREFIX}{secrets.token_hex(8)}"
             path.mkdir(mode=0o700)
-            path.chmod(0o700)  # whatever the umask took away
-            fsync_directory(self.path)
-            claimed = self._claim(path)
-            if claimed is not None:  # else another replica took it for an orphan before we could lock it
-                return claimed
+            # Until we have its lock, another replica may take it for an orphan, and use it or remove it.
+            with suppress(FileNotFoundError):
+                path.chmod(0o700)  # whatever the umask took away
+                fsync_directory(self.path)
+                claimed = self._claim(path)
+                if claimed is not None:
+                    return claimed
 
     def orphans(self) -> Iterator[SpoolDirectory]:
         """Each directory with our label whose lock is free, locked for the caller, one at a time."""

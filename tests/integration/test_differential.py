@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.bullmq import T0_MS, Queue, dump
+from tests.support.process import find_tool
 from tests.support.servers import FLAVOURS, RedisServer
 from webhookd.bullmq import Answer, Wire
 from webhookd.model import Job
@@ -38,8 +38,7 @@ class BullMQ:
     """The real BullMQ of one line, in a Node process that runs operations on request."""
 
     def __init__(self, line: str) -> None:
-        node = shutil.which("node")
-        assert node, "node is not installed: it is in Debian's package nodejs"
+        node = find_tool("node", "it is in Debian's package nodejs")
         self.wire = LINES[line]
         self._process = subprocess.Popen(
             [node, str(NODE_DIRECTORY / "differential.js"), line],

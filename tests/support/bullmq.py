@@ -76,7 +76,7 @@ class Queue:
     def faults(self) -> list[str]:
         """What must never be right after an add; later, a lock may well outlive its job.
 
-        A lock without its job, a job that nothing holds, an entry without its job, or one that is there twice.
+        A lock without its job, a job that nothing holds, an entry without its job, or one that is double.
         """
         head = self.keys.job("")
         names = {key.decode().removeprefix(head) for key in self.client.keys(f"{_literal(head)}*")}

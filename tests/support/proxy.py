@@ -5,21 +5,22 @@
         with proxy.faulty(reply_latency_s=0.2):
             ...
 
-It turns in a thread of its own, and a call that changes it returns once the change holds.
+It turns in a thread of its own; a call that changes it returns once the change holds.
 """
 
 from __future__ import annotations
 
-import selectors
+import math
+import select
 import socket
 import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from threading import Event, Thread
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from attrs import define, field, frozen
 
@@ -27,22 +28,23 @@ from .process import ReservedPort
 
 _LOOPBACK = "127.0.0.1"
 _CHUNK_BYTES = 65_536
+_MAX_HELD_BYTES = 4_194_304
 _SLICE_GAP_S = 0.0005
 _CONNECT_DEADLINE_S = 1.0
 _CALL_DEADLINE_S = 10.0
-_RESET = struct.pack("ii", 1, 0)
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 @frozen
 class Faults:
     """What is wrong with the way between client and server; by default nothing is.
 
-    C{reply_latency_s} holds back each piece of a reply; many may be on their way at once, as on a long line.
+    C{reply_latency_s} holds each piece of a reply back; many may be on their way at once, as on a long line.
     C{slice_bytes} cuts replies into pieces that small, which arrive one by one. A C{black_hole} lets nothing
-    through either way, not even an end, and the clients still get a connection; what was sent into it comes
-    out once it is healed, as TCP's repeats would. C{drops_replies} throws away what the server says;
-    C{resets_on_reply} in addition resets the connection, so that a client cannot know what became of its
-    request. C{refuses} lets no new connection in.
+    through either way, not even an end, while clients still get a connection; what was sent into it comes
+    out once it is healed, as TCP's repeats would. C{drops_replies} throws away what the server says, and
+    C{resets_on_reply} resets the connection as well, so that a client cannot know what became of its request.
+    C{refuses} lets no new connection in.
     """
 
     reply_latency_s: float = 0.0
@@ -53,6 +55,10 @@ class Faults:
     refuses: bool = False
 
 
+class _MustReset(Exception):
+    """The faults demand an end of the connection."""
+
+
 @define(eq=False)
 class _Direction:
     """The bytes on their way from one socket to the other, and when each piece may arrive."""
@@ -61,50 +67,64 @@ class _Direction:
     sink: socket.socket
     is_reply: bool
     pieces: deque[tuple[float, bytes]] = field(factory=deque)
-    source_ended: bool = False
-    sink_ended: bool = False
+    held_bytes: int = 0
+    source_has_ended: bool = False
+    sink_has_ended: bool = False
 
-    def receive(self, now_s: float, faults: Faults) -> bool:
-        """Read what there is; whether the connection must be reset."""
+    @property
+    def wants_to_receive(self) -> bool:
+        return not self.source_has_ended and self.held_bytes < _MAX_HELD_BYTES
+
+    def next_piece_s(self) -> float:
+        """When something is to be sent next; infinite where nothing is."""
+        return self.pieces[0][0] if self.pieces else math.inf
+
+    def receive(self, now_s: float, faults: Faults) -> None:
         data = self.source.recv(_CHUNK_BYTES)
         if not data:
-            self.source_ended = True
+            self.source_has_ended = True
+            self._pass_the_end_on()
         elif not self.is_reply:
-            self.pieces.append((now_s, data))
+            self._hold(data, now_s)
         elif faults.resets_on_reply:
-            return True
+            raise _MustReset
         elif not faults.drops_replies:
-            self._cut(data, now_s + faults.reply_latency_s, faults.slice_bytes)
-        return False
+            self._hold_slices(data, now_s + faults.reply_latency_s, faults.slice_bytes)
 
-    def _cut(self, data: bytes, due_s: float, size_bytes: int) -> None:
-        due_s = max([due_s, *(last_s for last_s, _ in list(self.pieces)[-1:])])
-        for start in range(0, len(data), size_bytes):
-            self.pieces.append((due_s, data[start : start + size_bytes]))
+    def _hold_slices(self, data: bytes, due_s: float, slice_bytes: int) -> None:
+        if self.pieces:
+            due_s = max(due_s, self.pieces[-1][0])  # nothing overtakes
+        for start in range(0, len(data), slice_bytes):
+            self._hold(data[start : start + slice_bytes], due_s)
             due_s += _SLICE_GAP_S
 
+    def _hold(self, data: bytes, due_s: float) -> None:
+        self.pieces.append((due_s, data))
+        self.held_bytes += len(data)
+
     def send(self, now_s: float) -> None:
-        """Write the pieces that are due, and the end after the last one."""
-        while self.pieces and self.pieces[0][0] <= now_s:
+        """Send the pieces that are due, as far as the sink takes them."""
+        while self.next_piece_s() <= now_s:
             due_s, data = self.pieces.popleft()
             try:
                 sent = self.sink.send(data)
             except BlockingIOError:
                 sent = 0
+            self.held_bytes -= sent
             if sent < len(data):
                 self.pieces.appendleft((due_s, data[sent:]))
                 return
-        if self.source_ended and not self.pieces and not self.sink_ended:
-            self.sink_ended = True
-            self.sink.shutdown(socket.SHUT_WR)
+        self._pass_the_end_on()
 
-    def next_due_s(self) -> float | None:
-        return self.pieces[0][0] if self.pieces else None
+    def _pass_the_end_on(self) -> None:
+        if self.source_has_ended and not self.pieces and not self.sink_has_ended:
+            self.sink_has_ended = True
+            self.sink.shutdown(socket.SHUT_WR)
 
 
 @define(eq=False)
 class _Link:
-    """One client's connection, and the one to the server that belongs to it."""
+    """A client's connection to the proxy, and the proxy's own to the server, one for the other."""
 
     client: socket.socket
     server: socket.socket
@@ -119,12 +139,15 @@ class _Link:
 
     @property
     def has_ended(self) -> bool:
-        return all(direction.sink_ended for direction in self.directions)
+        return all(direction.sink_has_ended for direction in self.directions)
 
-    def close(self, *, reset: bool) -> None:
+    def close(self) -> None:
         for side in self.client, self.server:
-            if reset:
-                side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            side.close()
+
+    def reset(self) -> None:
+        for side in self.client, self.server:
+            side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             side.close()
 
 
@@ -138,22 +161,21 @@ class Proxy:
         self._faults = Faults()
         self._links: list[_Link] = []
         self._listener: socket.socket | None = None
-        self._selector = selectors.DefaultSelector()
         self._calls: deque[tuple[Callable[[], None], Event]] = deque()
-        self._alarm, self._alarm_bell = socket.socketpair()
+        self._bell, self._ringer = socket.socketpair()
         self._is_closing = False
-        self._thread = Thread(target=self._turn, name="proxy", daemon=True)
+        self._thread = Thread(target=self._run, name="proxy", daemon=True)
 
     def become(self, faults: Faults) -> None:
         """Have these faults, and no others, from now on."""
-        self._call(lambda: self._set(faults))
+        self._call(lambda: self._set_faults(faults))
 
     def heal(self) -> None:
         """Have no faults from now on."""
         self.become(Faults())
 
     @contextmanager
-    def faulty(self, **faults: float) -> Iterator[None]:
+    def faulty(self, **faults: Any) -> Iterator[None]:
         """Have these L{Faults} for a while."""
         self.become(Faults(**faults))
         try:
@@ -163,7 +185,7 @@ class Proxy:
 
     def reset_all(self) -> None:
         """Reset the connections that there are, as a server's crash would."""
-        self._call(lambda: [self._drop(link, reset=True) for link in tuple(self._links)])
+        self._call(self._reset_links)
 
     @property
     def connection_count(self) -> int:
@@ -171,8 +193,6 @@ class Proxy:
         return len(self._links)
 
     def __enter__(self) -> Self:
-        self._alarm_bell.setblocking(False)
-        self._selector.register(self._alarm_bell, selectors.EVENT_READ)
         self._thread.start()
         self.heal()
         return self
@@ -185,30 +205,116 @@ class Proxy:
     ) -> None:
         self._call(self._end)
         self._thread.join()
-        for resource in self._alarm, self._alarm_bell, self._selector, self._reserved:
+        for resource in self._reserved, self._bell, self._ringer:
             resource.close()
 
-    # Everything from here on but _call runs in the proxy's own thread.
-
-    def _call(self, function: Callable[[], object]) -> None:
+    def _call(self, function: Callable[[], None]) -> None:
+        """Run a function in the proxy's thread, where all that follows runs too."""
         done = Event()
-        self._calls.append((lambda: void(function()), done))
-        self._alarm.send(b"!")
+        self._calls.append((function, done))
+        self._ringer.send(b"!")
         if not done.wait(_CALL_DEADLINE_S):
-            raise TimeoutError("the proxy's thread does not answer")
+            raise TimeoutError("the proxy's thread has died")
 
-    def _turn(self) -> None:
+    def _set_faults(self, faults: Faults) -> None:
+        self._faults = faults
+        if faults.refuses:
+            self._close_listener()
+        elif self._listener is None:
+            self._listener = socket.create_server((_LOOPBACK, self.port), backlog=1024)
+
+    def _close_listener(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def _reset_links(self) -> None:
+        for link in self._links:
+            link.reset()
+        self._links.clear()
+
+    def _end(self) -> None:
+        self._is_closing = True
+        self._close_listener()
+        self._reset_links()
+
+    def _run(self) -> None:
         while not self._is_closing:
-            for key, events in self._selector.select(self._pause_s()):
-                if key.fileobj is self._alarm_bell:
-                    self._alarm_bell.recv(_CHUNK_BYTES)
-                elif key.fileobj is self._listener:
-                    self._accept(self._listener)
-                elif events & selectors.EVENT_READ:
-                    self._receive(*key.data)
-            while self._calls:
-                function, done = self._calls.popleft()
-                function()
-                done.set()
-            for link in tuple(self._links):
-                self._forward(link)
+            ready = self._wait()
+            if self._bell.fileno() in ready:
+                self._answer_calls()
+            if self._listener is not None and self._listener.fileno() in ready:
+                self._accept(self._listener)
+            if not self._faults.black_hole:
+                for link in tuple(self._links):
+                    self._forward(link, ready)
+
+    def _wait(self) -> set[int]:
+        """Sleep until there is something to do; the sockets that are ready."""
+        poll = select.poll()
+        poll.register(self._bell, select.POLLIN)
+        if self._listener is not None:
+            poll.register(self._listener, select.POLLIN)
+        pause_s = math.inf
+        if not self._faults.black_hole:
+            for socket_, events in self._interests().items():
+                poll.register(socket_, events)
+            pause_s = min(self._pauses_s(), default=math.inf)
+        timeout_ms = None if pause_s == math.inf else math.ceil(1000 * pause_s)
+        return {descriptor for descriptor, _ in poll.poll(timeout_ms)}
+
+    def _interests(self) -> dict[socket.socket, int]:
+        now_s = time.monotonic()
+        interests: dict[socket.socket, int] = {}
+        for direction in self._directions():
+            if direction.wants_to_receive:
+                interests[direction.source] = interests.get(direction.source, 0) | select.POLLIN
+            if direction.next_piece_s() <= now_s:
+                interests[direction.sink] = interests.get(direction.sink, 0) | select.POLLOUT
+        return interests
+
+    def _pauses_s(self) -> Iterator[float]:
+        """How long each piece must still wait that is not due."""
+        now_s = time.monotonic()
+        for direction in self._directions():
+            if direction.next_piece_s() > now_s:
+                yield direction.next_piece_s() - now_s
+
+    def _directions(self) -> Iterator[_Direction]:
+        for link in self._links:
+            yield from link.directions
+
+    def _answer_calls(self) -> None:
+        self._bell.recv(_CHUNK_BYTES)
+        while self._calls:
+            function, done = self._calls.popleft()
+            function()
+            done.set()
+
+    def _accept(self, listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        try:
+            server = socket.create_connection(self._target, timeout=_CONNECT_DEADLINE_S)
+        except OSError:
+            client.close()
+            return
+        for side in client, server:
+            side.setblocking(False)
+            side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._links.append(_Link(client, server))
+
+    def _forward(self, link: _Link, ready: set[int]) -> None:
+        try:
+            for direction in link.directions:
+                if direction.source.fileno() in ready and direction.wants_to_receive:
+                    direction.receive(time.monotonic(), self._faults)
+                direction.send(time.monotonic())
+        except BlockingIOError:
+            return  # the socket was ready to send, and not to receive
+        except (OSError, _MustReset):
+            self._links.remove(link)
+            link.reset()
+            return
+        if link.has_ended:
+            self._links.remove(link)
+            link.close()

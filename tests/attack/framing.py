@@ -1,0 +1,434 @@
+"""Where a request begins and ends: requests that two parsers could frame in two ways (RFC 9112).
+
+Each case is what one client sends on one connection. Its posts carry messages with the ids 1, 2 and 3; a post
+that is hidden in another's body carries 666, and must never become a job. A client that goes on after what it
+sends asks for the connection's end in its last request, so the end of the answers is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from attrs import frozen
+
+PATH = b"/webhook/chatwoot"
+LAST = b"Connection: close\r\n"
+SMUGGLED_ID = 666
+
+
+@frozen
+class Case:
+    """What is sent, the status of each answer when it is sent directly, and the ids that become jobs.
+
+    ``stays_open`` is a request that is not complete: the client hangs up after it. ``by_nginx`` are the ids
+    that become jobs where nginx is in front, if it is more tolerant than we are; None where it is not.
+    """
+
+    name: str
+    data: bytes
+    answers: Sequence[int]
+    jobs: Sequence[int] = ()
+    stays_open: bool = False
+    by_nginx: Sequence[int] | None = None
+
+
+def message(number: int) -> bytes:
+    """The body of an event that becomes a job."""
+    return b'{"event":"message_created","id":%d,"inbox":{"id":7},"account":{"id":1}}' % number
+
+
+def head(*lines: bytes, start: bytes = b"POST " + PATH + b" HTTP/1.1", host: bytes = b"Host: h") -> bytes:
+    """The head of a request; an empty ``host`` leaves that line out."""
+    given = [start, *([host] if host else []), b"Content-Type: application/json", *lines]
+    return b"\r\n".join([*given, b"", b""])
+
+
+def length(body: bytes) -> bytes:
+    """The header line that says how long a body is."""
+    return b"Content-Length: %d" % len(body)
+
+
+def post(number: int, *lines: bytes, **start: bytes) -> bytes:
+    """A flawless request but for what is given; it is the last of its connection if ``lines`` say so."""
+    body = message(number)
+    return head(length(body), *lines, **start) + body
+
+
+CLOSE = b"Connection: close"
+CHUNKED = b"Transfer-Encoding: chunked"
+ONE = message(1)
+LENGTH = length(ONE)
+HIDDEN = post(SMUGGLED_ID, CLOSE)
+
+
+def chunk(data: bytes, extension: bytes = b"") -> bytes:
+    """A chunk."""
+    return b"%x%b\r\n%b\r\n" % (len(data), extension, data)
+
+
+END = b"0\r\n\r\n"
+
+
+def chunked(body: bytes, *lines: bytes) -> bytes:
+    """A request whose body is in chunks, which are given as they are sent."""
+    return head(CHUNKED, *lines, CLOSE) + body
+
+
+def refused(name: str, data: bytes, status: int = 400, by_nginx: Sequence[int] | None = None) -> Case:
+    """A case that is answered once, with an error, and leaves no job."""
+    return Case(name, data, (status,), by_nginx=by_nginx)
+
+
+def accepted(name: str, data: bytes, *jobs: int) -> Case:
+    """A case whose every request is taken."""
+    return Case(name, data, (202,) * len(jobs), jobs)
+
+
+def unfinished(name: str, data: bytes) -> Case:
+    """A case that is never complete, so that it has no answer."""
+    return Case(name, data, (), stays_open=True)
+
+
+def _both_lengths() -> Iterator[Case]:
+    """A length and a coding: whoever heeds the other one finds the hidden request."""
+    whole = chunk(ONE) + END
+    yield refused("length, then chunked", head(b"Content-Length: %d" % len(whole), CHUNKED) + whole + HIDDEN)
+    yield refused("chunked, then length", head(CHUNKED, b"Content-Length: %d" % len(whole)) + whole + HIDDEN)
+    yield refused("length 0 and chunked", head(b"Content-Length: 0", CHUNKED) + chunk(HIDDEN) + END)
+    yield refused("length that ends in the coding", head(b"Content-Length: 4", CHUNKED) + END + HIDDEN)
+    yield refused(
+        "chunks that end before the length",
+        head(CHUNKED, b"Content-Length: %d" % (len(END) + len(HIDDEN))) + END + HIDDEN,
+    )
+
+
+def _codings() -> Iterator[Case]:
+    """Codings other than chunked: nobody can tell where such a body ends."""
+    body = chunk(ONE) + END
+    for value in (
+        b"identity",
+        b"xchunked",
+        b"chunkedx",
+        b"chunked, identity",
+        b"identity, chunked",
+        b"chunked, chunked",
+        b"gzip",
+        b"gzip, chunked",
+        b"chunked, gzip",
+        b"chunked,",
+        b",chunked",
+        b"chunked;q=1",
+        b'"chunked"',
+        b"chunk ed",
+        b"chunked\x0b",
+        b"\x0bchunked",
+        b"chunked\x00",
+        b"chunked\xa0",
+        b"",
+        b"\xefchunked",
+    ):
+        coding = b"Transfer-Encoding: " + value
+        yield refused(f"coding {value!r}", head(coding, CLOSE) + body + HIDDEN)
+        yield refused(f"coding {value!r} and a length", head(coding, LENGTH, CLOSE) + ONE + HIDDEN)
+    yield accepted("coding in upper case", head(b"TRANSFER-ENCODING: CHUNKED", CLOSE) + body, 1)
+    yield accepted("coding after a tab", head(b"Transfer-Encoding:\tchunked", CLOSE) + body, 1)
+    yield accepted("coding without a blank", head(b"Transfer-Encoding:chunked", CLOSE) + body, 1)
+    yield refused("coding before blanks", head(b"Transfer-Encoding: chunked \t ", CLOSE) + body, by_nginx=(1,))
+    yield refused("coding twice", head(CHUNKED, CHUNKED, CLOSE) + body + HIDDEN)
+    yield refused("coding twice, identity first", head(b"Transfer-Encoding: identity", CHUNKED) + body)
+    yield refused("coding twice, identity last", head(CHUNKED, b"Transfer-Encoding: identity") + body)
+    yield refused("coding, blank before the colon", head(b"Transfer-Encoding : chunked") + body + HIDDEN)
+    yield refused("coding, tab before the colon", head(b"Transfer-Encoding\t: chunked") + body + HIDDEN)
+    yield refused("coding on the next line", head(b"Transfer-Encoding:\r\n chunked") + body + HIDDEN)
+    yield refused("coding in HTTP/1.0", head(CHUNKED, start=b"POST " + PATH + b" HTTP/1.0") + body + HIDDEN)
+    yield accepted("a name that is not the coding's", head(b"Transfer_Encoding: chunked", LENGTH, CLOSE) + ONE, 1)
+
+
+def _lengths() -> Iterator[Case]:
+    """Lengths that are no number, or two."""
+    size = len(ONE)
+    for value in (
+        b"+%d" % size,
+        b"-%d" % size,
+        b"0x%x" % size,
+        b"%d.0" % size,
+        b"%de0" % size,
+        b"%d %d" % (size, size),
+        b"%d, %d" % (size, size),
+        b"%d,%d" % (size, size + 1),
+        b"%d;" % size,
+        b'"%d"' % size,
+        b"",
+        b"\xd9\xa1",
+        b"%d\x00" % size,
+        b"%d\x0b" % size,
+        b"18446744073709551616",
+        b"18446744073709551617",
+        b"9" * 40,
+        b"1_0",
+        b"NaN",
+    ):
+        yield refused(f"length {value[:24]!r}", head(b"Content-Length: " + value, CLOSE) + ONE + HIDDEN)
+    yield refused("length twice, equal", head(LENGTH, LENGTH, CLOSE) + ONE)
+    yield refused("length twice, different", head(LENGTH, b"Content-Length: 5", CLOSE) + ONE + HIDDEN)
+    yield refused("length, blank before the colon", head(b"Content-Length : %d" % size, CLOSE) + ONE)
+    yield refused("length on the next line", head(b"Content-Length:\r\n %d" % size, CLOSE) + ONE)
+    yield refused("length of more than is taken", head(b"Content-Length: 9223372036854775807", CLOSE), 413)
+    yield refused("length of one byte more than is taken", head(b"Content-Length: 16777217", CLOSE), 413)
+    yield accepted("length with zeros", head(b"Content-Length: 000%d" % size, CLOSE) + ONE, 1)
+    yield accepted("length between blanks", head(b"Content-Length: \t%d \t" % size, CLOSE) + ONE, 1)
+    yield refused("length too small", head(b"Content-Length: %d" % (size - 1), CLOSE) + ONE)
+    yield unfinished("length too large", head(b"Content-Length: %d" % (size + 1), CLOSE) + ONE)
+    yield refused("no length and no body", head(CLOSE))
+    yield Case("a body without a length", head() + ONE + HIDDEN, (400, 400))
+
+
+def _chunks() -> Iterator[Case]:
+    """Chunks that are not as RFC 9112, 7.1 has them."""
+    size = len(ONE)
+    for value in (
+        b"0x%x" % size,
+        b"+%x" % size,
+        b"-%x" % size,
+        b"%x " % size,
+        b" %x" % size,
+        b"\t%x" % size,
+        b"%x\t" % size,
+        b"%xg" % size,
+        b"%xh" % size,
+        b"",
+        b"\x00%x" % size,
+        b"1%016x" % size,
+        b"f" * 40,
+        b"%x\xa0" % size,
+        b"%x_" % size,
+        b"%x," % size,
+        b"%x =" % size,
+    ):
+        yield refused(f"chunk of size {value[:20]!r}", chunked(b"%b\r\n%b\r\n" % (value, ONE) + END + HIDDEN))
+    yield accepted("one chunk", chunked(chunk(ONE) + END), 1)
+    yield accepted("a chunk a byte", chunked(b"".join(chunk(ONE[i : i + 1]) for i in range(size)) + END), 1)
+    yield accepted("chunk size in upper case", chunked(b"%X\r\n%b\r\n" % (size, ONE) + END), 1)
+    yield accepted("chunk size with zeros", chunked(b"000%x\r\n%b\r\n" % (size, ONE) + b"000" + END), 1)
+    yield accepted("chunk extension", chunked(chunk(ONE, b";a=b") + END), 1)
+    yield accepted("chunk extension without a value", chunked(chunk(ONE, b";a") + END), 1)
+    yield accepted("chunk extension in quotes", chunked(chunk(ONE, b';a="b c"') + END), 1)
+    yield accepted("chunk extension, escaped quote", chunked(chunk(ONE, b';a="b\\"c"') + END), 1)
+    yield refused("chunk extension with LF", chunked(chunk(ONE, b";a\nb") + END + HIDDEN))
+    yield refused("chunk extension with CR", chunked(chunk(ONE, b";a\rb") + END + HIDDEN))
+    yield refused("chunk extension with LF in quotes", chunked(chunk(ONE, b';a="b\nc"') + END + HIDDEN))
+    yield refused("chunk extension with CR LF in quotes", chunked(chunk(ONE, b';a="b\r\nc"') + END + HIDDEN))
+    yield refused("chunk extension, quotes left open", chunked(chunk(ONE, b';a="b') + END + HIDDEN))
+    yield refused("chunk extension with NUL", chunked(chunk(ONE, b";a\x00") + END + HIDDEN))
+    yield refused("chunk extension with a blank first", chunked(chunk(ONE, b" ;a=b") + END + HIDDEN))
+    yield refused("chunk size ends with LF", chunked(b"%x\n%b\r\n" % (size, ONE) + END + HIDDEN))
+    yield refused("chunk size ends with CR", chunked(b"%x\r%b\r\n" % (size, ONE) + END + HIDDEN))
+    yield refused("chunk size ends with CR CR LF", chunked(b"%x\r\r\n%b\r\n" % (size, ONE) + END + HIDDEN))
+    yield refused("chunk without its CR LF", chunked(b"%x\r\n%b" % (size, ONE) + END + HIDDEN))
+    yield refused("chunk with LF after it", chunked(b"%x\r\n%b\n" % (size, ONE) + END + HIDDEN))
+    yield refused("chunk with CR after it", chunked(b"%x\r\n%b\r" % (size, ONE) + END + HIDDEN))
+    yield refused("chunk with two bytes of something after it", chunked(b"%x\r\n%bXX" % (size, ONE) + END + HIDDEN))
+    yield refused("chunk longer than it says", chunked(b"%x\r\n%b\r\n" % (size - 1, ONE) + END + HIDDEN))
+    yield unfinished("chunk of the largest size", chunked(b"%b\r\n%b" % (b"f" * 16, ONE)))
+    yield unfinished("chunk shorter than it says", chunked(b"%x\r\n%b\r\n" % (size + 9, ONE) + END))
+    yield refused("last chunk ends with LF", chunked(chunk(ONE) + b"0\n\n" + HIDDEN))
+    yield refused("last chunk, LF for the empty line", chunked(chunk(ONE) + b"0\r\n\n" + HIDDEN))
+    yield refused("last chunk, CR for the empty line", chunked(chunk(ONE) + b"0\r\n\r" + HIDDEN))
+    yield unfinished("no last chunk", chunked(chunk(ONE)))
+    yield unfinished("no empty line after the last chunk", chunked(chunk(ONE) + b"0\r\n"))
+    last = chunk(ONE) + b"0\r\n"
+    yield accepted("trailer", chunked(last + b"X-Sum: 1\r\n\r\n"), 1)
+    yield refused("trailer with a length", chunked(last + b"Content-Length: 5\r\n\r\n"), by_nginx=(1,))
+    yield accepted("trailer with another host", chunked(last + b"Host: other\r\n\r\n"), 1)
+    yield refused("trailer with a coding", chunked(last + b"Transfer-Encoding: identity\r\n\r\n"), by_nginx=(1,))
+    yield refused("trailer that ends with LF", chunked(last + b"X-Sum: 1\n\n" + HIDDEN))
+    yield refused("trailer without a colon", chunked(last + b"X-Sum\r\n\r\n" + HIDDEN))
+    yield refused("trailer of 300 kB", chunked(last + b"X: " + b"x" * 300_000 + b"\r\n\r\n"), 431)
+    yield refused("8,000 trailers", chunked(last + b"X-Trailer-Field: value\r\n" * 8_000 + b"\r\n"), 431)
+
+
+def _ends_of_lines() -> Iterator[Case]:
+    """Lines that end otherwise than with CR LF. nginx takes LF alone, and sends us CR LF."""
+    good = post(1, CLOSE)
+    headers, _, body = good.partition(b"\r\n\r\n")
+    lines = headers.split(b"\r\n")
+    yield refused("LF ends the request line", good.replace(b"\r\n", b"\n", 1), by_nginx=(1,))
+    yield refused("LF ends a header", good.replace(b"h\r\nContent", b"h\nContent"), by_nginx=(1,))
+    yield refused("LF ends all lines", b"\n".join([*lines, b"", b""]) + body, by_nginx=(1,))
+    yield refused("LF for the empty line", headers + b"\r\n\n" + body, by_nginx=(1,))
+    yield refused("LF LF ends the head", headers + b"\n\n" + body, by_nginx=(1,))
+    yield refused("CR ends the request line", good.replace(b"\r\n", b"\r", 1))
+    yield refused("CR ends a header", good.replace(b"h\r\nContent", b"h\rContent"))
+    yield refused("CR for the empty line", headers + b"\r\n\r" + body)
+    yield refused("CR CR LF ends a header", good.replace(b"h\r\nContent", b"h\r\r\nContent"))
+    yield refused("CR in a value", post(1, b"X: a\rb", CLOSE))
+    yield refused("LF in a value, then a header", post(1, b"X: a\nTransfer-Encoding: chunked", CLOSE))
+    yield accepted("an empty line before the request", b"\r\n" + good, 1)
+    yield refused("a line that goes on", post(1, b"X: a\r\n b", CLOSE))
+    yield refused("a line that goes on with a tab", post(1, b"X: a\r\n\tb", CLOSE))
+    yield refused("a first header that begins with a blank", good.replace(b"Host", b" Host"))
+    yield refused("a line of blanks in the head", post(1, b"X: a\r\n ", CLOSE))
+
+
+def _headers() -> Iterator[Case]:
+    """Header lines that are none."""
+    for line in (
+        b"X : a",
+        b"X\t: a",
+        b" X: a",
+        b": a",
+        b":",
+        b"no colon",
+        b"X\x00: a",
+        b"X: a\x00b",
+        b"X: \x01",
+        b"X: \x7f",
+        b"X: \x1b[31m",
+        b"X(y): a",
+        b"X/y: a",
+        b"X@y: a",
+        b'"X": a',
+        b"X[]: a",
+        b"X{}: a",
+        b"X,Y: a",
+        b"\xc3\xa9: a",
+        b"X\x0b: a",
+    ):
+        yield refused(f"header {line!r}", post(1, line, CLOSE), by_nginx=(1,))
+    yield accepted("header without a value", post(1, b"X:", CLOSE), 1)
+    yield accepted("header with a value beyond ASCII", post(1, b"X: \xc3\xa9\xff", CLOSE), 1)
+    yield accepted("header of all the signs that are allowed", post(1, b"!#$%&'*+-.^_`|~9aZ: a", CLOSE), 1)
+    yield accepted("80 headers", post(1, *[b"X-%d: a" % n for n in range(80)], CLOSE), 1)
+    yield refused("200 headers", post(1, *[b"X-%d: a" % n for n in range(200)], CLOSE), 431)
+    yield refused("a header of 40 kB", post(1, b"X: " + b"x" * 40_000, CLOSE), 431)
+    yield refused("a header name of 40 kB", post(1, b"X" * 40_000 + b": a", CLOSE), 431)
+
+
+def _request_lines() -> Iterator[Case]:
+    """Request lines."""
+    for line in (
+        b"POST " + PATH,
+        b"POST " + PATH + b" ",
+        b"POST " + PATH + b" HTTP/0.9",
+        b"POST " + PATH + b" HTTP/2.0",
+        b"POST " + PATH + b" HTTP/3.0",
+        b"POST " + PATH + b" HTTP/1.2",
+        b"POST " + PATH + b" HTTP/1.10",
+        b"POST " + PATH + b" HTTP/11.1",
+        b"POST " + PATH + b" HTTP/1",
+        b"POST " + PATH + b" HTTP/1.",
+        b"POST " + PATH + b" HTTP/.1",
+        b"POST " + PATH + b" HTTP/1.1 ",
+        b"POST " + PATH + b" HTTP/1.1 x",
+        b"POST " + PATH + b" HTTP/+1.1",
+        b"POST " + PATH + b" http/1.1",
+        b"POST " + PATH + b" HTTPS/1.1",
+        b"POST " + PATH + b" ICE/1.0",
+        b"POST " + PATH + b"\tHTTP/1.1",
+        b"POST\t" + PATH + b" HTTP/1.1",
+        b"POST" + PATH + b" HTTP/1.1",
+        b"POST HTTP/1.1",
+        b" POST " + PATH + b" HTTP/1.1",
+        b"post " + PATH + b" HTTP/1.1",
+        b"PoST " + PATH + b" HTTP/1.1",
+        b"NONSENSE " + PATH + b" HTTP/1.1",
+        b"P\x00ST " + PATH + b" HTTP/1.1",
+        b"POST " + PATH + b"\x00 HTTP/1.1",
+        b"POST " + PATH + b"\x01 HTTP/1.1",
+        b"POST " + PATH + b"\x7f HTTP/1.1",
+        b"POST webhook/chatwoot HTTP/1.1",
+        b"POST \\webhook\\chatwoot HTTP/1.1",
+        b"POST http:" + PATH + b" HTTP/1.1",
+    ):
+        yield refused(f"request line {line!r}", post(1, CLOSE, start=line))
+
+
+def _targets() -> Iterator[Case]:
+    """Request targets that are well-formed, or that are only in other places than ours."""
+    last = {"start": b"POST http://h" + PATH + b" HTTP/1.1"}
+    yield accepted("target with scheme and host", post(1, CLOSE, **last), 1)
+    yield accepted("target with TLS's scheme", post(1, CLOSE, start=b"POST https://h" + PATH + b" HTTP/1.1"), 1)
+    yield accepted("target with a scheme in capitals", post(1, CLOSE, start=b"POST HTTP://h" + PATH + b" HTTP/1.1"), 1)
+    yield accepted("target with a query", post(1, CLOSE, start=b"POST " + PATH + b"?a=%ff&&=&b HTTP/1.1"), 1)
+    yield accepted("target with escapes", post(1, CLOSE, start=b"POST /webhook/ch%61twoot HTTP/1.1"), 1)
+    for target, status in (
+        (b"/", 404),
+        (b"/webhook/chatwoot/..%2f..%2fetc", 404),
+        (b"/webhook/%00", 404),
+        (b"/webhook/chatwoot/%ff", 400),
+        (b"/webhook/chatwoot/\xff", 400),
+        (b"/webhook/chatwoot/%0d%0aX:%20a", 404),
+        (b"ftp://h/webhook/chatwoot", 404),
+        (b"/webhook//chatwoot", 404),
+        (b"/webhook/chatwoot/nobody", 404),
+    ):
+        yield refused(f"target {target!r}", post(1, CLOSE, start=b"POST " + target + b" HTTP/1.1"), status)
+    yield refused("target of 40 kB", post(1, CLOSE, start=b"POST /" + b"x" * 40_000 + b" HTTP/1.1"), 431)
+    yield refused("OPTIONS *", head(CLOSE, start=b"OPTIONS * HTTP/1.1"), 404)
+    yield refused("CONNECT", head(start=b"CONNECT h:80 HTTP/1.1") + HIDDEN)
+    yield refused("CONNECT to our path", head(start=b"CONNECT " + PATH + b" HTTP/1.1") + HIDDEN)
+    yield refused("TRACE", head(CLOSE, start=b"TRACE " + PATH + b" HTTP/1.1"), 405)
+    yield refused("a method of another protocol", head(CLOSE, start=b"DESCRIBE " + PATH + b" HTTP/1.1"))
+    # llhttp takes RTSP/1.0 for HTTP/1.0, and frames it so.
+    yield accepted("another protocol", post(1, CLOSE, start=b"POST " + PATH + b" RTSP/1.0"), 1)
+    yield refused("HTTP/2 without asking", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+    yield refused("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200))
+    yield refused("Redis", b"*1\r\n$4\r\nPING\r\n")
+    yield refused("SSH", b"SSH-2.0-OpenSSH_9.2\r\n")
+    yield refused("an answer", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
+def _hosts() -> Iterator[Case]:
+    """The Host header: one in HTTP/1.1, at most one in HTTP/1.0 (RFC 9112, 3.2)."""
+    old = b"POST " + PATH + b" HTTP/1.0"
+    yield refused("no host", post(1, CLOSE, host=b""))
+    yield refused("two hosts", post(1, b"Host: h", CLOSE))
+    yield refused("two hosts in one line", post(1, CLOSE, host=b"Host: h, i"))
+    yield refused("two hosts in HTTP/1.0", post(1, b"Host: i", start=old))
+    yield refused("host with a blank before the colon", post(1, CLOSE, host=b"Host : h"))
+    yield accepted("host without a value", post(1, CLOSE, host=b"Host:"), 1)
+    yield accepted("host with a port", post(1, CLOSE, host=b"Host: [::1]:80"), 1)
+    yield accepted("no host in HTTP/1.0", post(1, host=b"", start=old), 1)
+
+
+def _several() -> Iterator[Case]:
+    """Several requests on one connection, and what is said of its end."""
+    yield accepted("three at once", post(1) + post(2) + post(3, CLOSE), 1, 2, 3)
+    yield accepted("one in chunks between two", post(1) + head(CHUNKED) + chunk(message(2)) + END + post(3, CLOSE), 1, 2, 3)
+    yield accepted("an empty line between two", post(1) + b"\r\n" + post(2, CLOSE), 1, 2)
+    yield Case("one, and one that is none", post(1) + b"NONSENSE\r\n\r\n" + HIDDEN, (202, 400), (1,))
+    yield Case("one, and one with two lengths", post(1) + head(LENGTH, b"Content-Length: 1") + HIDDEN, (202, 400), (1,))
+    yield Case("an unknown path between two", post(1) + post(2, start=b"POST /x HTTP/1.1") + post(3, CLOSE), (202, 404, 202), (1, 3))
+    yield accepted("more after the last one", post(1, CLOSE) + HIDDEN, 1)
+    yield accepted("more after the last one, close in capitals", post(1, b"Connection: CLOSE") + HIDDEN, 1)
+    yield accepted("more after the last one, close in a list", post(1, b"Connection: x, close , y") + HIDDEN, 1)
+    yield accepted("more after the last one, close and keep-alive", post(1, b"Connection: close, keep-alive") + HIDDEN, 1)
+    yield accepted("more after one of HTTP/1.0", post(1, start=b"POST " + PATH + b" HTTP/1.0") + HIDDEN, 1)
+    yield accepted("a length that the connection is to hide", post(1, b"Connection: close, Content-Length"), 1)
+    yield accepted("to go on to HTTP/2", post(1, b"Connection: Upgrade, HTTP2-Settings, close", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk"), 1)
+    yield accepted("to go on to a websocket, and more", post(1, b"Connection: Upgrade, close", b"Upgrade: websocket") + HIDDEN, 1)
+    yield accepted("an expectation that nobody knows", post(1, b"Expect: the-unexpected", CLOSE), 1)
+    yield accepted("an expectation in HTTP/1.0", post(1, b"Expect: 100-continue", start=b"POST " + PATH + b" HTTP/1.0"), 1)
+    yield accepted("to be told to go on, and a body at once", post(1, b"Expect: 100-continue", CLOSE), 1)
+    yield accepted("to be told to go on, behind another", post(1) + post(2, b"Expect: 100-continue", CLOSE), 1, 2)
+    offer = (b"Connection: Upgrade", b"Upgrade: h2c", b"Expect: 100-continue")
+    yield accepted("to go on to HTTP/2, three times", post(1, *offer) + post(2, *offer) + post(3, *offer, CLOSE), 1, 2, 3)
+    chunks = head(CHUNKED, *offer) + chunk(message(2)) + END
+    yield accepted("to go on to HTTP/2, in chunks", post(1, *offer) + chunks + post(3, CLOSE), 1, 2, 3)
+    many = post(1, *offer) + post(2, *offer) * 100 + post(3, CLOSE)
+    yield Case("to go on to HTTP/2, a hundred times", many, (202,) * 102, (1, *[2] * 100, 3))
+    yield accepted("a GET's body is no request", head(length(HIDDEN), start=b"GET /health/live HTTP/1.1") + HIDDEN + post(1, CLOSE), 1)
+
+
+CASES: Sequence[Case] = [
+    *_both_lengths(),
+    *_codings(),
+    *_lengths(),
+    *_chunks(),
+    *_ends_of_lines(),
+    *_headers(),
+    *_request_lines(),
+    *_targets(),
+    *_hosts(),
+    *_several(),
+]

@@ -1,0 +1,128 @@
+"""The arithmetic of the bench, and the words for what it found. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from operator import ge, le, lt
+from statistics import median
+
+from attrs import Factory, frozen
+
+
+@frozen
+class Spread:
+    """The median of some runs, the smallest and the largest."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of at least one value."""
+        return cls(median(values), min(values), max(values))
+
+    def text(self, digits: int) -> str:
+        """The median, with the extremes behind it where there are any."""
+        if self.low == self.high:
+            return number(self.median, digits)
+        return f"{number(self.median, digits)} ({number(self.low, digits)} to {number(self.high, digits)})"
+
+
+def number(value: float, digits: int) -> str:
+    """A number as people read it."""
+    return f"{value:,.{digits}f}"
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
+    """Ours over theirs, round by round, so that what slowed a whole round down cancels out."""
+    return Spread.of([mine / other for mine, other in zip(ours, theirs, strict=True)])
+
+
+def share(with_it: Sequence[float], without: Sequence[float]) -> Spread:
+    """How much of a cost is due to what the other runs of each round did without, in percent."""
+    return Spread.of([100 * (more - less) / more for more, less in zip(with_it, without, strict=True)])
+
+
+class Figure(Enum):
+    """What a target is about; the value is how the report calls it."""
+
+    CPU_FASTIFY = "CPU per request, against Fastify+BullMQ"
+    CPU_EXPRESS = "CPU per request, against Express+BullMQ"
+    RATE_FASTIFY = "requests/s of one process, against Fastify+BullMQ"
+    P95_ONE = "p95 at 1,000 requests/s, one replica"
+    P95_THREE = "p95 at 1,000 requests/s, three replicas behind nginx"
+    P95_SPOOLING = "p95 while spooling (Redis stopped), 500 requests/s"
+    SIGNATURE = "signature check, its share of CPU"
+    CALLS = "Redis round trips per job under load"
+    RSS_LOAD = "RSS of one replica under load"
+    RSS_MILLION = "RSS after 1 million requests, against after 100,000"
+    CPU_DEPTH = "CPU per request at 10^6 waiting jobs, against 0"
+
+
+_SIGNS: Mapping[str, Callable[[float, float], bool]] = {"<": lt, "<=": le, ">=": ge}
+
+
+@frozen
+class Bound:
+    """What a figure is held against: one of C{<}, C{<=} and C{>=}, and a limit."""
+
+    sign: str
+    limit: float
+
+    def holds(self, value: float) -> bool:
+        """Whether the value is on the right side."""
+        return _SIGNS[self.sign](value, self.limit)
+
+
+@frozen
+class Target:
+    """What a figure must reach, and what it should."""
+
+    figure: Figure
+    must: Bound
+    aim: Bound
+    unit: str = ""
+    digits: int = 2
+
+    def shown(self, value: float) -> str:
+        """A value of this figure with its unit."""
+        return f"{number(value, self.digits)}{self.unit}"
+
+    def wanted(self, bound: Bound) -> str:
+        """A bound of this figure, as the report says it."""
+        return f"{bound.sign} {self.shown(bound.limit)}"
+
+
+TARGETS = (
+    Target(Figure.CPU_FASTIFY, Bound("<=", 0.70), Bound("<=", 0.50)),
+    Target(Figure.CPU_EXPRESS, Bound("<=", 0.33), Bound("<=", 0.25)),
+    Target(Figure.RATE_FASTIFY, Bound(">=", 1.3), Bound(">=", 2.0)),
+    Target(Figure.P95_ONE, Bound("<", 10), Bound("<", 3), " ms"),
+    Target(Figure.P95_THREE, Bound("<", 20), Bound("<", 5), " ms"),
+    Target(Figure.P95_SPOOLING, Bound("<", 50), Bound("<", 15), " ms"),
+    Target(Figure.SIGNATURE, Bound("<", 8), Bound("<", 4), " %"),
+    Target(Figure.CALLS, Bound("<", 0.2), Bound("<", 0.05), digits=3),
+    Target(Figure.RSS_LOAD, Bound("<", 90), Bound("<", 60), " MB", digits=1),
+    # "Flat" is within the noise of an allocator, and so is a ratio of 1.0.
+    Target(Figure.RSS_MILLION, Bound("<", 1.05), Bound("<", 1.02)),
+    Target(Figure.CPU_DEPTH, Bound("<", 1.1), Bound("<", 1.05)),
+)
+"""What webhookd is built to reach."""
+
+
+@frozen
+class Section:
+    """One table of the report.
+
+    C{measured} is what it says of the targets' figures. C{problems} are sentences that make its figures void:
+    an event that was not found in the queue, a request that was never sent.
+    """
+
+    title: str
+    note: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    measured: Mapping[Figure, float] = Factory(dict)
+    problems: Sequence[str] = ()

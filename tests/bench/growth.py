@@ -1,0 +1,193 @@
+"""What becomes of the cost of a request as something grows: bodies, the queue, connections, duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from tests.support.samples import SECRET
+
+from .bodies import body_of, sample_body
+from .comparison import COLUMNS, medians, problems_of, rounds
+from .figures import Figure, Section, ratios, share
+from .load import ALWAYS_THE_SAME, Run, Shape, Wrk, close_loop, jobs_waiting
+from .machine import Cores
+from .servers import QUEUE, BenchRedis, Server, Webhookd
+
+_ROUNDS = 3
+_DURATION_S = 2
+_WARM = Shape(2)
+
+
+class _World:
+    """A Redis, a warm webhookd, and a load generator."""
+
+    def __init__(self, cores: Cores, stack: ExitStack, *options: str) -> None:
+        self.wrk = Wrk(cores.load)
+        self.redis = stack.enter_context(BenchRedis(cores.redis))
+        self.server = self.start(stack, cores.server, *options)
+
+    def start(self, stack: ExitStack, core: int, *options: str) -> Server:
+        """One more webhookd, warm."""
+        server: Server = stack.enter_context(Webhookd(core, self.redis, *options))
+        close_loop(self.wrk, self.redis, [server], _WARM)
+        return server
+
+    def run(self, shape: Shape, *servers: Server) -> Run:
+        """One run into an empty queue."""
+        self.redis.empty()
+        return close_loop(self.wrk, self.redis, servers or [self.server], shape)
+
+
+def _section(title: str, note: str, runs: Mapping[str, Sequence[Run]], **more: Any) -> Section:
+    """A table with a row for each step of growth; the first is what the ratio of CPU is against."""
+    first, *_ = runs.values()
+    cpu_of_first = [run.cpu_us_per_request for run in first]
+    rows = []
+    for name, each in runs.items():
+        ratio = ratios([run.cpu_us_per_request for run in each], cpu_of_first)
+        rows.append([*medians(name, each, COLUMNS), ratio.text(2)])
+    return Section(
+        title=title,
+        note=f"{note} {len(first)} rounds.",
+        header=["", *(column.name for column in COLUMNS), "CPU against the first row"],
+        rows=rows,
+        problems=problems_of(runs),
+        **more,
+    )
+
+
+def bodies(cores: Cores) -> Section:
+    """Larger and larger messages."""
+    shapes = {
+        "3 kB": Shape(_DURATION_S, body=sample_body()),
+        "1 kB": Shape(_DURATION_S, body=body_of(1_000)),
+        "22 kB": Shape(_DURATION_S, body=body_of(22_000)),
+        "300 kB": Shape(_DURATION_S, body=body_of(300_000)),
+        "5 MB": Shape(_DURATION_S, body=body_of(5_000_000), connections=8),
+    }
+    with ExitStack() as stack:
+        world = _World(cores, stack)
+        runs = rounds(_ROUNDS, list(shapes), lambda name: world.run(shapes[name]))
+    return _section("Growth: the body", "32 connections, and 8 for 5 MB.", runs)
+
+
+def connections(cores: Cores) -> Section:
+    """More and more senders at once."""
+    counts = {f"{count:,} connections": count for count in (8, 64, 512, 4000)}
+    with ExitStack() as stack:
+        world = _World(cores, stack)
+        runs = rounds(
+            _ROUNDS, list(counts), lambda name: world.run(Shape(_DURATION_S, connections=counts[name]))
+        )
+    note = "A closed loop: with more connections each waits longer for its turn, and the calls are larger."
+    return _section("Growth: connections", note, runs)
+
+
+def duplicates(cores: Cores) -> Section:
+    """Events that were there before."""
+    repeats = {"none": 1, "50 %": 2, "100 %": ALWAYS_THE_SAME}
+    with ExitStack() as stack:
+        world = _World(cores, stack)
+        runs = rounds(
+            _ROUNDS, list(repeats), lambda name: world.run(Shape(_DURATION_S, repeat=repeats[name]))
+        )
+    note = "Each event is sent once, twice in a row, or always the same."
+    return _section("Growth: duplicates", note, runs)
+
+
+def replicas(cores: Cores) -> Section:
+    """A second process beside the first, each with a load generator of its own."""
+    with ExitStack() as stack:
+        world = _World(cores, stack)
+        second = world.start(stack, cores.second_server)
+        servers = {"1 replica": [world.server], "2 replicas": [world.server, second]}
+        runs = rounds(_ROUNDS, list(servers), lambda name: world.run(Shape(_DURATION_S), *servers[name]))
+    note = (
+        "Each replica has its own load generator; where cores are shared (see below), so is what they can do."
+    )
+    return _section("Growth: replicas", note, runs)
+
+
+def signature(cores: Cores, *, count: int, duration_s: int) -> Section:
+    """The same signed requests to one that checks them, and to one that has no secret."""
+    with ExitStack() as stack:
+        world = _World(cores, stack)
+        secret = stack.enter_context(Webhookd(cores.server, world.redis, "--secret", SECRET))
+        servers = {"not checked": world.server, "checked": secret}
+        shape = Shape(duration_s, signed=True)
+        close_loop(world.wrk, world.redis, [secret], shape)
+        runs = rounds(count, list(servers), lambda name: world.run(shape, servers[name]))
+    of_cpu = share(
+        [run.cpu_us_per_request for run in runs["checked"]],
+        [run.cpu_us_per_request for run in runs["not checked"]],
+    )
+    note = (
+        "The same requests, each with its valid signature; one server has the secret, the other has none. "
+        f"Checking is {of_cpu.text(1)} % of the CPU."
+    )
+    return _section("Signature", note, runs, measured={Figure.SIGNATURE: of_cpu.median})
+
+
+# -- waiting jobs -------------------------------------------------------------------------------------------
+
+_FILL_AT_ONCE = 10_000
+_FILL = """
+for i = ARGV[1], ARGV[2] do
+  local id = 'chatwoot.message_created.6.' .. string.format('%.0f', i)
+  redis.call('HSET', KEYS[1] .. id, 'name', 'message_created', 'data', '{"id":1}', 'opts', '{"attempts":3}',
+    'timestamp', '1788264000000', 'delay', '0', 'priority', '0')
+  redis.call('LPUSH', KEYS[2], id)
+end
+"""
+
+
+def _fill(client: Any, count: int) -> None:
+    """So many small jobs wait: list entries and hashes."""
+    fill = client.register_script(_FILL)
+    key = f"bull:{QUEUE}:"
+    for first in range(0, count, _FILL_AT_ONCE):
+        fill(keys=[key, f"{key}wait"], args=[first, min(first + _FILL_AT_ONCE, count) - 1])
+
+
+def _take_back(client: Any, left: int) -> None:
+    """Remove the newest jobs until so many are left."""
+    wait = f"bull:{QUEUE}:wait"
+    newest = client.lrange(wait, 0, jobs_waiting(client) - left - 1)
+    client.ltrim(wait, len(newest), -1)
+    for first in range(0, len(newest), _FILL_AT_ONCE):
+        ids = [job_id.decode() for job_id in newest[first : first + _FILL_AT_ONCE]]
+        client.unlink(
+            *(f"bull:{QUEUE}:{prefix}{job_id}" for job_id in ids for prefix in ("", "create-lock:"))
+        )
+
+
+def waiting_jobs(cores: Cores, *, count: int, duration_s: int) -> Section:
+    """Queues that nobody works on, each in a Redis of its own."""
+    depths = {"0 waiting": 0, "10^4 waiting": 10**4, "10^6 waiting": 10**6}
+    with ExitStack() as stack:
+        worlds = {name: _World(cores, stack) for name in depths}
+        clients = {
+            name: stack.enter_context(world.redis.client(socket_timeout=60.0))
+            for name, world in worlds.items()
+        }
+        for name, depth in depths.items():
+            worlds[name].redis.empty()
+            _fill(clients[name], depth)
+
+        def measure(name: str) -> Run:
+            world = worlds[name]
+            run = close_loop(world.wrk, world.redis, [world.server], Shape(duration_s))
+            _take_back(clients[name], depths[name])
+            return run
+
+        runs = rounds(count, list(depths), measure)
+    cpu = {name: [run.cpu_us_per_request for run in each] for name, each in runs.items()}
+    growth = ratios(cpu["10^6 waiting"], cpu["0 waiting"])
+    note = "Each depth has a Redis and a webhookd of its own; what a run adds is taken back after it."
+    return _section("Growth: waiting jobs", note, runs, measured={Figure.CPU_DEPTH: growth.median})
+
+
+#: All that grows, by what `--only` calls it.
+SHORT: Sequence[Callable[[Cores], Section]] = (bodies, connections, replicas, duplicates)

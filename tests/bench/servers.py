@@ -1,0 +1,157 @@
+"""What is measured, and what it is measured with: child processes, each on its core."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from tests.support.daemon import Daemon
+from tests.support.process import ChildProcess, MissingTool, find_tool
+from tests.support.servers import RedisServer
+
+from .machine import pinned
+
+_HERE = Path(__file__).parent
+QUEUE = "chatwoot"
+
+
+class Server(Protocol):
+    """A process that takes webhooks."""
+
+    name: str
+    port: int
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+
+
+class BenchRedis(RedisServer):
+    """Debian's Redis, without persistence: the same for all, and its disk is not what is measured."""
+
+    def __init__(self, core: int) -> None:
+        super().__init__(config=["maxmemory-policy noeviction"])
+        self._core = core
+
+    def argv(self) -> Sequence[str]:
+        return pinned(self._core, super().argv())
+
+    def empty(self) -> None:
+        """Throw all jobs and locks away."""
+        with self.client(socket_timeout=60.0) as client:
+            client.flushall()
+
+
+class Webhookd(Daemon):
+    """webhookd as it is installed, with its defaults."""
+
+    def __init__(self, core: int, redis: RedisServer, *options: str) -> None:
+        super().__init__("--redis", redis.url, *options)
+        self._core = core
+
+    def argv(self) -> Sequence[str]:
+        return pinned(self._core, super().argv())
+
+
+class _Listener(ChildProcess):
+    """A program that is ready when it listens on L{port}."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__()
+        self.port = self.reserve_port()
+
+    def is_ready(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1.0).close()
+        except OSError:
+            return False
+        return True
+
+
+class Peer(_Listener):
+    """Express or Fastify with ioredis and BullMQ, in production mode."""
+
+    def __init__(self, name: str, core: int, redis: RedisServer) -> None:
+        super().__init__(name)
+        self._core = core
+        self._redis_url = redis.url
+
+    def argv(self) -> Sequence[str]:
+        peers = _HERE / "peers"
+        if not (peers / "node_modules").exists():
+            raise MissingTool(f"run `npm ci` in {peers}, or `make bench`")
+        node = find_tool("node", "it is in Debian's package nodejs")
+        return pinned(self._core, [node, str(peers / f"{self.name}.js")])
+
+    def environ(self) -> Mapping[str, str]:
+        own = {
+            "NODE_ENV": "production",
+            "PORT": str(self.port),
+            "REDIS_URL": self._redis_url,
+            "QUEUE": QUEUE,
+        }
+        return {**super().environ(), **own}
+
+
+class Echo(_Listener):
+    """The floor of L{tests.bench.echo}."""
+
+    def __init__(self, core: int) -> None:
+        super().__init__("echo")
+        self._core = core
+
+    def argv(self) -> Sequence[str]:
+        return pinned(self._core, [sys.executable, str(_HERE / "echo.py"), str(self.port)])
+
+
+_NGINX_CONF = """\
+# One process, so that its end is the end of all.
+daemon off;
+master_process off;
+pid {directory}/nginx.pid;
+error_log {directory}/error.log;
+events {{ worker_connections 8192; }}
+http {{
+  access_log off;
+  client_max_body_size 16m;
+  client_body_buffer_size 64k;
+  client_body_temp_path {directory}/body;
+  proxy_temp_path {directory}/proxy;
+  fastcgi_temp_path {directory}/fastcgi;
+  uwsgi_temp_path {directory}/uwsgi;
+  scgi_temp_path {directory}/scgi;
+  upstream replicas {{
+    least_conn;
+{servers}
+    keepalive 64;
+  }}
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{
+      proxy_pass http://replicas;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+    }}
+  }}
+}}
+"""
+
+
+class Nginx(_Listener):
+    """Debian's nginx before some replicas."""
+
+    def __init__(self, core: int, replicas: Sequence[Server]) -> None:
+        super().__init__("nginx")
+        self._core = core
+        self._replicas = replicas
+
+    def argv(self) -> Sequence[str]:
+        servers = "\n".join(f"    server 127.0.0.1:{replica.port};" for replica in self._replicas)
+        path = self.directory / "nginx.conf"
+        path.write_text(_NGINX_CONF.format(directory=self.directory, port=self.port, servers=servers))
+        nginx = find_tool("nginx", "it is in Debian's package nginx-light")
+        return pinned(self._core, [nginx, "-c", str(path), "-e", str(self.directory / "error.log")])

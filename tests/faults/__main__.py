@@ -1,0 +1,41 @@
+"""C{python -m tests.faults}: run the table, print it, and keep it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .bench import Result, Row, run
+from .report import line_of, write_report
+from .rows import ROWS
+
+
+def _rows(arguments: argparse.Namespace) -> Sequence[Row]:
+    if arguments.only:
+        return [ROWS[name] for name in arguments.only.split(",")]
+    return [row for row in ROWS.values() if row.short or not arguments.short]
+
+
+def main() -> int:
+    """Run what was asked for; 0 where all held."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults")
+    parser.add_argument("--only", help="names of rows with commas between them")
+    parser.add_argument("--short", action="store_true", help="the rows that `make test` runs too")
+    arguments = parser.parse_args()
+    results: list[Result] = []
+    for row in _rows(arguments):
+        result = run(row)
+        results.append(result)
+        print(line_of(result), flush=True)
+        for problem in result.problems:
+            print(f"      {problem}", flush=True)
+        if result.logs:
+            print(result.logs, file=sys.stderr, flush=True)
+    if not arguments.only and not arguments.short:
+        write_report(results)
+    return 0 if all(result.holds and not result.is_late for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,391 @@
+"""The bench: servers, replicas and load for one row, and the run of it from the start to the verdict.
+
+A scenario uses the bench's methods from top to bottom; all that it started ends with the bench.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from attrs import field, frozen
+
+from tests.support.daemon import Daemon
+from tests.support.http import Response, exchange, request_bytes
+from tests.support.process import ChildProcess, wait_until
+from tests.support.proxy import Proxy
+from tests.support.servers import RedisServer
+from tests.support.webhooks import Webhook, outcome, post
+from webhookd.bullmq import QueueKeys
+
+from .builds import Build
+from .ledger import Attempt, Ledger, event, read_ledger, unanswered
+from .oracle import KEEP_ALL_EVENTS, Verdict, judge, look_at_queue, spooled_ids
+
+RATE = 500.0
+"""Requests a second, duplicates among them."""
+
+P95_S = 0.050
+DRAINED_WITHIN_S = 30.0
+LOCK_TTL_MS = 3_600_000
+
+SAFE = ("appendonly yes", "appendfsync always")
+EVERYSEC = ("appendonly yes", "appendfsync everysec")
+INSTALLED = Build("as installed")
+
+_REPOSITORY = Path(__file__).parents[2]
+_T = TypeVar("_T", bound=ChildProcess)
+
+
+class Load(ChildProcess):
+    """The sender (L{tests.faults.load}), which writes its ledger into its own directory."""
+
+    name = "load"
+
+    def __init__(self, *arguments: str, ports: Sequence[int], rate: float) -> None:
+        super().__init__()
+        self.ledger_path = self.directory / "ledger"
+        self.ports = ports
+        self._arguments = [*arguments, str(self.ledger_path), str(rate), *map(str, ports)]
+
+    def argv(self) -> Sequence[str]:
+        return [sys.executable, "-m", "tests.faults.load", *self._arguments]
+
+    def environ(self) -> Mapping[str, str]:
+        return {**super().environ(), "PYTHONPATH": str(_REPOSITORY)}
+
+    def is_ready(self) -> bool:
+        """Whether it has sent something, or had nothing to send."""
+        return self.ledger_path.exists() and (self.ledger_path.stat().st_size > 0 or self._has_ended())
+
+    def _has_ended(self) -> bool:
+        return self.process is not None and self.process.poll() == 0
+
+
+class Replica(Daemon):
+    """A webhookd of the bench.
+
+    C{extra} is environment that the next start gets, C{wrapper} a command in front of its own.
+    """
+
+    def __init__(self, *options: str, directory: Path | None = None, wrapper: Sequence[str] = ()) -> None:
+        super().__init__(*options, directory=directory)
+        self.extra: dict[str, str] = {}
+        self.wrapper = wrapper
+
+    def argv(self) -> Sequence[str]:
+        return [*self.wrapper, *super().argv()]
+
+    def environ(self) -> Mapping[str, str]:
+        return {**super().environ(), **self.extra}
+
+    @property
+    def spool_root(self) -> Path:
+        """Where its spool is, and those of the replicas that share the root with it."""
+        given = self.options[self.options.index("--spool") + 1] if "--spool" in self.options else "var/spool"
+        return self.directory / given
+
+    @property
+    def health(self) -> Mapping[str, Any]:
+        """What C{/health} says."""
+        content: Mapping[str, Any] = json.loads(self.get("/health").body)
+        return content
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether Redis is there and the spool is empty."""
+        health = self.health
+        return health["redis"].get("status") == "up" and health["spool"].get("records") == 0
+
+    def come_back(self) -> None:
+        """Wait for the death that a crash point brings, and start again without one."""
+        self.wait()
+        self.extra.pop("WEBHOOKD_CRASH_AT", None)
+        self.start()
+
+
+class Bench:
+    """All that one scenario needs.
+
+    L{redis} and L{queue} say where the oracle finds the jobs at the end. The jobs in L{deleted} were lost or
+    removed by the scenario's own doing, those in L{strangers} are not in a ledger.
+    """
+
+    def __init__(self, build: Build = INSTALLED, rate: float = RATE) -> None:
+        self.rate = rate
+        self.queue = QueueKeys("bull", "chatwoot")
+        self.max_lock_ttl_ms = LOCK_TTL_MS
+        self.redis: RedisServer | None = None
+        self.replicas: list[Replica] = []
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.deleted: frozenset[str] = frozenset()
+        self.strangers: frozenset[str] = frozenset()
+        self.expected_corrupt = 0
+        self.orphans_within_s = 0.0
+        self._resources = ExitStack()
+        self.directory = Path(self._resources.enter_context(TemporaryDirectory(prefix="webhookd-bench-")))
+        self._build = build
+        self._build_environ = build.make(self.directory / "build")
+        self._loads: list[Load] = []
+        self._ledgers: list[Path] = []
+
+    # -- what a scenario starts
+
+    def start_redis(self, *config: str) -> RedisServer:
+        """A Redis that the oracle will look at."""
+        self.redis = self.open(RedisServer(config=config))
+        self.keep_all_events()
+        return self.redis
+
+    def keep_all_events(self) -> None:
+        """Have the queue's event stream keep what the oracle counts."""
+        assert self.redis is not None
+        with self.redis.client() as client:
+            client.hset(self.queue.meta, "opts.maxLenEvents", str(KEEP_ALL_EVENTS))
+
+    def start_proxy(self, port: int) -> Proxy:
+        """A proxy in front of a port."""
+        return self._resources.enter_context(Proxy(port))
+
+    def new_replica(self, redis: RedisServer | Proxy | str, *options: str, **settings: Any) -> Replica:
+        """A webhookd in front of a Redis, a proxy or an URL, not started yet."""
+        url = redis if isinstance(redis, str) else f"redis://127.0.0.1:{redis.port}/0"
+        replica = Replica("--redis", url, *options, **settings)
+        replica.extra.update(self._build_environ)
+        self.replicas.append(replica)
+        self._resources.callback(replica.close)
+        return replica
+
+    def start_replica(self, redis: RedisServer | Proxy | str, *options: str, **settings: Any) -> Replica:
+        """The same, and started."""
+        return self.new_replica(redis, *options, **settings).start()
+
+    def open(self, child: _T) -> _T:
+        """Start any child process."""
+        self._resources.callback(child.close)
+        return child.start()
+
+    def defer(self, callback: Callable[[], object]) -> None:
+        """Call it at the end."""
+        self._resources.callback(callback)
+
+    # -- what a scenario does
+
+    @contextmanager
+    def load(self, *targets: Any, rate: float | None = None) -> Iterator[Load]:
+        """Constant load on replicas, proxies or nginx while the block runs, and until the last answer."""
+        first = 1 + 10_000_000 * len(self._loads)
+        ports = [target.port for target in targets]
+        load = Load("--first", str(first), ports=ports, rate=rate or self.rate)
+        self._loads.append(self.open(load))
+        self._ledgers.append(load.ledger_path)
+        yield load
+        load.stop()
+
+    @contextmanager
+    def ledger(self) -> Iterator[Ledger]:
+        """A ledger for what the scenario sends itself."""
+        path = self.directory / f"ledger-{len(self._ledgers)}"
+        self._ledgers.append(path)
+        with Ledger(path) as ledger:
+            yield ledger
+
+    def pause(self, seconds: float) -> None:
+        """Let the load run."""
+        time.sleep(seconds)
+
+    def check(self, holds: object, what: str) -> None:
+        """Something that the row demands beside the invariants."""
+        if not holds:
+            self.problems.append(what)
+
+    def note(self, text: str) -> None:
+        """Something for the reader of the table."""
+        self.notes.append(text)
+
+    def wait(self, condition: Callable[[], bool], what: str, within_s: float = 20.0) -> None:
+        """Wait for something that must come; a problem where it does not."""
+        try:
+            wait_until(condition, what, within_s)
+        except TimeoutError as error:
+            self.problems.append(str(error))
+
+    def send(self, replica: Replica, number: int) -> Response:
+        """Send one event, and write that down."""
+        with self.ledger() as ledger:
+            serial = ledger.sends(number, replica.port)
+            response = post(replica.port, event(number))
+            ledger.answered(serial, *outcome(response))
+        return response
+
+    def post_to(self, replica: Replica, path: str, webhook: Webhook) -> Response:
+        """Send something that is in no ledger."""
+        return exchange(replica.port, request_bytes("POST", path, webhook.headers, webhook.body))
+
+    def wait_drained(self, *replicas: Replica) -> float:
+        """Wait until spools are empty, those of all replicas unless some are named; the seconds it took."""
+        began_s = time.monotonic()
+        wanted = replicas or self.replicas
+        self.wait(lambda: all(map(_is_drained, wanted)), "the spools are empty", DRAINED_WITHIN_S)
+        return time.monotonic() - began_s
+
+    def attempts(self) -> list[Attempt]:
+        """All that was sent so far."""
+        return [attempt for path in self._ledgers for attempt in read_ledger(path)]
+
+    # -- the end
+
+    def settle(self) -> None:
+        """Send again what was not acknowledged, have all spools drained, and end the replicas."""
+        self._repeat_unanswered()
+        self.wait_drained()
+        self.wait(self._are_orphans_drained, "the orphans are drained", self.orphans_within_s)
+        corrupt = sum(replica.health["spool"]["corruptRecords"] for replica in self.replicas)
+        self.check(corrupt == self.expected_corrupt, f"{corrupt} records are counted as corrupt")
+        for replica in self.replicas:
+            self.check(replica.stop() == 0, "a replica does not end with exit code 0")
+
+    def _are_orphans_drained(self) -> bool:
+        directories = [path for root in self._spool_roots() for path in root.glob("replica-*")]
+        return len(directories) <= len(self.replicas)
+
+    def _repeat_unanswered(self) -> None:
+        ports = [replica.port for replica in self.replicas if _is_up(replica)]
+        for path in tuple(self._ledgers):
+            if not unanswered(read_ledger(path)):
+                continue
+            load = Load("--repeat", str(path), ports=ports, rate=self.rate)
+            self._ledgers.append(load.ledger_path)
+            self.open(load)
+            self.check(load.wait(60.0) == 0, "the repetition failed")
+
+    def verdict(self, *, ordered: bool, truthful: bool) -> Verdict:
+        """Have the oracle compare all that there is."""
+        assert self.redis is not None
+        with self.redis.client() as client:
+            held = look_at_queue(client, self.queue)
+        return judge(
+            self.attempts(),
+            held,
+            spooled_ids(self._spool_roots()),
+            deleted=self.deleted,
+            strangers=self.strangers,
+            max_lock_ttl_ms=self.max_lock_ttl_ms,
+            ordered=ordered,
+            truthful=truthful,
+        )
+
+    def _spool_roots(self) -> set[Path]:
+        return {replica.spool_root for replica in self.replicas}
+
+    def logs(self) -> str:
+        """What the replicas wrote, for whoever looks for the cause."""
+        return "\n".join(f"--- {replica.port}\n{replica.log[-6000:]}" for replica in self.replicas)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._resources.close()
+
+
+def _is_drained(replica: Replica) -> bool:
+    try:
+        return replica.is_drained
+    except OSError:
+        return False
+
+
+def _is_up(replica: Replica) -> bool:
+    return replica.process is not None and replica.process.poll() is None and replica.is_ready()
+
+
+Scenario = Callable[[Bench], None]
+
+
+@frozen
+class Row:
+    """One fault of the table.
+
+    C{p95} says whether accepted requests must stay under 50 ms at the 95th percentile, C{all_taken} whether
+    each request must be acknowledged, C{may_lose} how many events at most may be lost, where any may.
+    """
+
+    name: str
+    fault: str
+    expected: str
+    scenario: Scenario = field(repr=False)
+    build: Build = field(default=INSTALLED, repr=False)
+    p95: bool = False
+    all_taken: bool = False
+    ordered: bool = False
+    truthful: bool = False
+    may_lose: int = 0
+    short: bool = False
+    root: bool = False
+
+
+@frozen
+class Result:
+    """What came of a row: its verdict, what is wrong, and whether it was only too slow at the 95th percentile."""
+
+    row: Row
+    verdict: Verdict | None
+    problems: Sequence[str]
+    is_late: bool = False
+    notes: Sequence[str] = ()
+    took_s: float = 0.0
+    not_run: str = ""
+    logs: str = field(default="", repr=False)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the row's expectation holds, but for the 95th percentile."""
+        return not self.problems
+
+
+def run(row: Row, *, build: Build | None = None, rate: float = RATE) -> Result:
+    """Run one row, on another build than its own where one is given."""
+    if row.root and os.geteuid() != 0:
+        return Result(row, None, (), not_run="needs root, to mount")
+    began_s = time.monotonic()
+    with Bench(build or row.build, rate) as bench:
+        try:
+            row.scenario(bench)
+            bench.settle()
+            verdict = bench.verdict(ordered=row.ordered, truthful=row.truthful)
+        except Exception:  # noqa: BLE001 - the other rows are run all the same
+            return Result(row, None, [traceback.format_exc()], logs=bench.logs())
+        problems = [*bench.problems, *verdict.violations, *_problems_of(row, verdict)]
+        return Result(
+            row,
+            verdict,
+            problems,
+            is_late=row.p95 and verdict.p95_s >= P95_S,
+            notes=bench.notes,
+            took_s=time.monotonic() - began_s,
+            logs=bench.logs() if problems else "",
+        )
+
+
+def _problems_of(row: Row, verdict: Verdict) -> Iterator[str]:
+    lost = verdict.lost
+    if len(lost) > row.may_lose:
+        yield f"I1: lost {len(lost)}, such as {', '.join(sorted(lost)[:3])}"
+    if row.all_taken and verdict.refused:
+        yield f"{verdict.refused} requests were not taken"

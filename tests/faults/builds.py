@@ -1,0 +1,249 @@
+"""Builds of webhookd with something in them that no release has: crash points, or a defect.
+
+A build is a copy of the installed package with a few edits of its source, each of which must fit exactly
+once: one that fits no longer ends the run, and does not silently test nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from attrs import field, frozen
+
+from tests.support.daemon import installed_twistd
+
+
+@frozen
+class Edit:
+    """In one file of the package, C{new} in place of the one C{old}."""
+
+    file: str
+    old: str
+    new: str
+
+    def apply(self, package: Path) -> None:
+        """Edit the copy."""
+        path = package / self.file
+        source = path.read_text()
+        if source.count(self.old) != 1:
+            raise ValueError(f"{self.file} holds {source.count(self.old)} times, not once: {self.old!r}")
+        path.write_text(source.replace(self.old, self.new))
+
+
+@frozen
+class Build:
+    """A named set of edits, and of modules to add."""
+
+    name: str
+    edits: tuple[Edit, ...] = ()
+    modules: Mapping[str, str] = field(factory=dict)
+
+    def __add__(self, other: Build) -> Build:
+        """A build with the edits of both."""
+        return Build(
+            f"{self.name}, {other.name}", self.edits + other.edits, {**self.modules, **other.modules}
+        )
+
+    def make(self, directory: Path) -> Mapping[str, str]:
+        """Make it below a directory; the environment in which the installed twistd runs it."""
+        package = directory / "webhookd"
+        shutil.copytree(_installed_package(), package, ignore=shutil.ignore_patterns("__pycache__"))
+        for edit in self.edits:
+            edit.apply(package)
+        for name, source in self.modules.items():
+            (package / name).write_text(source)
+        return {"PYTHONPATH": str(directory)}
+
+
+def _installed_package() -> Path:
+    environment = installed_twistd().parent.parent
+    (package,) = environment.glob("lib/python3*/site-packages/webhookd")
+    return package
+
+
+# -- crash points -------------------------------------------------------------------------------------------
+
+CRASH_AT = "WEBHOOKD_CRASH_AT"
+"""The environment variable with the crash point that counts: C{NAME:PASSES:SECONDS:ACTION}."""
+
+_CRASH_POINTS = '''\
+"""Where the fault bench has the daemon die: no release has this module."""
+
+import os
+import signal
+import time
+
+_name, _passes, _seconds, _action = os.environ.get("WEBHOOKD_CRASH_AT", "nowhere:1:0:die").split(":")
+_left = int(_passes)
+
+
+def point(name):
+    """Pass a crash point; at the one and the pass that count, wait a little, and die."""
+    global _left
+    if name == _name:
+        _left -= 1
+        if _left == 0:
+            time.sleep(float(_seconds))
+            if _action == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+def _before(file: str, old: str, name: str) -> Edit:
+    """A crash point before a statement, as deep as that is indented."""
+    statement = old.lstrip()
+    indent = old[: len(old) - len(statement)]
+    return Edit(file, old, f'{indent}from webhookd import crash; crash.point("{name}")\n{old}')
+
+
+CRASH_POINTS = (
+    "before verify",
+    "after verify",
+    "after spool append before fsync",
+    "after fsync before ack",
+    "after Redis reply before ack",
+    "after ack",
+)
+
+CRASHING = Build(
+    "with crash points",
+    (
+        _before("intake.py", "        source.authenticator.verify(credentials,", "before verify"),
+        _before("intake.py", "        event = parse(delivery, self.fallback)", "after verify"),
+        _before(
+            "spool_database.py",
+            '            connection.execute("COMMIT")\n            # A crash from here on',
+            "after spool append before fsync",
+        ),
+        _before(
+            "spool_database.py",
+            "        if self._untidy and not self._stats.records:",
+            "after fsync before ack",
+        ),
+        _before("redis_queue.py", "        self._acknowledged(\n", "after Redis reply before ack"),
+        Edit(
+            "web.py",
+            "        return _answer(request, STATUS_OF_OUTCOME[receipt.outcome], content)",
+            "        from twisted.internet import reactor\n"
+            "        from webhookd import crash\n"
+            '        request.notifyFinish().addCallback(lambda _: reactor.callLater(0.02, crash.point, "after ack"))\n'
+            "        return _answer(request, STATUS_OF_OUTCOME[receipt.outcome], content)",
+        ),
+    ),
+    {"crash.py": _CRASH_POINTS},
+)
+
+
+# -- one defect each ----------------------------------------------------------------------------------------
+
+WITHOUT_MEMORY = Build(
+    "without the memory of acknowledged jobs",
+    (Edit("recent.py", "        jobs = [job for _, job in self._jobs]", "        jobs: list[Job] = []"),),
+)
+
+ACKNOWLEDGES_EARLY = Build(
+    "acknowledges before the commit",
+    (
+        Edit(
+            "spool.py",
+            "        return self._submit(partial(SpoolDatabase.append, job=job, record=encode_record(job)))",
+            "        from twisted.internet.defer import succeed\n"
+            "        from webhookd.model import Outcome\n"
+            "        self._submit(partial(SpoolDatabase.append, job=job, record=encode_record(job)))\n"
+            "        return succeed(Receipt(Outcome.SPOOLED, job.id, job.name))",
+        ),
+    ),
+)
+
+CHECKS_THEN_ADDS = Build(
+    "checks and adds in two calls",
+    (
+        Edit("lua/add_jobs.lua", "  if call('EXISTS', job.lock) == 1 then", "  if false then"),
+        Edit("lua/add_jobs.lua", "  if found == 'hash' then", "  if false then"),
+        Edit("lua/add_jobs.lua", "  elseif found ~= 'none' then", "  elseif false then"),
+        Edit(
+            "redis_queue.py",
+            "        settings = self._settings\n        keys, arguments",
+            "        settings = self._settings\n"
+            "        found = [\n"
+            "            await connection.within(\n"
+            "                self._deadline_s, connection.exists(self._keys_of(job.queue).create_lock(job.id)))\n"
+            "            for job in jobs\n"
+            "        ]\n"
+            "        if any(found):\n"
+            "            new = [job for job, is_there in zip(jobs, found) if not is_there]\n"
+            "            answers = iter(await self._add(connection, new) if new else [])\n"
+            "            return [Answer.LOCK_HELD if is_there else next(answers) for is_there in found]\n"
+            "        keys, arguments",
+        ),
+    ),
+)
+
+LOCKS_FIRST = Build(
+    "locks before it adds",
+    (
+        Edit("lua/add_jobs.lua", "    push(job)\n  end\n  call('SET', job.lock, lock_value, 'PX', lock_ttl)", "    push(job)\n  end"),
+        Edit(
+            "lua/add_jobs.lua",
+            "  rehearse_undo(job)\n  call('HMSET'",
+            "  call('SET', job.lock, lock_value, 'PX', lock_ttl)\n  rehearse_undo(job)\n  call('HMSET'",
+        ),
+    ),
+)
+
+REUSES_CONNECTIONS = Build(
+    "uses a connection again after a deadline",
+    (
+        Edit(
+            "redis_pool.py",
+            "            if reason.unknown or reason.kind in _ASK_AGAIN:",
+            "            if reason.kind in _ASK_AGAIN or reason.kind is RedisErrorKind.DISCONNECTED:",
+        ),
+    ),
+)
+
+_PLAIN_QUEUE = '''\
+"""A drain that does as if nobody had added a job before."""
+
+from twisted.internet.defer import ensureDeferred
+from webhookd.bullmq import QueueKeys
+from webhookd.model import Outcome, QueueUnavailable, Receipt, RedisErrorKind
+
+
+class PlainQueue:
+    def __init__(self, pool, prefix):
+        self._pool = pool
+        self._prefix = prefix
+
+    def add(self, job):
+        return ensureDeferred(self._add(job))
+
+    async def _add(self, job):
+        connection = self._pool.writer
+        if connection is None:
+            raise QueueUnavailable(RedisErrorKind.DISCONNECTED, "not connected")
+        keys = QueueKeys(self._prefix, job.queue)
+        fields = {"name": job.name, "data": job.data, "opts": job.options, "timestamp": str(job.timestamp_ms)}
+        await connection.within(5.0, connection.hmset(keys.job(job.id), fields))
+        await connection.within(5.0, connection.lpush(keys.wait, job.id))
+        return Receipt(Outcome.QUEUED, job.id, job.name)
+'''
+
+DRAINS_PLAINLY = Build(
+    "drains the spool without the script",
+    (
+        Edit(
+            "service.py",
+            "            sink=queue(_DRAIN_REDIS_DEADLINE_S),",
+            '            sink=__import__("webhookd.plain").plain.PlainQueue(pool, settings.prefix),',
+        ),
+    ),
+    {"plain.py": _PLAIN_QUEUE},
+)
+
+LOCKS_FOR_EVER = Build(
+    "gives its locks no time to live",
+    (Edit("lua/add_jobs.lua", "lock_value, 'PX', lock_ttl)", "lock_value)"),),
+)

@@ -1,0 +1,90 @@
+"""Disks that fail: small ones, read-only ones, and fsync with a will of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.process import find_tool
+
+from .bench import Bench
+
+_SOURCE = Path(__file__).with_name("fsync_fault.c")
+_RESERVE_BYTES = 64 << 20
+"""What the daemon leaves free for everyone else."""
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+class SmallDisk:
+    """A tmpfs with room for a few thousand events, until it is filled."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.path = bench.directory / "disk"
+        self.path.mkdir()
+        _run("mount", "-t", "tmpfs", "-o", f"size={_RESERVE_BYTES + (24 << 20)}", "bench", str(self.path))
+        bench.defer(lambda: _run("umount", "--lazy", str(self.path)))
+        self._ballast = self.path / "ballast"
+
+    def fill(self) -> None:
+        """Leave nothing free."""
+        status = os.statvfs(self.path)
+        with self._ballast.open("wb") as file:
+            file.write(bytes(status.f_bavail * status.f_frsize))
+
+    def clear(self) -> None:
+        """Give back what L{fill} took."""
+        self._ballast.unlink()
+
+
+class FragileDisk:
+    """An ext4 on a loop device. It can meet an error of its own, and then is read-only until mounted anew."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.path = bench.directory / "disk"
+        self.path.mkdir()
+        image = bench.directory / "image"
+        with image.open("wb") as file:
+            file.truncate(_RESERVE_BYTES * 4)
+        _run(find_tool("mkfs.ext4", "it is in Debian's package e2fsprogs"), "-q", "-E", "lazy_itable_init=0", str(image))
+        self._device = _run("losetup", "--find", "--show", str(image))
+        bench.defer(lambda: _run("losetup", "--detach", self._device))
+        self._mount()
+        bench.defer(lambda: _run("umount", "--lazy", str(self.path)))
+
+    def _mount(self) -> None:
+        _run("mount", "-o", "errors=remount-ro", self._device, str(self.path))
+
+    def fail(self) -> None:
+        """Become read-only, as after an error that the kernel met."""
+        Path("/sys/fs/ext4", Path(self._device).name, "trigger_fs_error").write_text("bench")
+
+    def repair(self) -> None:
+        """Mount it anew. Nobody may have a file open on it."""
+        _run("umount", str(self.path))
+        _run("mount", "-o", "errors=remount-ro", self._device, str(self.path))
+
+
+class FaultySync:
+    """An environment in which fsync fails, or takes 200 ms, while a test wants it."""
+
+    def __init__(self, bench: Bench) -> None:
+        library = bench.directory / "fsync_fault.so"
+        compiler = find_tool("gcc", "it is in Debian's package gcc")
+        _run(compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(_SOURCE), "-ldl")
+        self._fault = bench.directory / "fsync_fault"
+        self.environ: Mapping[str, str] = {"LD_PRELOAD": str(library), "FSYNC_FAULT": str(self._fault)}
+
+    @contextmanager
+    def faulty(self, fault: str) -> Iterator[None]:
+        """C{EIO} or C{SLOW}, for a while."""
+        self._fault.write_text(fault)
+        try:
+            yield
+        finally:
+            self._fault.unlink()

@@ -1,0 +1,109 @@
+"""What a sender did, in a file of its own: a line before each request, and a line after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from attrs import evolve, frozen
+
+from tests.support.webhooks import Webhook, webhook
+
+
+def event(number: int) -> Webhook:
+    """The event with this number; any process can make it again."""
+    return webhook(number)
+
+
+@frozen
+class Attempt:
+    """One request. Times are readings of the monotonic clock, which all processes of a machine share.
+
+    ``due_s`` is when the open loop wanted it sent; C{status} is 0 where no answer came, and C{outcome} then
+    says why not.
+    """
+
+    serial: int
+    number: int
+    port: int
+    due_s: float
+    sent_s: float
+    answered_s: float | None = None
+    status: int = 0
+    outcome: str = "under way"
+
+    @property
+    def key(self) -> str:
+        """The id of the job that its event must become."""
+        return event(self.number).job_id
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """Whether the sender was told that its event is taken."""
+        return 200 <= self.status < 300
+
+    @property
+    def latency_s(self) -> float:
+        """From when it was due to its answer, or to the moment that the sender gave up."""
+        return (self.answered_s or self.sent_s) - self.due_s
+
+
+class Ledger:
+    """The writing side. A line is on its way to the disk before the request, and the answer's after it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1)
+        self._serial = 0
+
+    def sends(self, number: int, port: int, due_s: float | None = None) -> int:
+        """A request is about to be sent; its serial number is what L{answered} wants."""
+        self._serial += 1
+        now_s = time.monotonic()
+        due_s = now_s if due_s is None else due_s
+        self._file.write(f"sends {self._serial} {number} {port} {due_s:.6f} {now_s:.6f}\n")
+        return self._serial
+
+    def answered(self, serial: int, status: int, outcome: str) -> None:
+        """It was answered, or with status 0 it was not, for a reason."""
+        self._file.write(f"answered {serial} {time.monotonic():.6f} {status} {outcome}\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def read_ledger(path: Path) -> list[Attempt]:
+    """All attempts of one sender, in the order in which they were sent."""
+    attempts: dict[int, Attempt] = {}
+    for line in path.read_text().splitlines():
+        kind, serial, *fields = line.split(" ", 5)
+        if kind == "sends":
+            number, port, due_s, sent_s = fields
+            attempts[int(serial)] = Attempt(
+                int(serial), int(number), int(port), float(due_s), float(sent_s)
+            )
+        else:
+            answered_s, status, outcome = fields
+            attempts[int(serial)] = evolve(
+                attempts[int(serial)], answered_s=float(answered_s), status=int(status), outcome=outcome
+            )
+    return list(attempts.values())
+
+
+def unanswered(attempts: Iterable[Attempt]) -> list[int]:
+    """The numbers of the events that nobody has acknowledged yet."""
+    open_numbers = dict.fromkeys(attempt.number for attempt in attempts)
+    for attempt in attempts:
+        if attempt.is_acknowledged:
+            open_numbers.pop(attempt.number, None)
+    return list(open_numbers)

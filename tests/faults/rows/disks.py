@@ -1,0 +1,311 @@
+"""D1 to D4 and M5: what goes wrong with the spool's disk."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from tests.faults.bench import SAFE, Bench, Replica, Row
+from tests.faults.disks import FaultySync, FragileDisk, SmallDisk
+from tests.faults.ledger import event
+from webhookd.spool_directory import DATABASE_NAME, LOCK_NAME
+
+_PROBE = 900_000_001
+_PAGE = 4096
+_INDEX_LEAF = b"\x0a"
+
+
+def _check_refusal(bench: Bench, replica: Replica) -> None:
+    """Nothing can take an event: that is said, and nothing else."""
+    response = bench.send(replica, _PROBE)
+    bench.check(response.status == 500, f"the answer is {response.status}, not 500")
+    bench.check("retry-after" in response.headers, "there is no Retry-After")
+    bench.check(replica.get("/health/ready").status == 503, "it says that it is ready")
+    bench.check(replica.get("/health/live").status == 200, "it says that it is dead")
+
+
+def _is_taking(replica: Replica) -> bool:
+    return replica.get("/health/ready").status == 200
+
+
+def full(bench: Bench) -> None:
+    """The spool's own bound is reached."""
+    redis = bench.start_redis(*SAFE)
+    replica = bench.start_replica(redis, "--spool-max-bytes", "2000000")
+    with bench.load(replica):
+        bench.pause(1)
+        redis.kill()
+        bench.pause(3)
+        _check_refusal(bench, replica)
+        redis.start()
+        bench.wait_drained()
+        bench.check(_is_taking(replica), "it is not ready again")
+        bench.pause(1)
+
+
+def disk_full_with_redis(bench: Bench) -> None:
+    redis = bench.start_redis()
+    disk = SmallDisk(bench)
+    replica = bench.start_replica(redis, "--spool", str(disk.path / "spool"))
+    with bench.load(replica):
+        bench.pause(1)
+        disk.fill()
+        bench.pause(4)
+        bench.check(_is_taking(replica), "it is not ready")
+        disk.clear()
+        bench.pause(1)
+
+
+def disk_full_without_redis(bench: Bench) -> None:
+    redis = bench.start_redis(*SAFE)
+    disk = SmallDisk(bench)
+    replica = bench.start_replica(redis, "--spool", str(disk.path / "spool"))
+    with bench.load(replica):
+        bench.pause(1)
+        redis.kill()
+        bench.pause(1)
+        disk.fill()
+        bench.pause(2)
+        _check_refusal(bench, replica)
+        disk.clear()
+        bench.wait(lambda: _is_taking(replica), "it heals without Redis")
+        bench.pause(1)
+        disk.fill()
+        bench.pause(1)
+        _check_refusal(bench, replica)
+        redis.start()
+        bench.wait_drained()
+        bench.check(_is_taking(replica), "it is not ready again")
+        bench.pause(1)
+
+
+def read_only(bench: Bench) -> None:
+    """The kernel has made the file system read-only. Redis serves; without it nothing is acknowledged."""
+    redis = bench.start_redis(*SAFE)
+    disk = FragileDisk(bench)
+    replica = bench.start_replica(redis, "--spool", str(disk.path / "spool"))
+    with bench.load(replica):
+        bench.pause(1)
+        disk.fail()
+        bench.pause(2)
+        bench.check(_is_taking(replica), "it is not ready")
+        bench.check(all(each.status in (0, 200, 202) for each in bench.attempts()), "Redis does not serve")
+        redis.kill()
+        bench.pause(1)
+        _check_refusal(bench, replica)
+    replica.stop()
+    disk.repair()
+    replica.start()
+    with bench.load(replica):
+        bench.pause(1)
+        redis.start()
+        bench.wait_drained()
+
+
+def sync_fails(bench: Bench) -> None:
+    redis = bench.start_redis(*SAFE)
+    sync = FaultySync(bench)
+    replica = bench.new_replica(redis)
+    replica.extra.update(sync.environ)
+    replica.start()
+    with bench.load(replica):
+        bench.pause(1)
+        redis.kill()
+        bench.pause(1)
+        with sync.faulty("EIO"):
+            bench.pause(2)
+            _check_refusal(bench, replica)
+        bench.wait(lambda: _is_taking(replica), "it heals")
+        bench.pause(1)
+        replica.kill()
+        replica.start()
+        redis.start()
+        bench.wait_drained()
+        bench.pause(1)
+
+
+def sync_is_slow(bench: Bench) -> None:
+    redis = bench.start_redis(*SAFE)
+    sync = FaultySync(bench)
+    replica = bench.new_replica(redis)
+    replica.extra.update(sync.environ)
+    replica.start()
+    with bench.load(replica):
+        bench.pause(1)
+        redis.kill()
+        with sync.faulty("SLOW"):
+            bench.pause(3)
+        redis.start()
+        bench.wait_drained()
+        bench.pause(1)
+
+
+# -- damage -------------------------------------------------------------------------------------------------
+
+Damage = Callable[[Bench, Path], None]
+
+
+def damaged(damage: Damage, bench: Bench) -> None:
+    """The daemon dies with a full spool, and something happens to the file before it comes back."""
+    redis = bench.start_redis(*SAFE)
+    replica = bench.start_replica(redis)
+    redis.kill()
+    with bench.load(replica):
+        bench.pause(2)
+    replica.kill()
+    (spool,) = replica.directory.glob(f"var/spool/replica-*/{DATABASE_NAME}")
+    damage(bench, spool)
+    replica.start()
+    with bench.load(replica):
+        bench.pause(0.5)
+        redis.start()
+        bench.wait_drained()
+
+
+def _checkpoint(spool: Path) -> None:
+    with closing(sqlite3.connect(spool)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _flip_bit(bench: Bench, path: Path) -> None:
+    """In the message of an event from the middle of the file."""
+    taken = [attempt for attempt in bench.attempts() if attempt.is_acknowledged]
+    victim = taken[len(taken) // 2]
+    content = bytearray(path.read_bytes())
+    place = content.find(b'"messages":[{"id":%d,' % victim.number)
+    content[place + 20] ^= 1
+    path.write_bytes(content)
+    bench.check(place > 0, "the victim's record is not in the file")
+    bench.deleted = frozenset({victim.key})
+
+
+def bit_flip(bench: Bench, spool: Path) -> None:
+    _checkpoint(spool)
+    _flip_bit(bench, spool)
+    bench.expected_corrupt = 1
+
+
+def torn_tail(bench: Bench, spool: Path) -> None:
+    """The machine died while the next group was on its way to the disk."""
+    wal = spool.with_name(f"{spool.name}-wal")
+    frame = wal.read_bytes()[-(_PAGE + 24) :]
+    with wal.open("ab") as file:
+        file.write(frame[: _PAGE // 2])
+
+
+def index_gone(bench: Bench, spool: Path) -> None:
+    """Every page of an index is overwritten with zeros."""
+    _checkpoint(spool)
+    content = bytearray(spool.read_bytes())
+    pages = [at for at in range(_PAGE, len(content), _PAGE) if content[at : at + 1] == _INDEX_LEAF]
+    for at in pages:
+        content[at : at + _PAGE] = bytes(_PAGE)
+    spool.write_bytes(content)
+    bench.check(pages, "there is no index")
+
+
+def emptied(bench: Bench, spool: Path) -> None:
+    """Beside the good one there is a spool whose file has no bytes; it comes first, so it is taken first."""
+    hollow = spool.parent.with_name("replica-0")
+    hollow.mkdir(mode=0o700)
+    (hollow / LOCK_NAME).write_bytes((spool.parent / LOCK_NAME).read_bytes())
+    (hollow / DATABASE_NAME).touch(mode=0o600)
+    # The good one is adopted beside it.
+    bench.orphans_within_s = 40.0
+
+
+def wal_bit_flip(bench: Bench, spool: Path) -> None:
+    _flip_bit(bench, spool.with_name(f"{spool.name}-wal"))
+
+
+ROWS = (
+    Row(
+        "D1",
+        "the spool's own bound is reached while Redis is away",
+        "500 and Retry-After, not ready, nothing acknowledged; heals",
+        full,
+        truthful=True,
+    ),
+    Row(
+        "D2a",
+        "a bit flips in a record of the spool of a dead daemon",
+        "that record is set aside and counted; the rest is drained",
+        partial(damaged, bit_flip),
+        truthful=True,
+        short=True,
+    ),
+    Row(
+        "D2b",
+        "the last write to the spool is torn",
+        "nothing that was acknowledged is lost",
+        partial(damaged, torn_tail),
+        truthful=True,
+    ),
+    Row(
+        "D2c",
+        "the spool's index is gone",
+        "all records are carried over into a new file",
+        partial(damaged, index_gone),
+        truthful=True,
+    ),
+    Row(
+        "D2d",
+        "a spool file without a byte lies beside the good one",
+        "set aside; the good one is adopted",
+        partial(damaged, emptied),
+        truthful=True,
+    ),
+    Row(
+        "D2e",
+        "a bit flips in the WAL of the spool of a dead daemon",
+        "that record is set aside and counted; the rest is drained",
+        partial(damaged, wal_bit_flip),
+        truthful=True,
+    ),
+    Row(
+        "D3a",
+        "fsync fails with EIO while Redis is away; then SIGKILL",
+        "500, nothing acknowledged; heals; I1",
+        sync_fails,
+        truthful=True,
+        short=True,
+    ),
+    Row(
+        "D3b",
+        "fsync takes 200 ms while Redis is away",
+        "slower, and nothing else: no answer after 4 s",
+        sync_is_slow,
+        all_taken=True,
+        truthful=True,
+    ),
+    Row(
+        "D4",
+        "the kernel makes the spool's file system read-only",
+        "Redis serves; without it 500, not ready; well again once it is mounted anew",
+        read_only,
+        truthful=True,
+        root=True,
+    ),
+    Row(
+        "M5a",
+        "the disk is full, Redis is up",
+        "normal",
+        disk_full_with_redis,
+        p95=True,
+        all_taken=True,
+        ordered=True,
+        truthful=True,
+        root=True,
+    ),
+    Row(
+        "M5b",
+        "the disk is full, Redis is away",
+        "500 and Retry-After, not ready, nothing acknowledged; heals by itself",
+        disk_full_without_redis,
+        truthful=True,
+        root=True,
+    ),
+)

@@ -1,0 +1,624 @@
+"""R1 to R21: what goes wrong with Redis, and on the way to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.faults.bench import EVERYSEC, RATE, SAFE, Bench, Row
+from tests.faults.builds import WITHOUT_MEMORY
+from tests.faults.nginx import Nginx
+from tests.support.process import find_tool
+from tests.support.proxy import Proxy
+from tests.support.servers import ClusterNode, RedisServer, Sentinels
+from tests.support.workers import LINES, Worker
+from webhookd.bullmq import QueueKeys
+
+_TESTS = Path(__file__).parents[2]
+_NOWHERE = "127.0.0.1", 1
+"""A primary that does not answer."""
+
+
+# -- it dies ------------------------------------------------------------------------------------------------
+
+
+def killed(bench: Bench, down_s: float = 4.0) -> None:
+    redis = bench.start_redis(*SAFE)
+    replica = bench.start_replica(redis)
+    with bench.load(replica):
+        bench.pause(2)
+        redis.kill()
+        bench.pause(down_s)
+        bench.check(replica.health["status"] == "degraded", "health does not say degraded")
+        redis.start()
+        bench.note(f"spool empty after {bench.wait_drained():.1f} s")
+        bench.pause(1)
+
+
+def loses_its_last_second(bench: Bench) -> None:
+    """A power failure: what was not synced is cut off from the AOF."""
+    redis = bench.start_redis(*EVERYSEC)
+    replica = bench.start_replica(redis)
+    with bench.load(replica):
+        bench.pause(2)
+        (aof,) = redis.directory.glob("appendonlydir/*.incr.aof")
+        synced_bytes = aof.stat().st_size
+        bench.pause(1)
+        redis.kill()
+        os.truncate(aof, synced_bytes)
+        bench.pause(2)
+        redis.start()
+        bench.wait_drained()
+        bench.pause(1)
+
+
+def absent_at_start(bench: Bench) -> None:
+    redis = bench.start_redis(*SAFE)
+    redis.kill()
+    replica = bench.start_replica(redis)
+    with bench.load(replica):
+        bench.pause(2)
+        bench.check(replica.get("/health/ready").status == 200, "it is not ready")
+        redis.start()
+        bench.wait_drained()
+        bench.pause(1)
+
+
+def loading(bench: Bench) -> None:
+    """Ten thousand keys, and a pause after each while they are loaded."""
+    redis = bench.start_redis(*SAFE)
+    with redis.client() as client:
+        client.eval("for i = 1, 10000 do redis.call('SET', 'filler:' .. i, i) end", 0)
+        client.bgrewriteaof()
+        bench.wait(lambda: not client.info("persistence")["aof_rewrite_in_progress"], "the AOF is rewritten")
+    replica = bench.start_replica(redis)
+    with bench.load(replica):
+        bench.pause(1)
+        redis.kill()
+        redis.config = (*redis.config, "key-load-delay 200", "loading-process-events-interval-bytes 1024")
+        redis.launch()
+        redis.wait_ready()
+        bench.check("loading" in replica.log, "the log does not say loading")
+        with redis.client() as client:
+            connections = client.info("stats")["total_connections_received"]
+        bench.check(connections < 300, f"a tight loop: {connections} connections")
+        bench.wait_drained()
+        bench.pause(1)
+
+
+# -- the way to it ------------------------------------------------------------------------------------------
+
+
+def _through_proxy(bench: Bench, before_s: float = 1.0) -> tuple[Proxy, Any]:
+    redis = bench.start_redis()
+    proxy = bench.start_proxy(redis.port)
+    return proxy, bench.start_replica(proxy)
+
+
+def black_hole(bench: Bench) -> None:
+    proxy, replica = _through_proxy(bench)
+    with bench.load(replica):
+        bench.pause(3)
+        with proxy.faulty(black_hole=True):
+            bench.pause(6)
+        bench.wait_drained()
+        bench.pause(3)
+
+
+def replies_are_lost(bench: Bench) -> None:
+    proxy, replica = _through_proxy(bench)
+    with bench.load(replica):
+        bench.pause(1)
+        with proxy.faulty(drops_replies=True):
+            bench.pause(1.5)
+        bench.wait_drained()
+        with proxy.faulty(resets_on_reply=True):
+            bench.pause(1.5)
+        bench.wait_drained()
+        bench.pause(1)
+
+
+def answers_are_reset(bench: Bench) -> None:
+    """Between nginx and one of two replicas: it has done its work, and nginx never hears of it."""
+    redis = bench.start_redis()
+    first, second = bench.start_replica(redis), bench.start_replica(redis)
+    proxy = bench.start_proxy(first.port)
+    nginx = bench.open(Nginx(proxy.port, second.port))
+    with bench.load(nginx):
+        bench.pause(1)
+        for _ in range(10):
+            with proxy.faulty(resets_on_reply=True):
+                bench.pause(0.3)
+            bench.pause(0.2)
+        bench.pause(1)
+
+
+def slow(bench: Bench) -> None:
+    """Latencies around half the deadline and at it, with jitter."""
+    proxy, replica = _through_proxy(bench)
+    with bench.load(replica):
+        bench.pause(1)
+        for latency_s in (0.03, 0.1, 0.5):
+            for jitter in (0.7, 1.0, 1.2, 0.8, 1.1):
+                with proxy.faulty(reply_latency_s=latency_s * jitter):
+                    bench.pause(0.4)
+        bench.wait_drained()
+        bench.pause(1)
+
+
+def sliced(bench: Bench) -> None:
+    proxy, replica = _through_proxy(bench)
+    with bench.load(replica), proxy.faulty(slice_bytes=1):
+        bench.pause(4)
+
+
+def replies_are_late(bench: Bench) -> None:
+    """Late enough for every deadline, also where one event travels alone, as with few senders."""
+    proxy, replica = _through_proxy(bench)
+    with bench.load(replica, rate=10):
+        with proxy.faulty(reply_latency_s=0.8):
+            bench.pause(3)
+        with proxy.faulty(black_hole=True):
+            bench.pause(1)
+            proxy.reset_all()
+        bench.wait_drained()
+    with bench.load(replica):
+        bench.pause(1)
+        with proxy.faulty(reply_latency_s=0.8):
+            bench.pause(2)
+        bench.wait_drained()
+        bench.pause(1)
+
+
+# -- it answers, and takes nothing --------------------------------------------------------------------------
+
+
+def becomes_a_replica(bench: Bench) -> None:
+    redis = bench.start_redis()
+    replica = bench.start_replica(redis)
+    with bench.load(replica), redis.client() as client:
+        bench.pause(1)
+        client.replicaof(*_NOWHERE)
+        bench.pause(3)
+        bench.check("readonly" in replica.log, "the log does not say readonly")
+        client.replicaof("NO", "ONE")
+        bench.wait_drained()
+        bench.pause(1)
+
+
+@contextmanager
+def _no_replication(primary: RedisServer) -> Iterator[None]:
+    """Nothing that the primary still sends reaches its replica, not even what is in the kernel's hands."""
+    iptables = find_tool("iptables", "it is in Debian's package iptables")
+    with primary.client() as client:
+        (replica,) = client.client_list(_type="replica")
+    port = replica["addr"].rpartition(":")[2]
+    rule = ["OUTPUT", "-p", "tcp", "--sport", str(primary.port), "--dport", port, "-j", "DROP"]
+    subprocess.run([iptables, "-w", "-I", *rule], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([iptables, "-w", "-D", *rule], check=True)
+
+
+def failover(bench: Bench) -> None:
+    """The primary dies half a second after its replica heard of it for the last time."""
+    sentinels = Sentinels()
+    bench.defer(sentinels.close)
+    sentinels.start()
+    bench.redis = primary = sentinels.primary
+    bench.keep_all_events()
+    replica = bench.start_replica(sentinels.url)
+    promoted = sentinels.replica
+    with bench.load(replica):
+        bench.pause(2)
+        with _no_replication(primary):
+            bench.pause(0.5)
+            primary.kill()
+            sentinels.wait_for_primary(promoted)
+        bench.note(f"spool empty {bench.wait_drained():.1f} s after the failover")
+        bench.pause(1)
+    bench.redis = promoted
+
+
+def too_few_replicas(bench: Bench) -> None:
+    redis = bench.start_redis("min-replicas-max-lag 2", "replica-serve-stale-data no")
+    follower = bench.open(RedisServer(config=(f"replicaof {redis.host} {redis.port}",)))
+    replica = bench.start_replica(redis)
+    with bench.load(replica), redis.client() as client:
+        bench.wait(lambda: client.info("replication")["connected_slaves"] == 1, "the replica is there")
+        client.config_set("min-replicas-to-write", 1)
+        bench.pause(1)
+        follower.kill()
+        bench.pause(2)
+        bench.check("noreplicas" in replica.log, "the log does not say noreplicas")
+        follower.start()
+        bench.wait_drained()
+        client.config_set("min-replicas-to-write", 0)
+        client.replicaof(*_NOWHERE)
+        bench.pause(2)
+        bench.check("masterdown" in replica.log, "the log does not say masterdown")
+        client.replicaof("NO", "ONE")
+        bench.wait_drained()
+        bench.pause(1)
+
+
+def out_of_memory(bench: Bench) -> None:
+    redis = bench.start_redis()
+    replica = bench.start_replica(redis)
+    with bench.load(replica), redis.client() as client:
+        bench.pause(1)
+        client.config_set("maxmemory", client.info("memory")["used_memory"])
+        bench.pause(3)
+        bench.check("oom" in replica.log, "the log does not say oom")
+        client.config_set("maxmemory", 0)
+        bench.wait_drained()
+        bench.pause(1)
+
+
+def cannot_save(bench: Bench) -> None:
+    """Where the snapshot would go there is a directory that cannot be replaced."""
+    redis = bench.start_redis("save 3600 1000000")
+    replica = bench.start_replica(redis)
+    obstacle = redis.directory / "dump.rdb" / "obstacle"
+    with bench.load(replica), redis.client() as client:
+        bench.pause(1)
+        obstacle.mkdir(parents=True)
+        client.bgsave()
+        bench.wait(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", "BGSAVE fails")
+        bench.pause(3)
+        bench.check("misconf" in replica.log, "the log does not say misconf")
+        obstacle.rmdir()
+        obstacle.parent.rmdir()
+        client.bgsave()
+        bench.wait_drained()
+        bench.pause(1)
+
+
+def forgets_scripts(bench: Bench) -> None:
+    redis = bench.start_redis()
+    replica = bench.start_replica(redis)
+    with bench.load(replica), redis.client() as client:
+        for _ in range(15):
+            bench.pause(0.2)
+            client.script_flush()
+    bench.check(replica.health["breaker"] == {"state": "closed"}, "the breaker is not closed")
+
+
+def stalled(bench: Bench) -> None:
+    redis = bench.start_redis("enable-debug-command yes", "busy-reply-threshold 100")
+    replica = bench.start_replica(redis)
+    with bench.load(replica), redis.client() as client, redis.connect() as other:
+        bench.pause(1)
+        other.sendall(b'EVAL "while true do end" 0\r\n')
+        bench.pause(2)
+        client.script_kill()
+        bench.wait_drained()
+        bench.pause(1)
+        other.sendall(b"DEBUG SLEEP 3\r\n")
+        bench.pause(3)
+        bench.wait_drained()
+        bench.pause(1)
+        redis.suspend()
+        bench.pause(3)
+        redis.resume()
+        bench.wait_drained()
+        bench.pause(1)
+
+
+def rights_are_taken(bench: Bench) -> None:
+    """One replica gives a password and one does not; nobody is asked for one at first."""
+    redis = bench.start_redis()
+    polite = bench.start_replica(f"redis://default:first@{redis.host}:{redis.port}/0")
+    plain = bench.start_replica(redis)
+    with redis.client() as client:
+        client.acl_setuser("admin", enabled=True, passwords=["+a"], keys=["*"], categories=["+@all"])
+    with bench.load(polite, plain), redis.client(username="admin", password="a") as admin:
+        bench.pause(1)
+        for command in ("evalsha", "lpush"):  # the whole script, and the middle of it
+            admin.execute_command("ACL", "SETUSER", "default", f"-{command}")
+            bench.pause(1.5)
+            admin.execute_command("ACL", "SETUSER", "default", f"+{command}")
+            bench.wait_drained()
+        bench.check("noperm" in plain.log, "the log does not say noperm")
+        admin.execute_command("ACL", "SETUSER", "default", "resetpass", ">second")
+        admin.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        bench.pause(2)
+        for replica in (polite, plain):
+            bench.check("noauth" in replica.log, "the log does not say noauth")
+            bench.check(replica.health["status"] == "degraded", "health does not say degraded")
+        admin.execute_command("ACL", "SETUSER", "default", "resetpass", "nopass")
+        bench.wait_drained()
+        bench.pause(1)
+
+
+def loses_one_right(bench: Bench) -> None:
+    """The part of R18 in which the script fails in its middle."""
+    redis = bench.start_redis()
+    replica = bench.start_replica(redis)
+    with bench.load(replica), redis.client() as client:
+        bench.pause(0.5)
+        client.execute_command("ACL", "SETUSER", "default", "-lpush")
+        bench.pause(1)
+        client.execute_command("ACL", "SETUSER", "default", "+lpush")
+        bench.wait_drained()
+        bench.pause(0.5)
+
+
+def cluster(bench: Bench) -> None:
+    """A prefix with a hash tag works; without one the daemon says what to do, and spools."""
+    bench.redis = node = bench.open(ClusterNode())
+    bench.queue = QueueKeys("{bull}", "chatwoot")
+    bench.keep_all_events()
+    replica = bench.start_replica(node, "--prefix", "{bull}")
+    with bench.load(replica):
+        bench.pause(3)
+    untagged = bench.start_replica(node)
+    bench.wait(lambda: "this Redis is a cluster" in untagged.log, "the log says what is wrong")
+    bench.check(untagged.stop() == 0, "it does not end")
+    bench.replicas.remove(untagged)
+
+
+def flushed(bench: Bench) -> None:
+    """Somebody deletes everything. It is gone; what comes later is safe, and a policy that evicts warns."""
+    redis = bench.start_redis("maxmemory-policy allkeys-lru")
+    replica = bench.start_replica(redis)
+    bench.wait(lambda: "maxmemory-policy allkeys-lru" in replica.log, "the log warns of the policy")
+    with bench.load(replica), redis.client() as client:
+        bench.pause(2)
+        client.flushall()
+        gone = {attempt.key for attempt in bench.attempts()}
+        bench.keep_all_events()
+        bench.pause(2)
+    bench.deleted = frozenset(gone)
+    bench.note(f"FLUSHALL took what was queued, some {len(gone)} events")
+
+
+def _operate(redis: RedisServer, line: str, action: str) -> None:
+    node = find_tool("node", "it is in Debian's package nodejs")
+    script = _TESTS / "faults" / "queue.js"
+    environ = {"PATH": os.defpath, "NODE_PATH": str(_TESTS / "node" / "node_modules")}
+    command = [node, str(script), line, str(redis.port), "bull", "chatwoot", action]
+    subprocess.run(command, env=environ, check=True)
+
+
+def paused(line: str, bench: Bench) -> None:
+    """A worker runs; the queue is paused and resumed under load; later all of it is obliterated."""
+    redis = bench.start_redis()
+    replica = bench.start_replica(redis, "--job-options", "{}")
+    worker = bench.open(Worker(line, redis.port))
+    with bench.load(replica, rate=200):
+        bench.pause(1)
+        _operate(redis, line, "pause")
+        bench.pause(1)
+        _operate(redis, line, "resume")
+        bench.pause(1)
+    taken = {attempt.key for attempt in bench.attempts() if attempt.is_acknowledged}
+    bench.wait(lambda: len(worker.processed) >= len(taken), "the worker finishes all jobs")
+    bench.check(worker.stop() == 0, "the worker does not end")
+    processed = [job.id for job in worker.processed]
+    bench.check(sorted(processed) == sorted(taken), "not each job was processed once")
+    _operate(redis, line, "obliterate")
+    bench.keep_all_events()
+    with bench.load(replica, rate=200):
+        bench.pause(1)
+    bench.deleted = frozenset(taken)
+
+
+ROWS = (
+    Row(
+        "R1",
+        "Redis killed, started again after 4 s (AOF always)",
+        "taken by the spool, p95 < 50 ms; drained in order; I1 I2",
+        killed,
+        p95=True,
+        all_taken=True,
+        ordered=True,
+        truthful=True,
+        short=True,
+    ),
+    Row(
+        "R2",
+        "Redis loses the last second of its AOF (everysec, power failure)",
+        "sent again from memory: nothing is lost",
+        loses_its_last_second,
+        all_taken=True,
+        short=True,
+    ),
+    Row(
+        "R2off",
+        "the same, without the memory of acknowledged jobs",
+        "may lose what came in that second",
+        loses_its_last_second,
+        build=WITHOUT_MEMORY,
+        all_taken=True,
+        may_lose=int(1.2 * RATE),
+    ),
+    Row(
+        "R3",
+        "Redis is down when the daemon starts",
+        "it starts, is ready, spools, and connects later",
+        absent_at_start,
+        p95=True,
+        all_taken=True,
+        ordered=True,
+        truthful=True,
+    ),
+    Row(
+        "R4",
+        "black hole: the way to Redis accepts and forwards nothing",
+        "deadline, then the spool; the breaker opens; no hang",
+        black_hole,
+        p95=True,
+        all_taken=True,
+        truthful=True,
+    ),
+    Row(
+        "R5",
+        "requests arrive, replies are dropped, or the connection is reset",
+        "unknown: spooled, and the script drops what was added",
+        replies_are_lost,
+        all_taken=True,
+        short=True,
+    ),
+    Row(
+        "R6",
+        "a replica's answers to nginx are reset after its work; nginx asks the other one",
+        "one job; the other replica calls it a duplicate",
+        answers_are_reset,
+        all_taken=True,
+    ),
+    Row(
+        "R7",
+        "Redis answers after 30, 100, 500 ms, with jitter",
+        "bounded by the deadline; the breaker opens on slow calls",
+        slow,
+        all_taken=True,
+    ),
+    Row(
+        "R8",
+        "replies arrive in segments of 1 byte",
+        "no mix-up of replies",
+        sliced,
+        all_taken=True,
+        truthful=True,
+    ),
+    Row(
+        "R9",
+        "replies come after the deadline",
+        "the connection is closed; no reply is taken for another's",
+        replies_are_late,
+        all_taken=True,
+        truthful=True,
+        short=True,
+    ),
+    Row(
+        "R10",
+        "READONLY: REPLICAOF on the live node, for 3 s",
+        "spooled meanwhile; no restart needed",
+        becomes_a_replica,
+        p95=True,
+        all_taken=True,
+        truthful=True,
+    ),
+    Row(
+        "R11",
+        "Sentinel failover: the primary dies, its replica lacks the last half second",
+        "sent again from memory: nothing is lost",
+        failover,
+        all_taken=True,
+        root=True,
+    ),
+    Row(
+        "R11off",
+        "the same, without the memory of acknowledged jobs",
+        "may lose what was not replicated",
+        failover,
+        build=WITHOUT_MEMORY,
+        all_taken=True,
+        may_lose=int(1.2 * RATE),
+        root=True,
+    ),
+    Row(
+        "R12",
+        "LOADING: a restart that takes 2 s to load",
+        "as if it were down; no tight loop",
+        loading,
+        all_taken=True,
+        truthful=True,
+    ),
+    Row(
+        "R13",
+        "NOREPLICAS, then MASTERDOWN",
+        "spooled; the log names the class",
+        too_few_replicas,
+        all_taken=True,
+        truthful=True,
+    ),
+    Row(
+        "R14",
+        "OOM: maxmemory reached, noeviction",
+        "spooled; no lock without a job",
+        out_of_memory,
+        p95=True,
+        all_taken=True,
+        truthful=True,
+        short=True,
+    ),
+    Row(
+        "R15",
+        "MISCONF: the snapshot cannot be written",
+        "spooled",
+        cannot_save,
+        p95=True,
+        all_taken=True,
+        truthful=True,
+    ),
+    Row(
+        "R16",
+        "SCRIPT FLUSH five times a second",
+        "healed unseen",
+        forgets_scripts,
+        p95=True,
+        all_taken=True,
+        ordered=True,
+        truthful=True,
+    ),
+    Row(
+        "R17",
+        "BUSY, then DEBUG SLEEP, then SIGSTOP, 2 to 3 s each",
+        "deadline, spool; a probe closes the breaker; order kept",
+        stalled,
+        all_taken=True,
+        ordered=True,
+        truthful=True,
+        short=True,
+    ),
+    Row(
+        "R18",
+        "NOPERM for the script, and within it; NOAUTH; WRONGPASS",
+        "spooled, degraded, no crash; heals when the rights are back",
+        rights_are_taken,
+        all_taken=True,
+        truthful=True,
+    ),
+    Row(
+        "R19",
+        "a Redis Cluster",
+        "works with a hash tag in the prefix; without one the log says so",
+        cluster,
+        all_taken=True,
+        truthful=True,
+    ),
+    Row(
+        "R20",
+        "FLUSHALL under load; maxmemory-policy allkeys-lru",
+        "warns of the policy; what was queued is lost, what comes later is not",
+        flushed,
+        all_taken=True,
+    ),
+    Row(
+        "R20off",
+        "the same, without the memory of acknowledged jobs",
+        "the same: only a restart or a failover has jobs sent again",
+        flushed,
+        build=WITHOUT_MEMORY,
+        all_taken=True,
+    ),
+    *(
+        Row(
+            f"R21{line[-1]}",
+            f"a queue of {line} is paused, resumed, and obliterated",
+            "its worker finishes each job once",
+            partial(paused, line),
+            all_taken=True,
+            truthful=True,
+        )
+        for line in LINES
+    ),
+)

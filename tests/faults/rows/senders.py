@@ -1,0 +1,199 @@
+"""K1 to K3 and C1: what senders do, and what clocks do."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from pathlib import Path
+
+from tests.faults.bench import Bench, Replica, Row
+from tests.faults.ledger import event
+from tests.support.http import connect
+from tests.support.process import MissingTool
+from tests.support.samples import SAMPLES
+from tests.support.webhooks import Webhook, outcome, post, post_at_once
+
+_STORM = 500
+_OWN = 900_000_000
+"""Events from this number on are sent by scenarios, not by the load."""
+
+_FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+_SECRET = "of the bench"
+_SOURCES = f"""
+[sources.signed]
+secret = ["{_SECRET}"]
+"""
+
+
+def behaves_badly(bench: Bench) -> None:
+    """A sender hangs up, asks again and again, asks two replicas at once, and tells of the end first."""
+    redis = bench.start_redis()
+    first, second = replicas = [bench.start_replica(redis) for _ in range(2)]
+    with bench.load(*replicas), bench.ledger() as ledger:
+        for number in range(_OWN, _OWN + 200):  # hangs up before the answer
+            serial = ledger.sends(number, first.port)
+            with connect(first.port) as connection:
+                connection.sendall(event(number).request)
+            ledger.answered(serial, 0, "hung-up")
+        for number in range(_OWN, _OWN + 100):  # some of them again, three times
+            for replica in (second, first, second):
+                bench.send(replica, number)
+        for number in range(_OWN + 200, _OWN + 300):  # to two at once
+            serials = [ledger.sends(number, replica.port) for replica in replicas]
+            answers = post_at_once([replica.port for replica in replicas], [event(number)] * 2)
+            for serial, answer in zip(serials, answers, strict=True):
+                ledger.answered(serial, *outcome(answer))
+            words = sorted(outcome(answer)[1] for answer in answers)
+            bench.check(words == ["already_queued", "queued"], f"two at once are {words}")
+        update, creation = (
+            Webhook.from_sample(SAMPLES[name]) for name in ("message_updated", "message_created")
+        )
+        for webhook in (update, creation):
+            bench.check(outcome(post(first.port, webhook)) == (202, "queued"), "out of order, not taken")
+    bench.strangers = frozenset({update.job_id, creation.job_id})
+    with redis.client() as client:
+        queued = client.lrange(bench.queue.wait, 0, -1)[::-1]
+    at = [queued.index(webhook.job_id.encode()) for webhook in (update, creation)]
+    bench.check(at == sorted(at), "what came first is not first")
+
+
+def storm(bench: Bench) -> None:
+    """One event, five hundred times at once."""
+    redis = bench.start_redis()
+    replicas = [bench.start_replica(redis) for _ in range(3)]
+    ports = [replica.port for replica in replicas]
+    for number in (_OWN, _OWN + 1):
+        with bench.ledger() as ledger:
+            serials = [ledger.sends(number, ports[place % 3]) for place in range(_STORM)]
+            answers = post_at_once(ports, [event(number)] * _STORM)
+            for serial, answer in zip(serials, answers, strict=True):
+                ledger.answered(serial, *outcome(answer))
+        words = [outcome(answer) for answer in answers]
+        bench.check(words.count((202, "queued")) == 1, f"{words.count((202, 'queued'))} were queued, not 1")
+        bench.check(words.count((200, "already_queued")) == _STORM - 1, "not all others are duplicates")
+
+
+def removed_by_its_worker(bench: Bench) -> None:
+    """The worker is done and has removed the job before the event comes again."""
+    redis = bench.start_redis()
+    replica = bench.start_replica(redis, "--lock-ttl", "1000", "--dedup-ttl", "3000")
+    bench.max_lock_ttl_ms = 3000
+    webhook = event(_OWN)
+    with redis.client() as client:
+
+        def work() -> None:
+            client.lrem(bench.queue.wait, 0, webhook.job_id)
+            client.delete(bench.queue.job(webhook.job_id))
+
+        began_s = time.monotonic()
+        bench.check(outcome(post(replica.port, webhook)) == (202, "queued"), "not queued")
+        work()
+        while time.monotonic() < began_s + 2.5:
+            bench.check(outcome(post(replica.port, webhook)) == (200, "already_queued"), "not a duplicate")
+            time.sleep(0.1)
+        bench.check(not client.exists(bench.queue.job(webhook.job_id)), "the job is back")
+        time.sleep(max(0.0, began_s + 3.2 - time.monotonic()))
+        bench.check(outcome(post(replica.port, webhook)) == (202, "queued"), "not queued after the window")
+        work()
+        client.xtrim(bench.queue.events, maxlen=0, approximate=False)
+    bench.deleted = frozenset({webhook.job_id})
+    with bench.load(replica):
+        bench.pause(1)
+
+
+class _Clock:
+    """The daemon's wall clock, which can be set; its monotonic clock goes on."""
+
+    def __init__(self, directory: Path) -> None:
+        if not _FAKETIME.exists():
+            raise MissingTool("libfaketime is not installed: it is in Debian's package faketime")
+        self._file = directory / "clock"
+        self.set(0)
+        self.environ = {
+            "LD_PRELOAD": str(_FAKETIME),
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def set(self, minutes: int) -> None:
+        """So many minutes ahead of the true time."""
+        new = self._file.with_suffix(".new")
+        new.write_text(f"{60 * minutes:+d}\n")
+        new.rename(self._file)
+
+
+def _signed(webhook: Webhook, at_s: float) -> Webhook:
+    timestamp = str(int(at_s)).encode()
+    digest = hmac.digest(_SECRET.encode(), timestamp + b"." + webhook.body, "sha256").hex()
+    headers = {
+        "Content-Type": "application/json",
+        "X-Chatwoot-Timestamp": timestamp.decode(),
+        "X-Chatwoot-Signature": f"sha256={digest}",
+    }
+    return Webhook(webhook.body, headers, webhook.job_id, webhook.event)
+
+
+def clock_jumps(bench: Bench) -> None:
+    """Ten minutes on, and twenty back, each time while Redis does not answer and a deadline runs."""
+    redis = bench.start_redis()
+    clock = _Clock(bench.directory)
+    configuration = bench.directory / "webhookd.toml"
+    configuration.write_text(_SOURCES)
+    replica = bench.new_replica(redis, "--config", str(configuration))
+    replica.extra.update(clock.environ)
+    replica.start()
+
+    def answer(at_s: float) -> int:
+        return bench.post_to(replica, "/webhook/chatwoot/signed", _signed(event(_OWN), at_s)).status
+
+    with bench.load(replica):
+        bench.pause(1)
+        bench.check(answer(time.time()) in (200, 202), "a good signature is refused")
+        for minutes in (10, -10):
+            redis.suspend()
+            bench.pause(0.2)
+            clock.set(minutes)
+            bench.pause(2)
+            redis.resume()
+            bench.wait_drained()
+            bench.check(answer(time.time()) == 401, f"at {minutes:+d} min a stale signature is taken")
+            bench.check(answer(time.time() + 60 * minutes) == 200, f"at {minutes:+d} min a fresh one is refused")
+            bench.pause(1)
+        bench.check(answer(time.time() - 3600) == 401, "an old signature is taken")
+    bench.strangers = frozenset({event(_OWN).job_id.replace("chatwoot.", "signed.", 1)})
+
+
+ROWS = (
+    Row(
+        "C1",
+        "the wall clock jumps 10 min ahead, and to 10 min behind",
+        "no deadline fires early or hangs; signatures go by the wall clock",
+        clock_jumps,
+        all_taken=True,
+        ordered=True,
+        truthful=True,
+    ),
+    Row(
+        "K1",
+        "hangs up early; repeats 3 times; 2 replicas at once; update before creation",
+        "I1 I2 I3; order of arrival",
+        behaves_badly,
+        short=True,
+    ),
+    Row(
+        "K2",
+        f"one event {_STORM} times at once over 3 replicas",
+        f"1 queued, {_STORM - 1} duplicates",
+        storm,
+        all_taken=True,
+        short=True,
+    ),
+    Row(
+        "K3",
+        "the job is gone before its event is repeated, within the window and after it",
+        "a duplicate within it, a job after it",
+        removed_by_its_worker,
+        all_taken=True,
+    ),
+)

@@ -1,0 +1,437 @@
+"""Start, stop, crash and restart of the daemon, with the commands that we ship."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from http.client import HTTPException
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+from redis import Redis
+
+from tests.integration.conftest import StartDaemon
+from tests.support.daemon import Daemon, installed_twistd
+from tests.support.http import Response, connect, exchange, read_response, request_bytes
+from tests.support.process import ReservedPort, wait_until
+from tests.support.servers import RedisServer
+from tests.support.webhooks import DIRECT, PATH, Webhook, connected, outcome, post, webhook, webhooks
+from webhookd.bullmq import QueueKeys
+
+REPOSITORY = Path(__file__).parents[2]
+KEYS = QueueKeys("bull", "chatwoot")
+RUN_DEADLINE_S = 30.0
+
+
+def keep_alive_request(event: Webhook) -> bytes:
+    return request_bytes("POST", PATH, {**event.headers, "Connection": "keep-alive"}, event.body)
+
+
+def terminate(daemon: Daemon) -> None:
+    """Ask the daemon to end, and do not wait for it."""
+    os.kill(daemon.pid, signal.SIGTERM)
+
+
+def missing_jobs(redis_port: int, acknowledged: list[Webhook]) -> list[str]:
+    """The ids of acknowledged jobs that a Redis does not have as they were sent."""
+    with Redis(port=redis_port) as client:
+        return [
+            event.job_id
+            for event in acknowledged
+            if client.hget(KEYS.job(event.job_id), "data") != event.body
+        ]
+
+
+# -- the end ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spool", [DIRECT, ()], ids=["without a spool", "with a spool"])
+def test_sigterm_answers_each_connection_that_was_made(
+    redis: RedisServer, start_daemon: StartDaemon, spool: tuple[str, ...]
+) -> None:
+    daemon = connected(start_daemon("--redis", redis.url, *spool))
+    events = webhooks(90)
+    with ExitStack() as stack:
+        connections = [stack.enter_context(connect(daemon.port)) for _ in events]
+        requests = list(zip(connections, events, strict=True))
+        sent, half_sent, fresh = requests[:30], requests[30:60], requests[60:]
+        for connection, event in half_sent:
+            connection.sendall(event.request[: len(event.request) // 2])
+        for connection, event in sent:
+            connection.sendall(event.request)
+
+        terminate(daemon)
+
+        for connection, event in half_sent:
+            connection.sendall(event.request[len(event.request) // 2 :])
+        for connection, event in fresh:
+            connection.sendall(event.request)
+        answers = [read_response(connection) for connection in connections]
+
+    assert [answer.status for answer in answers] == [202] * len(events)
+    assert daemon.wait() == 0
+    assert missing_jobs(redis.port, events) == []
+
+
+class Senders:
+    """Threads that post events, each on a connection of its own, until nobody listens any more."""
+
+    def __init__(self, port: int, count: int) -> None:
+        self.acknowledged: list[Webhook] = []
+        self.failed: list[Webhook] = []
+        self._port = port
+        self._is_warm = Event()
+        self._threads = [Thread(target=self._send, args=(10_000_000 * number,)) for number in range(1, count + 1)]
+
+    def start(self) -> None:
+        """Return when the load is on."""
+        for thread in self._threads:
+            thread.start()
+        assert self._is_warm.wait(RUN_DEADLINE_S)
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join(RUN_DEADLINE_S)
+
+    def _send(self, number: int) -> None:
+        while True:
+            number += 1
+            event = webhook(number)
+            try:
+                connection = connect(self._port)
+            except OSError:
+                return  # refused: the port is closed, and the event is still the sender's own
+            with connection:
+                self._exchange(connection, event)
+
+    def _exchange(self, connection: socket.socket, event: Webhook) -> None:
+        try:
+            connection.sendall(event.request)
+            status = read_response(connection).status
+        except (OSError, HTTPException) as error:
+            print(f"{event.job_id}: {error!r}")
+            self.failed.append(event)
+            return
+        (self.acknowledged if status == 202 else self.failed).append(event)
+        if len(self.acknowledged) >= 200:
+            self._is_warm.set()
+
+
+@pytest.mark.parametrize("spool", [DIRECT, ()], ids=["without a spool", "with a spool"])
+def test_sigterm_under_load_cuts_no_request_and_loses_no_job(
+    redis: RedisServer, start_daemon: StartDaemon, spool: tuple[str, ...]
+) -> None:
+    daemon = connected(start_daemon("--redis", redis.url, *spool))
+    senders = Senders(daemon.port, 4)
+    senders.start()
+
+    code = daemon.stop()
+    senders.join()
+
+    assert code == 0
+    assert senders.failed == []
+    assert len(senders.acknowledged) >= 200
+    assert missing_jobs(redis.port, senders.acknowledged) == []
+
+
+def test_idle_connections_are_closed_politely(redis: RedisServer, start_daemon: StartDaemon) -> None:
+    daemon = connected(start_daemon("--redis", redis.url, *DIRECT))
+    with connect(daemon.port) as connection:
+        for event in webhooks(2):
+            connection.sendall(keep_alive_request(event))
+            answer = read_response(connection)
+            assert outcome(answer) == (202, "queued")
+            assert answer.headers.get("connection") != "close"
+
+        assert daemon.stop() == 0
+
+        assert connection.recv(1) == b""  # an end; a reset would raise
+
+
+def test_a_connection_that_is_busy_at_the_end_is_told_so(redis: RedisServer, start_daemon: StartDaemon) -> None:
+    daemon = connected(start_daemon("--redis", redis.url, *DIRECT, "--redis-deadline", "1.5"))
+    with connect(daemon.port) as connection, connect(daemon.port) as probe:
+        probe.sendall(request_bytes("GET", "/health/live", {"Connection": "keep-alive"}))
+        assert read_response(probe).status == 200
+        redis.suspend()
+        connection.sendall(keep_alive_request(webhook()))
+        assert daemon.get("/health/live").status == 200  # it came last: the webhook was read
+        terminate(daemon)
+        assert probe.recv(1) == b""  # so the end has begun
+        redis.resume()
+
+        answer = read_response(connection)
+
+        assert outcome(answer) == (202, "queued")
+        assert answer.headers["connection"] == "close"
+        assert connection.recv(1) == b""
+    assert daemon.wait() == 0
+    assert missing_jobs(redis.port, [webhook()]) == []
+
+
+@pytest.mark.parametrize("redis_url", ["embedded:", "redis://127.0.0.1:1/0"])
+def test_sigterm_right_after_the_start_is_exit_code_0(start_daemon: StartDaemon, redis_url: str) -> None:
+    daemon = start_daemon("--redis", redis_url)
+
+    assert daemon.stop() == 0
+    assert "Traceback" not in daemon.log
+
+
+# -- crash and restart --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "stale_pid",
+    [os.getpid(), 1, 2**22 - 1, "not a pid"],
+    ids=["a living process", "the first process", "no process", "no number"],
+)
+def test_a_stale_pid_file_does_not_keep_a_killed_daemon_from_coming_back(
+    redis: RedisServer, start_daemon: StartDaemon, stale_pid: object
+) -> None:
+    daemon = connected(start_daemon("--redis", redis.url, *DIRECT))
+    assert outcome(post(daemon.port, webhook(1))) == (202, "queued")
+    daemon.kill()
+    (daemon.directory / "twistd.pid").write_text(f"{stale_pid}\n")
+
+    connected(daemon.start())
+
+    assert outcome(post(daemon.port, webhook(1))) == (200, "already_queued")
+    assert outcome(post(daemon.port, webhook(2))) == (202, "queued")
+    assert daemon.stop() == 0
+
+
+def shipped_commands() -> list[str]:
+    """Each command line that starts the daemon, in whatever file of ours an operator may take it from."""
+    places = ["Makefile", "README.md", "conf", "docker", "docs"]
+    paths = [REPOSITORY / place for place in places]
+    files = [path for path in paths if path.is_file()]
+    files += [path for folder in paths if folder.is_dir() for path in folder.rglob("*") if path.is_file()]
+    commands = []
+    for path in files:
+        text = path.read_text(errors="replace").replace("\\\n", " ")
+        commands += [f"{path.name}: {match}" for match in re.findall(r"twistd[ \"',\]]+-.*\bwebhookd\b", text)]
+    return commands
+
+
+def test_every_command_that_we_ship_goes_without_a_pid_file() -> None:
+    commands = shipped_commands()
+
+    assert any(command.startswith("Makefile: ") for command in commands)
+    assert [command for command in commands if "--pidfile=" not in command] == []
+
+
+# -- a start that cannot succeed ----------------------------------------------------------------------------
+
+
+def run_daemon(directory: Path, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the installed daemon to its end; its two outputs come as one."""
+    return subprocess.run(
+        [str(installed_twistd()), "-n", "--pidfile=", "webhookd", *options],
+        cwd=directory,
+        env={"LANG": "C.UTF-8", "PATH": os.defpath, **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=RUN_DEADLINE_S,
+        check=False,
+    )
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port that nothing listens on."""
+    reserved = ReservedPort()
+    yield reserved.number
+    reserved.close()
+
+
+@pytest.mark.parametrize("redis_url", ["embedded:", "redis://127.0.0.1:1/0"])
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_port_in_use_is_one_line_and_exit_code_1(tmp_path: Path, redis_url: str, log_format: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as occupant:
+        port = str(occupant.getsockname()[1])
+        endpoint = "--interface", "127.0.0.1", "--port", port, "--ops-endpoint", "off"
+        result = run_daemon(tmp_path, *endpoint, "--redis", redis_url, "--log-format", log_format)
+
+    assert result.returncode == 1
+    *_, last_line = result.stdout.splitlines()
+    assert "cannot listen for webhooks" in last_line
+    assert f"127.0.0.1:{port}" in last_line
+    assert "Address already in use" in last_line
+    assert "Traceback" not in result.stdout
+
+
+def test_an_ops_port_in_use_is_a_warning(redis: RedisServer, start_daemon: StartDaemon) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as occupant:
+        ops_port = occupant.getsockname()[1]
+        daemon = connected(start_daemon("--redis", redis.url, *DIRECT, "--ops-endpoint", f"tcp:{ops_port}:interface=127.0.0.1"))
+
+        assert outcome(post(daemon.port, webhook())) == (202, "queued")
+        assert "cannot listen for ops" in daemon.log
+
+
+WRONG_OPTIONS = {
+    "an unknown option": ["--no-such-option"],
+    "an argument too many": ["surplus"],
+    "a port that is none": ["--port", "65536"],
+    "a Redis URL that is none": ["--redis", "mysql://localhost"],
+    "a lock that never was": ["--lock-ttl", "0"],
+    "an unknown wire": ["--wire", "4"],
+    "job options that are no JSON": ["--job-options", "{attempts:3}"],
+    "an unknown job option": ["--job-options", '{"atempts":3}'],
+    "an endpoint that is none": ["--endpoint", "udp:3001"],
+    "a CA file that is missing": ["--redis", "rediss://localhost?ca_file=/no/such/file"],
+    "a configuration that is missing": ["--config", "/no/such/file"],
+}
+
+
+@pytest.mark.parametrize("options", WRONG_OPTIONS.values(), ids=WRONG_OPTIONS.keys())
+def test_a_wrong_option_is_one_line(tmp_path: Path, options: list[str]) -> None:
+    result = run_daemon(tmp_path, *options)
+
+    assert result.returncode != 0
+    assert len(result.stdout.splitlines()) == 1, result.stdout
+    assert result.stdout.startswith("webhookd: ")
+
+
+WRONG_ENVIRONMENTS = {
+    "WEBHOOK_PORT": "tcp://10.0.0.1:3001",
+    "PORT": "http",
+    "WEBHOOK_JOB_CREATE_LOCK_TTL": "5s",
+    "REDIS_URL": "localhost",
+    "WEBHOOK_SECRET_FILE": "/no/such/file",
+    "WEBHOOK_ID_FALLBACK": "maybe",
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ENVIRONMENTS)
+def test_a_wrong_value_in_the_environment_is_one_line_that_names_it(tmp_path: Path, name: str) -> None:
+    result = run_daemon(tmp_path, **{name: WRONG_ENVIRONMENTS[name]})
+
+    assert result.returncode != 0
+    assert len(result.stdout.splitlines()) == 1, result.stdout
+    assert name in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "culprit"),
+    [
+        ("port = = 3001\n", "line 1"),
+        ("prot = 3001\n", "prot"),
+        ('port = "high"\n', "port"),
+        ('[sources.Chatwoot]\nsecret = "s"\n', "Chatwoot"),
+        ('[sources.second]\nsecrets = "s"\n', "secrets"),
+        ("port = 3001\nport = 3002\n", "line 2"),
+    ],
+)
+def test_a_wrong_configuration_file_is_one_line_that_names_the_culprit(
+    tmp_path: Path, text: str, culprit: str
+) -> None:
+    path = tmp_path / "webhookd.toml"
+    path.write_text(text)
+
+    result = run_daemon(tmp_path, "--config", str(path))
+
+    assert result.returncode != 0
+    assert len(result.stdout.splitlines()) == 1, result.stdout
+    assert culprit in result.stdout
+
+
+def test_no_secret_gets_into_the_line(tmp_path: Path) -> None:
+    result = run_daemon(tmp_path, "--redis", "redis://:hunter2@localhost:port/0")
+
+    assert result.returncode != 0
+    assert "hunter2" not in result.stdout
+
+
+# -- without Redis ------------------------------------------------------------------------------------------
+
+
+def test_without_redis_a_request_is_refused_until_redis_comes(start_daemon: StartDaemon) -> None:
+    redis = RedisServer()
+    try:
+        daemon = start_daemon("--redis", redis.url, *DIRECT)
+        for number in range(5):
+            refused = post(daemon.port, webhook(number))
+            assert outcome(refused) == (500, "unavailable")
+            assert int(refused.headers["retry-after"]) > 0
+        assert daemon.get("/health/live").status == 200
+        assert daemon.get("/health/ready").status == 503
+
+        redis.start()
+        wait_until(lambda: daemon.get("/health/ready").status == 200, "the daemon has found Redis")
+
+        assert outcome(post(daemon.port, webhook(1))) == (202, "queued")
+        assert missing_jobs(redis.port, [webhook(1)]) == []
+    finally:
+        redis.close()
+
+
+def test_with_a_spool_a_request_is_taken_and_queued_when_redis_comes(start_daemon: StartDaemon) -> None:
+    redis = RedisServer()
+    try:
+        daemon = start_daemon("--redis", redis.url)
+        assert outcome(post(daemon.port, webhook(1))) == (202, "spooled")
+        assert outcome(post(daemon.port, webhook(1))) == (200, "already_queued")
+        assert daemon.get("/health/ready").status == 200
+
+        redis.start()
+
+        wait_until(lambda: missing_jobs(redis.port, [webhook(1)]) == [], "the spool is drained into Redis")
+        assert outcome(post(daemon.port, webhook(1))) == (200, "already_queued")
+    finally:
+        redis.close()
+
+
+# -- the log ------------------------------------------------------------------------------------------------
+
+
+def test_the_json_log_is_one_object_a_line(redis: RedisServer, start_daemon: StartDaemon) -> None:
+    daemon = connected(start_daemon("--redis", redis.url, *DIRECT, "--log-format", "json", "--log-level", "debug", "--access-log", "on"))
+    body = b'{"event":"message_created","content":"line\\nbreak"}'
+    answers: list[Response] = [post(daemon.port, webhook()), post(daemon.port, webhook())]
+    answers += [exchange(daemon.port, request_bytes("POST", PATH, {"X": "a\u00e9"}, b"{")), daemon.get("/no\u00a0")]
+    answers += [exchange(daemon.port, request_bytes("POST", PATH, {}, body))]
+    assert [answer.status for answer in answers] == [202, 200, 400, 400, 202]
+    assert daemon.stop() == 0
+
+    lines = daemon.log.splitlines()
+    assert len(lines) > 5
+    assert all(isinstance(json.loads(line), dict) for line in lines)
+
+
+# -- embedded -----------------------------------------------------------------------------------------------
+
+
+def embedded_port(daemon: Daemon) -> int:
+    """Where the log says that workers find the embedded server."""
+    wait_until(lambda: "redis://127.0.0.1:" in daemon.log, "the log names the embedded server's port")
+    found = re.findall(r"redis://127\.0\.0\.1:(\d+)", daemon.log)
+    return int(found[-1])
+
+
+def is_listening(port: int) -> bool:
+    try:
+        connect(port).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_the_embedded_server_has_the_jobs_and_goes_with_the_daemon(start_daemon: StartDaemon, end: str) -> None:
+    daemon = connected(start_daemon("--redis", "embedded:", *DIRECT))
+    redis_port = embedded_port(daemon)
+    assert outcome(post(daemon.port, webhook(1))) == (202, "queued")
+    assert missing_jobs(redis_port, [webhook(1)]) == []
+
+    getattr(daemon, end)()
+
+    wait_until(lambda: not is_listening(redis_port), "the embedded server is gone")

@@ -1,0 +1,233 @@
+"""Each form of a Redis URL, against a server that wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.integration.conftest import StartDaemon
+from tests.support.daemon import Daemon
+from tests.support.process import wait_until
+from tests.support.servers import RedisServer, Sentinels, TlsRedis
+from tests.support.webhooks import DIRECT, Webhook, connected, outcome, post, webhook
+from webhookd.bullmq import QueueKeys
+
+KEYS = QueueKeys("bull", "chatwoot")
+EVENT = webhook()
+
+USER, PASSWORD = "hook:s", "p@ss/w:rd%"
+ACL = (
+    "user default off",
+    f"user {USER} on >{PASSWORD} ~bull:chatwoot:* +@all",
+    "user admin on >admin ~* &* +@all",
+)
+
+
+def credentials(username: str = USER, password: str = PASSWORD) -> str:
+    return f"{quote(username, safe='')}:{quote(password, safe='')}"
+
+
+def has_job(client: Any, event: Webhook = EVENT) -> bool:
+    with client:
+        return bool(client.hget(KEYS.job(event.job_id), "data") == event.body)
+
+
+def refuses(start_daemon: StartDaemon, url: str, kind: str) -> None:
+    """A daemon at this address starts, says what is wrong, and refuses events."""
+    daemon = start_daemon("--redis", url, *DIRECT)
+    wait_until(lambda: f"cannot be used: {kind}" in daemon.log, "the log says what is wrong")
+    assert outcome(post(daemon.port, EVENT)) == (500, "unavailable")
+    assert "Traceback" not in daemon.log
+
+
+@pytest.fixture
+def guarded() -> Iterator[RedisServer]:
+    """A server that lets nobody in without a user's password."""
+    with RedisServer(config=ACL, unix_socket=True) as server:
+        yield server
+
+
+def admin(server: RedisServer, **options: Any) -> Any:
+    return server.client(username="admin", password="admin", **options)
+
+
+# -- redis:// -----------------------------------------------------------------------------------------------
+
+
+def test_user_password_and_database(guarded: RedisServer, start_daemon: StartDaemon) -> None:
+    url = f"redis://{credentials()}@127.0.0.1:{guarded.port}/5"
+    daemon = connected(start_daemon(*DIRECT, environ={"REDIS_URL": url}))
+
+    assert outcome(post(daemon.port, EVENT)) == (202, "queued")
+
+    assert has_job(admin(guarded, db=5))
+    assert not has_job(admin(guarded, db=0))
+    assert quote(PASSWORD, safe="") not in daemon.log
+    assert PASSWORD not in daemon.log
+
+
+def test_a_password_alone_is_the_default_users(start_daemon: StartDaemon) -> None:
+    with RedisServer(config=["requirepass sesame"]) as server:
+        daemon = connected(start_daemon("--redis", f"redis://:sesame@127.0.0.1:{server.port}", *DIRECT))
+
+        assert outcome(post(daemon.port, EVENT)) == (202, "queued")
+
+        assert has_job(server.client(password="sesame"))
+
+
+@pytest.mark.parametrize("user_info", ["", f"{credentials(password='wrong')}@"], ids=["none", "wrong"])
+def test_without_the_right_password_events_are_refused(
+    guarded: RedisServer, start_daemon: StartDaemon, user_info: str
+) -> None:
+    refuses(start_daemon, f"redis://{user_info}127.0.0.1:{guarded.port}/0", "noauth")
+
+
+# -- unix:// ------------------------------------------------------------------------------------------------
+
+
+def test_a_unix_socket(redis_at_socket: RedisServer, start_daemon: StartDaemon) -> None:
+    daemon = connected(start_daemon("--redis", redis_at_socket.unix_url, *DIRECT))
+
+    assert outcome(post(daemon.port, EVENT)) == (202, "queued")
+
+    assert has_job(redis_at_socket.client())
+
+
+@pytest.fixture
+def redis_at_socket() -> Iterator[RedisServer]:
+    with RedisServer(unix_socket=True) as server:
+        yield server
+
+
+def test_a_unix_socket_with_user_password_and_database(guarded: RedisServer, start_daemon: StartDaemon) -> None:
+    url = f"unix://{credentials()}@{guarded.socket_path}?db=5"
+    daemon = connected(start_daemon("--redis", url, *DIRECT))
+
+    assert outcome(post(daemon.port, EVENT)) == (202, "queued")
+
+    assert has_job(admin(guarded, db=5))
+
+
+def test_a_unix_socket_that_comes_back_is_found_again(
+    redis_at_socket: RedisServer, start_daemon: StartDaemon
+) -> None:
+    daemon = connected(start_daemon("--redis", redis_at_socket.unix_url, *DIRECT))
+    redis_at_socket.stop()
+    wait_until(lambda: outcome(post(daemon.port, EVENT))[0] == 500, "the daemon misses Redis")
+
+    redis_at_socket.start()
+
+    assert outcome(post(connected(daemon).port, EVENT)) == (202, "queued")
+
+
+# -- rediss:// ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tls_redis() -> Iterator[TlsRedis]:
+    with TlsRedis(config=["requirepass sesame"]) as server:
+        yield server
+
+
+def test_tls_with_a_private_authority(tls_redis: TlsRedis, start_daemon: StartDaemon) -> None:
+    url = f"rediss://:sesame@localhost:{tls_redis.port}/5?ca_file={tls_redis.ca_file}"
+    daemon = connected(start_daemon("--redis", url, *DIRECT))
+
+    assert outcome(post(daemon.port, EVENT)) == (202, "queued")
+
+    assert has_job(tls_redis.client(password="sesame", db=5))
+
+
+def test_tls_to_an_address_instead_of_a_name(tls_redis: TlsRedis, start_daemon: StartDaemon) -> None:
+    url = f"rediss://:sesame@127.0.0.1:{tls_redis.port}/0?ca_file={tls_redis.ca_file}"
+    daemon = connected(start_daemon("--redis", url, *DIRECT))
+
+    assert outcome(post(daemon.port, EVENT)) == (202, "queued")
+
+
+def test_a_certificate_of_an_unknown_authority_is_not_trusted(
+    tls_redis: TlsRedis, start_daemon: StartDaemon
+) -> None:
+    refuses(start_daemon, f"rediss://:sesame@localhost:{tls_redis.port}/0", "disconnected")
+
+
+def test_a_certificate_of_another_authority_is_not_trusted(
+    tls_redis: TlsRedis, start_daemon: StartDaemon
+) -> None:
+    other = TlsRedis()
+    try:
+        url = f"rediss://:sesame@localhost:{tls_redis.port}/0?ca_file={other.ca_file}"
+        refuses(start_daemon, url, "disconnected")
+    finally:
+        other.close()
+
+
+def test_a_certificate_for_another_name_is_not_trusted(start_daemon: StartDaemon) -> None:
+    with TlsRedis(config=["bind 127.0.0.1 127.0.0.2"]) as server:
+        refuses(
+            start_daemon, f"rediss://127.0.0.2:{server.port}/0?ca_file={server.ca_file}", "disconnected"
+        )
+
+
+def test_tls_to_a_server_that_does_not_speak_it(redis: RedisServer, start_daemon: StartDaemon) -> None:
+    refuses(start_daemon, f"rediss://localhost:{redis.port}/0", "disconnected")
+
+
+# -- redis+sentinel:// --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sentinels() -> Iterator[Sentinels]:
+    with Sentinels() as group:
+        yield group
+
+
+def queue_somehow(daemon: Daemon) -> Webhook:
+    """Send events until one is queued, and return that one."""
+    for number in count(100):
+        event = webhook(number)
+        if outcome(post(daemon.port, event)) == (202, "queued"):
+            return event
+        connected(daemon)
+    raise AssertionError("not reached")
+
+
+def test_sentinel_names_the_primary_and_after_its_death_the_next(
+    sentinels: Sentinels, start_daemon: StartDaemon
+) -> None:
+    daemon = connected(start_daemon("--redis", sentinels.url, *DIRECT))
+    first, second = sentinels.primary, sentinels.replica
+    assert outcome(post(daemon.port, EVENT)) == (202, "queued")
+    assert has_job(first.client())
+
+    sentinels.kill_primary()
+    sentinels.wait_for_primary(second)
+
+    assert has_job(second.client(), queue_somehow(daemon))
+
+
+def test_a_primary_that_became_a_replica_is_left(sentinels: Sentinels, start_daemon: StartDaemon) -> None:
+    """The connection to it is well, and all that it says is READONLY."""
+    daemon = connected(start_daemon("--redis", sentinels.url, *DIRECT))
+    assert outcome(post(daemon.port, EVENT)) == (202, "queued")
+
+    promoted = sentinels.failover()
+
+    assert has_job(promoted.client(), queue_somehow(daemon))
+
+
+def test_a_dead_sentinel_is_passed_over(sentinels: Sentinels, start_daemon: StartDaemon) -> None:
+    sentinels.sentinels[0].kill()
+    sentinels.sentinels[1].suspend()
+
+    daemon = connected(start_daemon("--redis", sentinels.url, *DIRECT))
+
+    assert outcome(post(daemon.port, EVENT)) == (202, "queued")
+
+
+def test_a_name_that_no_sentinel_knows(sentinels: Sentinels, start_daemon: StartDaemon) -> None:
+    refuses(start_daemon, sentinels.url.replace("mymaster", "nobody"), "disconnected")
