@@ -31,6 +31,7 @@ setup(
         "hiredis>=3.0",
         "httptools>=0.7",
         "klein>=24.8",
+        "prometheus-client>=0.21",
         "msgspec>=0.19",
         "treq>=24.9",
         "twisted[tls]>=24.7",

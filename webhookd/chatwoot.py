@@ -26,6 +26,33 @@ import msgspec
 
 from webhookd.model import BadRequest, Delivery, Event
 
+#: The events that Chatwoot 4.17 knows; what else arrives is an event as well, under its own name.
+EVENTS = frozenset(
+    {
+        "message_created",
+        "message_updated",
+        "conversation_created",
+        "conversation_updated",
+        "conversation_status_changed",
+        "conversation_opened",
+        "conversation_resolved",
+        "conversation_typing_on",
+        "conversation_typing_off",
+        "contact_created",
+        "contact_updated",
+        "webwidget_triggered",
+        "inbox_created",
+        "inbox_updated",
+        "account_created",
+        "automation_event.conversation_created",
+        "automation_event.conversation_updated",
+        "automation_event.conversation_opened",
+        "automation_event.conversation_resolved",
+        "automation_event.message_created",
+        "macro.executed",
+    }
+)
+
 #: Makes the discriminator of a delivery without a delivery id, from its raw body.
 Fallback: TypeAlias = Callable[[bytes], str]
 

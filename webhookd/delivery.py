@@ -11,6 +11,7 @@ again when another server, or another run of it, answers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
@@ -101,9 +102,18 @@ class Drain:
     """
 
     def __init__(
-        self, clock: IReactorTime, spool: ISpool, sink: IJobSink, pause_s: Callable[[], float | None]
+        self,
+        clock: IReactorTime,
+        spool: ISpool,
+        sink: IJobSink,
+        pause_s: Callable[[], float | None],
+        replayed: Counter[str] | None = None,
     ) -> None:
-        """``pause_s`` says how long Redis is not worth asking; None if that is not known."""
+        """``pause_s`` says how long Redis is not worth asking; None if that is not known.
+
+        ``replayed`` counts the records that left the spool, as ``queued`` or ``dead``.
+        """
+        self.replayed: Counter[str] = Counter() if replayed is None else replayed
         self._clock = clock
         self._spool = spool
         self._sink = sink
@@ -150,10 +160,14 @@ class Drain:
             errors = await gatherResults([_error_of(self._sink.add(record.job)) for record in records])
             outcomes = list(zip(records, errors, strict=True))
             # Crash window: in Redis and still in the spool. It is sent again, and the script drops it.
-            await self._spool.remove([record.sequence for record, error in outcomes if error is None])
+            done = [record.sequence for record, error in outcomes if error is None]
+            if done:
+                await self._spool.remove(done)
+                self.replayed["queued"] += len(done)
             for record, error in outcomes:
                 if isinstance(error, JobRefused):
                     await self._spool.bury(record.sequence, str(error))
+                    self.replayed["dead"] += 1
         except SpoolUnavailable:
             return False
         return bool(records) and all(error is None or isinstance(error, JobRefused) for error in errors)

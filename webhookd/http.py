@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from io import BytesIO
@@ -47,6 +47,8 @@ from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 from zope.interface import implementer
 
+from webhookd.counts import DURATIONS_S, Histogram
+
 #: Longer than nginx keeps an idle connection to its upstream (60 s), so that never both use and close it.
 IDLE_TIMEOUT_S = 75.0
 HEAD_DEADLINE_S = 10.0
@@ -60,6 +62,8 @@ _SWEEP_INTERVAL_S = 1.0
 
 MAX_HEAD_BYTES = 16_384
 MAX_HEADERS = 100
+#: How many complete requests of a connection wait. One read can bring 2,000, and they need more room than it.
+MAX_PIPELINED = 32
 MAX_CONNECTIONS = 20_000
 MAX_ARRIVING_BYTES = 268_435_456
 
@@ -69,8 +73,10 @@ _HEADS: Mapping[int, bytes] = {
     for status in HTTPStatus
 }
 
-# By version, what Transfer-Encoding may say. llhttp takes each list that ends with "chunked", in HTTP/1.0 too.
+# What Transfer-Encoding may say, by version. llhttp takes any list that ends with "chunked", and in HTTP/1.0.
 _CODINGS: Mapping[str, Sequence[bytes | None]] = {"1.1": (None, b"chunked"), "1.0": (None,)}
+
+_METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"})
 
 _log = Logger()
 
@@ -81,7 +87,8 @@ class WebhookRequest(Request):
     """A complete request: head and body are in memory, and within the limits.
 
     ``fields`` are its headers by lower-case name; what came several times is joined by commas, as RFC 9110,
-    5.3 allows. ``keep_alive`` says whether its client may send another one on the same connection.
+    5.3 allows. ``keep_alive`` says whether its client may send another one on the same connection. ``route``
+    is for the metrics: a word from a closed set.
     """
 
     _has_headers: bool
@@ -109,6 +116,8 @@ class WebhookRequest(Request):
         self.body = body
         self.content = BytesIO(body)  # of the same bytes: no second copy
         self.is_gone = False
+        self.route = "other"
+        self.began_s = channel.site.clock.seconds()
 
     @property
     def requestHeaders(self) -> Headers:
@@ -196,6 +205,7 @@ TOO_LARGE = Refusal(413, "too_large", "the body is larger than allowed")
 HEAD_TOO_LARGE = Refusal(431, "head_too_large", "the head is larger than allowed")
 TOO_SLOW = Refusal(408, "too_slow", "the request did not arrive in time")
 TOO_MANY_CONNECTIONS = Refusal(429, "too_many_connections", "too many connections are open")
+TOO_MANY_REQUESTS = Refusal(429, "too_many", "too many requests were sent without waiting for an answer")
 TOO_MUCH_AT_ONCE = Refusal(429, "too_many", "too many bodies are arriving, and this is the largest")
 
 
@@ -397,6 +407,9 @@ class WebhookChannel(Protocol):
         parser, body = self._parser, self._body
         if not self._is_reading or parser.should_upgrade():
             return
+        if len(self._waiting) == MAX_PIPELINED:
+            self._refuse(TOO_MANY_REQUESTS)
+            return
         keep_alive = self._is_reading = parser.should_keep_alive()
         request = WebhookRequest(
             self,
@@ -460,6 +473,7 @@ class WebhookChannel(Protocol):
 
     def _send_refusal(self, refusal: Refusal) -> None:
         status, headers, body = refusal.response()
+        self.site.requests["none", "none", status] += 1
         lines = [b"%b: %b\r\n" % line for line in headers.items()]
         self.send(
             b"%b%b\r\n%bConnection: close\r\n\r\n%b" % (_HEADS[status], self.site.date, b"".join(lines), body)
@@ -565,7 +579,8 @@ class WebhookSite(Site):
     """All connections of one listening port.
 
     ``shortcut`` answers a request and says so, or leaves it to the resource. ``now_s`` and ``date`` are at
-    most a second old.
+    most a second old. ``requests`` counts by route, method and status; what never became a request has none
+    of the first two.
     """
 
     displayTracebacks = False
@@ -589,8 +604,10 @@ class WebhookSite(Site):
         self._max_arriving_bytes = max_arriving_bytes
         self.shortcut = shortcut
         self.channels: set[WebhookChannel] = set()
+        self.requests: Counter[tuple[str, str, int]] = Counter()
+        self.durations_s = Histogram(DURATIONS_S)
         self._access_log = access_log
-        self._clock = reactor
+        self.clock = reactor
         self._drained: Deferred[None] | None = None
         self._sweeping = LoopingCall(self._sweep)
         self._sweeping.clock = reactor
@@ -614,11 +631,15 @@ class WebhookSite(Site):
             channel.overdue()
 
     def _tell_time(self) -> None:
-        self.now_s = self._clock.seconds()
+        self.now_s = self.clock.seconds()
         self.date = format_date_time(time.time()).encode()
 
     def log(self, request: HTTPRequest) -> None:
-        """A line for a request, if wanted; never the query, which may hold a token."""
+        """Count an answered request, and log it if wanted; never its query, which may hold a token."""
+        assert isinstance(request, WebhookRequest)  # noqa: S101  # Twisted's signature is wider
+        method = request.method.decode() if request.method in _METHODS else "other"
+        self.requests[request.route, method, request.code] += 1
+        self.durations_s.observe(self.clock.seconds() - request.began_s)
         if self._access_log:
             _log.info(
                 "{client} {method} {path} {status}",
@@ -653,10 +674,10 @@ class WebhookSite(Site):
             return succeed(None).addCallback(self._stop_sweeping)
         drained = self._drained = Deferred()
         calls = (
-            self._clock.callLater(
+            self.clock.callLater(
                 min(FRESH_GRACE_S, deadline_s), self._abort, lambda channel: channel.is_fresh
             ),
-            self._clock.callLater(deadline_s, self._abort, lambda _channel: True),
+            self.clock.callLater(deadline_s, self._abort, lambda _channel: True),
         )
         return drained.addCallback(_cancel, calls).addCallback(self._stop_sweeping)
 

@@ -5,16 +5,17 @@ One direction, no way back: authenticate, parse, filter, encode, deliver.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import msgspec
-from attrs import frozen
+from attrs import field, frozen
 from twisted.internet.defer import Deferred, succeed
 
 from webhookd.auth import Authenticator, Credentials
 from webhookd.bullmq import JobOptions
 from webhookd.chatwoot import Fallback, parse
-from webhookd.model import Delivery, Event, Job, Outcome, Receipt, UnknownSource
+from webhookd.model import Delivery, Event, Job, Outcome, Receipt, Unauthorized, UnknownSource
 
 #: Makes a job's data from a delivery.
 Encoder = Callable[[Delivery], bytes]
@@ -32,12 +33,17 @@ class Source:
 
 @frozen
 class Intake:
-    """Takes the deliveries of all sources."""
+    """Takes the deliveries of all sources.
+
+    ``signature_failures`` counts by source and code, ``secrets_used`` by source and position.
+    """
 
     sources: Mapping[str, Source]
     encode: Encoder
     fallback: Fallback
     deliver: Callable[[Job], Deferred[Receipt]]
+    signature_failures: Counter[tuple[str, str]] = field(factory=Counter)
+    secrets_used: Counter[tuple[str, int]] = field(factory=Counter)
 
     def accept(self, delivery: Delivery, credentials: Credentials) -> Deferred[Receipt]:
         """Take one delivery.
@@ -47,11 +53,21 @@ class Intake:
         source = self.sources.get(delivery.source)
         if source is None:
             raise UnknownSource("unknown_source", "no source of this name is configured")
-        source.authenticator.verify(credentials, delivery.body, delivery.received_at_ms / 1000)
+        self._authenticate(source, delivery, credentials)
         event = parse(delivery, self.fallback)
         if source.events is not None and event.name not in source.events:
             return succeed(Receipt(Outcome.IGNORED, event.job_id, event.name))
         return self.deliver(self._job(source, delivery, event))
+
+    def _authenticate(self, source: Source, delivery: Delivery, credentials: Credentials) -> None:
+        now_s = delivery.received_at_ms / 1000
+        try:
+            position = source.authenticator.verify(credentials, delivery.body, now_s)
+        except Unauthorized as error:
+            self.signature_failures[delivery.source, error.code] += 1
+            raise
+        if position is not None:
+            self.secrets_used[delivery.source, position] += 1
 
     def _job(self, source: Source, delivery: Delivery, event: Event) -> Job:
         options = source.options

@@ -14,6 +14,7 @@ What txredisapi leaves to its caller, and is done here:
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -204,12 +205,14 @@ class _PoolFactory(txredisapi.RedisFactory):  # type: ignore[misc]  # txredisapi
 class RedisPool(Service):
     """The connections of one daemon to one Redis, from start to stop.
 
-    ``last_error`` is why Redis was last found unusable; None since it was last found usable.
+    ``last_error`` is why Redis was last found unusable; None since it was last found usable. ``errors``
+    counts all failures.
     """
 
     def __init__(self, reactor: Any, url: RedisUrl) -> None:
         self.url = url
         self.last_error: QueueUnavailable | None = None
+        self.errors: Counter[RedisErrorKind] = Counter()
         self._log = Logger()
         self._listeners: list[Callable[[RedisConnection], None]] = []
         self._factory = _PoolFactory(url, reactor, self.failed, self._ready)
@@ -254,6 +257,7 @@ class RedisPool(Service):
 
     def failed(self, reason: QueueUnavailable) -> None:
         """A call, or an attempt to connect, has failed."""
+        self.errors[reason.kind] += 1
         if self.last_error is None or self.last_error.kind is not reason.kind:
             self._log.warn(
                 "Redis at {url} cannot be used: {kind}: {reason}",

@@ -12,7 +12,7 @@ of them is harmless, because the script adds a job id once.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
 import txredisapi
@@ -25,6 +25,7 @@ from zope.interface import implementer
 
 from webhookd.breaker import CircuitBreaker
 from webhookd.bullmq import ADD_JOBS, Answer, QueueKeys, Refused, Wire, add_jobs_arguments, read_reply
+from webhookd.counts import BATCH_SIZES, DURATIONS_S, Histogram
 from webhookd.model import IJobSink, Job, JobRefused, Outcome, QueueUnavailable, Receipt, RedisErrorKind
 from webhookd.redis_pool import RedisConnection, RedisPool, error_kind
 
@@ -43,14 +44,14 @@ class _Waiting:
 class QueueSettings:
     """How jobs are added.
 
-    ``set_by`` names this replica in the creation locks; ``replicas`` is how many of Redis' replicas must have
-    a job before it counts as added.
+    ``set_by`` says what a creation lock holds: when and by whom it was set. ``replicas`` is how many of
+    Redis' replicas must have a job before it counts as added.
     """
 
     prefix: str
     wire: Wire
     lock_ttl_ms: int
-    set_by: str
+    set_by: Callable[[], str]
     replicas: int = 0
 
 
@@ -58,7 +59,8 @@ class QueueSettings:
 class RedisQueue:
     """The sink of all queues of one Redis.
 
-    ``acknowledged`` is told of the jobs that Redis has, each time that it answers.
+    ``acknowledged`` is told of the jobs that Redis has, each time that it answers. ``durations_s``,
+    ``batch_sizes`` and ``answers`` count the calls, their jobs, and what became of these.
     """
 
     def __init__(
@@ -77,6 +79,9 @@ class RedisQueue:
         self._settings = settings
         self._deadline_s = deadline_s
         self._acknowledged = acknowledged
+        self.durations_s = Histogram(DURATIONS_S)
+        self.batch_sizes = Histogram(BATCH_SIZES)
+        self.answers: Counter[Answer] = Counter()
         self._keys: dict[str, QueueKeys] = {}
         self._waiting: dict[str, deque[_Waiting]] = {}
         self._busy = False
@@ -168,7 +173,8 @@ class RedisQueue:
         connection = self._pool.writer
         if connection is None:
             raise self._not_connected()
-        permit = self._breaker.permit(self._clock.seconds())
+        began_s = self._clock.seconds()
+        permit = self._breaker.permit(began_s)
         try:
             answers = await self._add(connection, jobs)
         except Exception as error:
@@ -178,8 +184,12 @@ class RedisQueue:
                 permit.failed(self._clock.seconds())
             raise
         self._pool.worked()
+        ended_s = self._clock.seconds()
         if permit is not None:
-            permit.succeeded(self._clock.seconds())
+            permit.succeeded(ended_s)
+        self.durations_s.observe(ended_s - began_s)
+        self.batch_sizes.observe(len(jobs))
+        self.answers.update(answer for answer in answers if isinstance(answer, Answer))
         return answers
 
     async def _add(self, connection: RedisConnection, jobs: list[Job]) -> list[Answer | Refused]:
@@ -189,7 +199,7 @@ class RedisQueue:
             jobs,
             lock_ttl_ms=settings.lock_ttl_ms,
             wire=settings.wire,
-            set_by=settings.set_by,
+            set_by=settings.set_by(),
         )
         answers = read_reply(await self._run_script(connection, keys, arguments), len(jobs))
         if settings.replicas:

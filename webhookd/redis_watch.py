@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 from attrs import evolve, frozen
 from twisted.internet.defer import ensureDeferred
@@ -60,6 +61,10 @@ class ServerFacts:
 
 def _flag(values: Mapping[str, str], name: str) -> bool | None:
     return values[name] == "1" if name in values else None
+
+
+#: Jobs by queue and state; None for a queue that could not be asked.
+JobCounts: TypeAlias = Mapping[str, Mapping[str, int] | None]
 
 
 class RedisWatch:
@@ -132,19 +137,26 @@ class RedisWatch:
             "dangers": self.facts.dangers,
         }
 
-    async def count_jobs(self, pool: RedisPool) -> Mapping[str, object]:
-        """The jobs of each queue that no worker has taken yet, by BullMQ's names for their states."""
+    async def count_jobs(self, pool: RedisPool) -> JobCounts:
+        """The jobs of each queue that are not finished, by BullMQ's names for their states."""
         return {keys.queue: await self._count(pool.prober, keys) for keys in self._queues}
 
     async def _count(self, connection: RedisConnection | None, keys: QueueKeys) -> Mapping[str, int] | None:
         if connection is None:
             return None
+        try:
+            return await self._ask_counts(connection, keys)
+        except QueueUnavailable:
+            return None
+
+    async def _ask_counts(self, connection: RedisConnection, keys: QueueKeys) -> Mapping[str, int]:
         # One after the other: where one fails, none is under way whose failure nobody would look at.
         commands = {
             "waiting": (connection.llen, keys.wait),
             "paused": (connection.llen, keys.paused),
             "delayed": (connection.zcard, keys.delayed),
             "prioritized": (connection.zcard, keys.prioritized),
+            "active": (connection.llen, keys.active),
         }
         return {
             state: await connection.within(self._deadline_s, count(key))

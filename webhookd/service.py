@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import os
 import random
-import resource
-import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
-from twisted.application.service import IService, MultiService, Service
-from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred
+from attrs import frozen
+from prometheus_client import CollectorRegistry, ProcessCollector
+from twisted.application.service import IService
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort, IReactorTime, IReadDescriptor, IStreamServerEndpoint
+from twisted.internet.interfaces import IReactorTime, IStreamServerEndpoint
 from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
-from twisted.python.failure import Failure
 
 import webhookd
 from webhookd import chatwoot, intake
@@ -30,35 +29,34 @@ from webhookd.auth import Authenticator
 from webhookd.breaker import BreakerPolicy, CircuitBreaker
 from webhookd.bullmq import QueueKeys
 from webhookd.config import ALL_OPTIONS, DEFAULT_SOURCE, Config, resolve
+from webhookd.daemon import Daemon, Listener, fatal
 from webhookd.delivery import Drain, JobDelivery, resend
 from webhookd.embedded import EmbeddedValkey, find_server
 from webhookd.health import Health, describe_breaker, describe_spool
 from webhookd.http import MAX_CONNECTIONS, WebhookSite
 from webhookd.logs import make_observer
+from webhookd.metrics import DaemonCollector, Exposition, Parts, ReactorLag
 from webhookd.model import ConfigError, ISpool, Job, Receipt
+from webhookd.process import end_on_signals, raise_descriptor_limit, run_on_monotonic_time
 from webhookd.recent import RecentJobs
 from webhookd.redis_pool import RedisPool
 from webhookd.redis_queue import QueueSettings, RedisQueue
 from webhookd.redis_url import RedisUrl
-from webhookd.redis_watch import RedisWatch
+from webhookd.redis_watch import JobCounts, RedisWatch
 from webhookd.spool import Spools, SpoolThread
 from webhookd.spool_database import SpoolLimits
 from webhookd.spool_directory import SpoolRoot
 from webhookd.spool_service import SpoolService
 from webhookd.web import HealthApp, InFlight, OpsApp, Shortcut, WebhookApp
 
-_FINISH_DEADLINE_S = 10.0
+Deliver: TypeAlias = Callable[[Job], Deferred[Receipt]]
+
 _DRAIN_REDIS_DEADLINE_S = 4.0  # below the time after which the breaker takes a probe for lost
 _EMBEDDED_DIRECTORY = Path("var/embedded")
 _OPS_CONNECTIONS = 100
 _OTHER_DESCRIPTORS = 200  # the connections of the ops endpoint and to Redis, the spool's files, logs
 
 _log = Logger()
-
-
-def _exit(message: object) -> SystemExit:
-    """The end of a start that cannot succeed: one line for the operator, and exit code 1."""
-    return SystemExit(f"webhookd: {message}")
 
 
 class Options(usage.Options):
@@ -94,7 +92,7 @@ class Options(usage.Options):
             super().parseOptions(options)
             self.config = resolve(self._given(), os.environ)
         except (usage.UsageError, ConfigError) as error:
-            raise _exit(error) from None
+            raise fatal(error) from None
 
     def _given(self) -> Mapping[str, object]:
         given = {option.name: self.get(option.flag) for option in ALL_OPTIONS}
@@ -117,48 +115,7 @@ def makeService(options: Options) -> IService:
     try:
         return _build(options.config, reactor, options.log_observer)
     except ConfigError as error:
-        raise _exit(error) from None
-
-
-def run_on_monotonic_time(reactor: Any) -> None:
-    """Keep every timer of the process from jumping with the wall clock.
-
-    Twisted's reactors measure delays with ``time.time``: set back by an hour, a deadline of half a second
-    would hold for an hour. Each of their timers asks ``reactor.seconds``.
-    """
-    reactor.seconds = time.monotonic
-
-
-def end_on_signals(reactor: Any) -> None:
-    """End with exit code 0 on SIGTERM and SIGINT, and only once however often they come.
-
-    twistd would end with the signal again, which supervisors take for a failure.
-    """
-    stopping = False
-
-    def stop(_signal: int, _frame: object) -> None:
-        nonlocal stopping
-        if not stopping:
-            stopping = True
-            reactor.callFromThread(reactor.stop)
-
-    def install() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-
-    reactor.callWhenRunning(install)
-
-
-def raise_descriptor_limit() -> int:
-    """Have as many descriptors as the system allows this process; returns how many.
-
-    Many systems start a program with 1,024 and let it raise that.
-    """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # a limit above the kernel's own is not granted
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+        raise fatal(error) from None
 
 
 def max_connections(descriptors: int) -> int:
@@ -172,11 +129,88 @@ def _wall_clock_ms() -> int:
 
 def _build(settings: Config, reactor: Any, log_observer: ILogObserver | None) -> Daemon:
     """The object graph, from the bottom up; the daemon's parts in the order of their start."""
-    url = settings.redis
-    server = None
-    if url.embedded:
-        server = EmbeddedValkey(reactor, find_server(), _EMBEDDED_DIRECTORY, url.embedded_port)
-        url = RedisUrl.parse(server.url)
+    server = _embedded_server(settings, reactor)
+    url = settings.redis if server is None else RedisUrl.parse(server.url)
+    redis = _redis(settings, reactor, url)
+    spool = None if settings.spool is None else _spool_service(settings, settings.spool, reactor, url, redis)
+    deliver, send_again = _delivery(redis, spool)
+    watch = RedisWatch(
+        _queue_keys(settings), settings.redis_deadline_s, lambda: resend(redis.recent.take(), send_again)
+    )
+    redis.pool.on_ready(watch.connected)
+    health = _health(reactor, redis, spool, watch)
+    health_resource = HealthApp(health.report, health.is_ready).app.resource()
+    events = _intake(settings, deliver)
+    webhooks = WebhookApp(
+        accept=events.accept,
+        default_source=DEFAULT_SOURCE,
+        now_ms=_wall_clock_ms,
+        in_flight=InFlight(settings.max_in_flight, settings.max_in_flight_bytes),
+        health=health_resource,
+    )
+    receiver = _site(settings, reactor, webhooks, max_connections(raise_descriptor_limit()))
+    lag = ReactorLag(reactor)
+    collector = DaemonCollector(
+        Parts(
+            version=webhookd.__version__,
+            site=receiver,
+            app=webhooks,
+            intake=events,
+            queues=(redis.live, redis.draining),
+            pool=redis.pool,
+            watch=watch,
+            breaker=redis.breaker,
+            spool=spool,
+            spool_capacity_bytes=settings.spool_max_bytes,
+            lag=lag,
+            now_ms=_wall_clock_ms,
+        )
+    )
+    exposition = _exposition(reactor, collector, partial(watch.count_jobs, redis.pool))
+    ops = OpsApp(health_resource, exposition.expose)
+
+    daemon = Daemon(log_observer, health.drain)
+    lag.setServiceParent(daemon)
+    if settings.ops_endpoint is not None:
+        endpoint = _endpoint(reactor, settings.ops_endpoint)
+        ops_site = _site(settings, reactor, ops, _OPS_CONNECTIONS)
+        Listener(reactor, endpoint, ops_site, "ops", required=False).setServiceParent(daemon)
+    for part in (server, redis.pool, spool):
+        if part is not None:
+            part.setServiceParent(daemon)
+    endpoint = _endpoint(reactor, settings.endpoint)
+    Listener(reactor, endpoint, receiver, "webhooks", required=True).setServiceParent(daemon)
+    _say_hello(settings)
+    return daemon
+
+
+@frozen
+class _Redis:
+    """What has to do with one Redis: ``live`` is for events that wait, ``draining`` for those on disk."""
+
+    pool: RedisPool
+    breaker: CircuitBreaker
+    recent: RecentJobs
+    live: RedisQueue
+    draining: RedisQueue
+    clock: IReactorTime
+
+    def retry_in_s(self) -> float | None:
+        """Seconds until Redis is worth asking; None if that is not known."""
+        return self.breaker.retry_in_s(self.clock.seconds())
+
+    def may_call(self) -> bool:
+        """Whether Redis is worth asking now."""
+        return self.pool.writer is not None and self.retry_in_s() == 0.0
+
+
+def _embedded_server(settings: Config, reactor: Any) -> EmbeddedValkey | None:
+    if not settings.redis.embedded:
+        return None
+    return EmbeddedValkey(reactor, find_server(), _EMBEDDED_DIRECTORY, settings.redis.embedded_port)
+
+
+def _redis(settings: Config, reactor: Any, url: RedisUrl) -> _Redis:
     pool = RedisPool(reactor, url)
     breaker = CircuitBreaker(BreakerPolicy(slow_call_s=settings.redis_deadline_s / 2), random.random)
     recent = RecentJobs(reactor)
@@ -186,74 +220,55 @@ def _build(settings: Config, reactor: Any, log_observer: ILogObserver | None) ->
             reactor, pool, breaker, _queue_settings(settings), deadline_s=deadline_s, acknowledged=recent.add
         )
 
-    def may_call() -> bool:
-        return pool.writer is not None and breaker.retry_in_s(reactor.seconds()) == 0.0
+    live, draining = queue(settings.redis_deadline_s), queue(_DRAIN_REDIS_DEADLINE_S)
+    return _Redis(pool, breaker, recent, live, draining, reactor)
 
-    live = queue(settings.redis_deadline_s)
-    spool = None
-    deliver = send_again = live.add
-    if settings.spool is not None:
-        make_drain = partial(
-            Drain,
-            reactor,
-            sink=queue(_DRAIN_REDIS_DEADLINE_S),
-            pause_s=lambda: breaker.retry_in_s(reactor.seconds()),
-        )
-        spool = _spool_service(settings, settings.spool, url, reactor, make_drain)
-        delivery = JobDelivery(live, spool, may_call=may_call, spooled=spool.drain.wake)
-        deliver, send_again = delivery.deliver, delivery.deliver_through_spool
-        pool.on_ready(lambda _connection: spool.drain.wake())
 
-    queues = _queue_keys(settings)
-    watch = RedisWatch(queues, settings.redis_deadline_s, lambda: resend(recent.take(), send_again))
-    pool.on_ready(watch.connected)
-    health = Health(
+def _delivery(redis: _Redis, spool: SpoolService | None) -> tuple[Deliver, Deliver]:
+    """How an event is taken, and how one is sent again that Redis may have lost."""
+    if spool is None:
+        return redis.live.add, redis.live.add
+    drain = spool.drain
+    redis.pool.on_ready(lambda _connection: drain.wake())
+    delivery = JobDelivery(redis.live, spool, may_call=redis.may_call, spooled=drain.wake)
+    return delivery.deliver, delivery.deliver_through_spool
+
+
+def _health(reactor: Any, redis: _Redis, spool: SpoolService | None, watch: RedisWatch) -> Health:
+    return Health(
         clock=reactor,
         version=webhookd.__version__,
         started_s=reactor.seconds(),
-        can_queue=may_call,
+        can_queue=redis.may_call,
         can_spool=lambda: None if spool is None else spool.stats.problem is None,
         checks={
-            "redis": partial(watch.describe, pool),
-            "breaker": partial(describe_breaker, breaker),
+            "redis": partial(watch.describe, redis.pool),
+            "breaker": partial(describe_breaker, redis.breaker),
             "spool": partial(describe_spool, spool, _wall_clock_ms),
-            "queues": partial(watch.count_jobs, pool),
+            "queues": partial(watch.count_jobs, redis.pool),
         },
     )
-    health_resource = HealthApp(health.report, health.is_ready).app.resource()
-    webhooks = WebhookApp(
-        accept=_intake(settings, deliver).accept,
-        default_source=DEFAULT_SOURCE,
-        now_ms=_wall_clock_ms,
-        in_flight=InFlight(settings.max_in_flight, settings.max_in_flight_bytes),
-        health=health_resource,
+
+
+def _site(settings: Config, reactor: Any, app: WebhookApp | OpsApp, connections: int) -> WebhookSite:
+    return WebhookSite(
+        app.app.resource(),
+        reactor,
+        max_body_bytes=settings.max_body_bytes,
+        max_connections=connections,
+        max_arriving_bytes=settings.max_in_flight_bytes,
+        access_log=settings.access_log,
+        shortcut=Shortcut(app.app, app.failed),
     )
 
-    def listener(
-        description: str, app: WebhookApp | OpsApp, purpose: str, connections: int, *, required: bool
-    ) -> Listener:
-        site = WebhookSite(
-            app.app.resource(),
-            reactor,
-            max_body_bytes=settings.max_body_bytes,
-            max_connections=connections,
-            max_arriving_bytes=settings.max_in_flight_bytes,
-            access_log=settings.access_log,
-            shortcut=Shortcut(app.app, app.failed),
-        )
-        return Listener(reactor, _endpoint(reactor, description), site, purpose, required=required)
 
-    daemon = Daemon(log_observer, health.drain)
-    if settings.ops_endpoint is not None:
-        ops = OpsApp(health_resource)
-        listener(settings.ops_endpoint, ops, "ops", _OPS_CONNECTIONS, required=False).setServiceParent(daemon)
-    for part in (server, pool, spool):
-        if part is not None:
-            part.setServiceParent(daemon)
-    connections = max_connections(raise_descriptor_limit())
-    listener(settings.endpoint, webhooks, "webhooks", connections, required=True).setServiceParent(daemon)
-    _say_hello(settings)
-    return daemon
+def _exposition(
+    clock: IReactorTime, collector: DaemonCollector, count_jobs: Callable[[], Awaitable[JobCounts]]
+) -> Exposition:
+    registry = CollectorRegistry()
+    registry.register(collector)
+    ProcessCollector(registry=registry)
+    return Exposition(clock, registry, collector, count_jobs)
 
 
 def _queue_keys(settings: Config) -> list[QueueKeys]:
@@ -262,17 +277,18 @@ def _queue_keys(settings: Config) -> list[QueueKeys]:
 
 
 def _queue_settings(settings: Config) -> QueueSettings:
+    replica = f"{socket.gethostname()}:{settings.port}"
     return QueueSettings(
         prefix=settings.prefix,
         wire=settings.wire,
         lock_ttl_ms=max(settings.lock_ttl_ms, settings.dedup_ttl_ms),
-        set_by=f"{socket.gethostname()}:{settings.port}",
+        set_by=lambda: f"{_wall_clock_ms()} {replica}",
         replicas=settings.ack,
     )
 
 
 def _spool_service(
-    settings: Config, directory: str, url: RedisUrl, reactor: Any, make_drain: Callable[[ISpool], Drain]
+    settings: Config, directory: str, reactor: Any, url: RedisUrl, redis: _Redis
 ) -> SpoolService:
     queues = " ".join(keys.queue for keys in _queue_keys(settings))
     # twistd may change its directory before the service starts.
@@ -282,6 +298,11 @@ def _spool_service(
     thread = SpoolThread(reactor)
     limits = SpoolLimits(max_bytes=settings.spool_max_bytes)
     spools = Spools(root, thread, _wall_clock_ms, limits)
+    replayed: Counter[str] = Counter()
+
+    def make_drain(spool: ISpool) -> Drain:
+        return Drain(reactor, spool, redis.draining, redis.retry_in_s, replayed)
+
     return SpoolService(reactor, thread, spools, make_drain, settings.drain_timeout_s)
 
 
@@ -290,7 +311,7 @@ def _identity(settings: Config, url: RedisUrl) -> str:
     return str(settings.redis if settings.redis.embedded else url)
 
 
-def _intake(settings: Config, deliver: Callable[[Job], Deferred[Receipt]]) -> intake.Intake:
+def _intake(settings: Config, deliver: Deliver) -> intake.Intake:
     sources = {
         name: intake.Source(
             authenticator=Authenticator(
@@ -333,107 +354,3 @@ def _say_hello(settings: Config) -> None:
         _log.info("updates without a delivery id: a repeated one becomes two jobs")
     for warning in settings.warnings:
         _log.warn("{problem}", problem=warning)
-
-
-class Daemon(MultiService):
-    """The daemon's parts, stopped one after another in the reverse order of their start.
-
-    What takes events ends first, then what they need: nothing is closed that an accepted event waits for.
-    """
-
-    def __init__(self, log_observer: ILogObserver | None, on_stop: Callable[[], None]) -> None:
-        super().__init__()
-        self._log_observer = log_observer
-        self._on_stop = on_stop
-
-    def setServiceParent(self, parent: Any) -> None:
-        """Become part of twistd's application, and bring its log observer, which twistd looks for there."""
-        if self._log_observer is not None:
-            parent.setComponent(ILogObserver, self._log_observer)
-        super().setServiceParent(parent)
-
-    def startService(self) -> None:
-        """Start the parts; what cannot be had ends the process with one line."""
-        try:
-            super().startService()
-        except ConfigError as error:
-            raise _exit(error) from None
-
-    def stopService(self) -> Deferred[None]:
-        """Fires when all parts have stopped; a part that fails to stop does not keep the others from it."""
-        Service.stopService(self)
-        return ensureDeferred(self._stop_parts())
-
-    async def _stop_parts(self) -> None:
-        self._on_stop()
-        for part in reversed(list(self)):
-            try:
-                await maybeDeferred(part.stopService)
-            except Exception:  # noqa: BLE001  # the other parts must still stop
-                _log.failure("cannot stop {part}", part=type(part).__name__)
-
-
-class Listener(Service):
-    """One listening port. A ``required`` one that cannot be had ends the start; another only warns."""
-
-    _port: IListeningPort | None = None
-
-    def __init__(
-        self,
-        clock: IReactorTime,
-        endpoint: IStreamServerEndpoint,
-        site: WebhookSite,
-        purpose: str,
-        *,
-        required: bool,
-    ) -> None:
-        self._clock = clock
-        self._endpoint = endpoint
-        self._site = site
-        self._purpose = purpose
-        self._required = required
-
-    def privilegedStartService(self) -> None:
-        """Listen, before twistd gives up its privileges."""
-        failures: list[Failure] = []
-        self._endpoint.listen(self._site).addCallbacks(self._listening, failures.append)
-        for failure in failures:  # outside of the Deferred, which would keep the exit to itself
-            self._failed(failure)
-
-    def _listening(self, port: IListeningPort) -> None:
-        self._port = port
-        _log.info("webhookd listening for {purpose} on {where}", purpose=self._purpose, where=_where(port))
-
-    def _failed(self, failure: Failure) -> None:
-        message = f"cannot listen for {self._purpose}: {failure.getErrorMessage()}"
-        if self._required:
-            raise _exit(message)
-        _log.warn("{problem}", problem=message)
-
-    def stopService(self) -> Deferred[None]:
-        """Take no more connections, and close those that there are once they are answered."""
-        super().stopService()
-        return ensureDeferred(self._stop())
-
-    async def _stop(self) -> None:
-        if self._port is None:
-            return
-        # Twisted closes the port in the reactor's next turn, where this comes just before it.
-        self._clock.callLater(0, self._accept_waiting, self._port)
-        await maybeDeferred(self._port.stopListening)
-        await self._site.drain(_FINISH_DEADLINE_S)
-
-    def _accept_waiting(self, port: IListeningPort) -> None:
-        """Clients that are connected but not accepted yet would be reset by the end of the port."""
-        known = -1
-        while IReadDescriptor.providedBy(port) and known < len(self._site.channels):
-            known = len(self._site.channels)
-            port.doRead()
-
-
-def _where(port: IListeningPort) -> str:
-    address = port.getHost()
-    if isinstance(address, (IPv4Address, IPv6Address)):
-        host = f"[{address.host}]" if ":" in address.host else address.host
-        return f"{host}:{address.port}"
-    return str(getattr(address, "name", address))

@@ -96,19 +96,22 @@ class Spool:
     _limits: SpoolLimits
     stats: SpoolStats = field(default=EMPTY, init=False)
     _waiting: list[tuple[Operation, Deferred[Any]]] = field(factory=list, init=False)
+    _appends: int = field(default=0, init=False)
     _writing: Deferred[None] | None = field(default=None, init=False)
     _closing: Deferred[None] | None = field(default=None, init=False)
 
     @property
     def is_empty(self) -> bool:
-        """Whether no record is in it, and nothing waits to be written; see L{ISpool}."""
-        return self.stats.records == 0 and self._writing is None
+        """Whether no record is in it or on its way; see L{ISpool}."""
+        return self.stats.records == 0 and self._appends == 0
 
     def append(self, job: Job) -> Deferred[Receipt]:
         """Put a job at the end; see L{ISpool.append}."""
         if len(self._waiting) >= self._limits.max_waiting:
             return fail(SpoolUnavailable("busy"))
-        return self._submit(partial(SpoolDatabase.append, job=job, record=encode_record(job)))
+        self._appends += 1
+        appended = self._submit(partial(SpoolDatabase.append, job=job, record=encode_record(job)))
+        return appended.addBoth(self._append_ended)
 
     def first(self, limit: int, max_bytes: int) -> Deferred[Sequence[SpoolRecord]]:
         """Read the oldest records; see L{ISpool.first}."""
@@ -155,6 +158,10 @@ class Spool:
         if self._closing is None:
             self._closing = Deferred.fromCoroutine(self._close())
         return _follow(self._closing)
+
+    def _append_ended(self, result: _T) -> _T:
+        self._appends -= 1
+        return result
 
     def _submit(self, operation: Operation) -> Deferred[Any]:
         if self._closing is not None:

@@ -108,6 +108,7 @@ _SALVAGE = (
 _SALVAGE_PATIENCE = 20_000
 # An empty spool gives its room back in bites of 16 MiB, a tenth of a second each, one with each group.
 _TIDY = "PRAGMA incremental_vacuum(4096); PRAGMA wal_checkpoint(TRUNCATE);"
+_LARGE_RECORD_BYTES = 65_536
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 EMPTY = SpoolStats(records=0, bytes=0, oldest_received_at_ms=None, dead_records=0, corrupt_records=0)
@@ -224,6 +225,9 @@ class SpoolDatabase:
     # hold sequences from before; it need not survive the process, because nobody else holds any.
     _next_sequence: int = field(default=1, init=False)
     _room_bytes: int = field(default=0, init=False)
+    # What was last refused for want of room. There is none as long as there is none for that; but one huge
+    # record must not speak for all.
+    _wanted_bytes: int = field(default=1, init=False)
 
     def commit(self, operations: Sequence[Operation]) -> tuple[list[Any], SpoolStats]:
         """Run operations in one transaction, and return their results once it is on disk.
@@ -239,26 +243,24 @@ class SpoolDatabase:
                 return self._transact(operations)
             except (sqlite3.Error, OSError) as error:
                 failure, reason = error, self._give_up(error)
+            except BaseException:
+                self._abandon()
+                raise
             if not self._damaged:
                 break
         raise SpoolUnavailable(reason) from failure
 
     def _transact(self, operations: Sequence[Operation]) -> tuple[list[Any], SpoolStats]:
+        """Do what L{commit} does; after a failure, the file must be opened again."""
         connection = self._open()
-        before, next_sequence = self._stats, self._next_sequence
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            self._room_bytes = self._free_bytes(self._path.parent) - self._limits.min_free_bytes
-            results = [self._attempt(operation) for operation in operations]
-            self._settle(before)
-            # A crash before the end of this: nobody was told, and the group is there whole or not at all.
-            connection.execute("COMMIT")
-            # A crash from here on: the group is there, and its senders will send it again.
-        except BaseException:
-            self._stats, self._next_sequence = before, next_sequence
-            with suppress(sqlite3.Error):
-                connection.rollback()
-            raise
+        before = self._stats
+        connection.execute("BEGIN IMMEDIATE")
+        self._room_bytes = self._free_bytes(self._path.parent) - self._limits.min_free_bytes
+        results = [self._attempt(operation) for operation in operations]
+        self._settle(before)
+        # A crash before the end of this: nobody was told, and the group is there whole or not at all.
+        connection.execute("COMMIT")
+        # A crash from here on: the group is there, and its senders will send it again.
         if self._untidy and not self._stats.records:
             self._tidy(connection)
         return results, self._stats
@@ -280,6 +282,7 @@ class SpoolDatabase:
         if problem is not None:
             if self._holds(job):
                 return Receipt(Outcome.ALREADY_QUEUED, job.id, job.name)
+            self._wanted_bytes = min(len(record), _LARGE_RECORD_BYTES)
             raise SpoolUnavailable(problem)
         added = self._execute(
             _APPEND, (self._next_sequence, job.queue, job.id, job.timestamp_ms, record)
@@ -324,7 +327,7 @@ class SpoolDatabase:
 
     def beat(self, now_ms: int) -> None:
         """Write something, to see whether the disk takes it."""
-        problem = self._why_full(1)
+        problem = self._why_full(self._wanted_bytes)
         if problem is not None:
             raise SpoolUnavailable(problem)
         self._execute("UPDATE totals SET checked_at_ms = ?", (now_ms,))
@@ -384,7 +387,10 @@ class SpoolDatabase:
             self._execute(_SET_TOTALS, _totals(stats))
         row = self._execute("SELECT received_at_ms FROM live ORDER BY sequence LIMIT 1").fetchone()
         oldest_received_at_ms = None if row is None else row[0]
-        self._stats = evolve(stats, oldest_received_at_ms=oldest_received_at_ms, problem=self._why_full(1))
+        problem = self._why_full(self._wanted_bytes)
+        if problem is None:
+            self._wanted_bytes = 1
+        self._stats = evolve(stats, oldest_received_at_ms=oldest_received_at_ms, problem=problem)
 
     def _why_full(self, size: int) -> str | None:
         if self._stats.bytes + size > self._limits.max_bytes:
@@ -483,7 +489,7 @@ class SpoolDatabase:
         return "disk full" if _code(error) == sqlite3.SQLITE_FULL else f"broken: {error}"
 
     def _abandon(self) -> None:
-        """Close the connection.
+        """Close the connection, and forget what was not committed.
 
         SQLite then writes the WAL back up to the last commit that worked, and not what a failed fsync
         left behind it; if it cannot, the WAL stays for L{_write_again}.

@@ -6,12 +6,13 @@ would follow with a second POST.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 import msgspec
-from attrs import define
+from attrs import define, field
 from klein import Klein, Response
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -21,6 +22,7 @@ from twisted.web.resource import IResource
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from webhookd.auth import Credentials
+from webhookd.chatwoot import EVENTS
 from webhookd.http import WebhookRequest
 from webhookd.model import (
     BadRequest,
@@ -154,7 +156,8 @@ def _error(code: str, message: str) -> Mapping[str, Mapping[str, str]]:
 class WebhookApp:
     """The receiver's routes.
 
-    ``default_source`` is the one behind the short path; ``now_ms`` gives the wall clock.
+    ``default_source`` is the one behind the short path; ``now_ms`` gives the wall clock. ``events`` counts by
+    source, event and outcome, and ``refusals`` by code.
     """
 
     app: ClassVar[Klein] = _klein()
@@ -164,6 +167,8 @@ class WebhookApp:
     now_ms: Callable[[], int]
     in_flight: InFlight
     health: IResource
+    events: Counter[tuple[str, str, str]] = field(factory=Counter)
+    refusals: Counter[str] = field(factory=Counter)
 
     @app.route("/webhook/chatwoot", methods=["POST"])
     def receive_default(self, request: WebhookRequest) -> Deferred[Answer]:
@@ -189,16 +194,20 @@ class WebhookApp:
         except BaseException:
             self.in_flight.leave(len(body))
             raise
+        arguments = (source, len(body))
         return receipt.addCallbacks(
-            self._taken, self._not_taken, callbackArgs=(len(body),), errbackArgs=(len(body),)
+            self._taken, self._not_taken, callbackArgs=arguments, errbackArgs=arguments
         )
 
-    def _taken(self, receipt: Receipt, size_bytes: int) -> Answer:
+    def _taken(self, receipt: Receipt, source: str, size_bytes: int) -> Answer:
         self.in_flight.leave(size_bytes)
+        event = receipt.event if receipt.event in EVENTS else "other"
+        self.events[source, event, receipt.outcome.value] += 1
         return _answer_receipt(receipt)
 
-    def _not_taken(self, failure: Failure, size_bytes: int) -> Failure:
+    def _not_taken(self, failure: Failure, source: str, size_bytes: int) -> Failure:
         self.in_flight.leave(size_bytes)
+        self.events[source, "unknown", "failed"] += 1
         return failure
 
     @app.route("/webhook/chatwoot", methods=["OPTIONS"])
@@ -215,6 +224,8 @@ class WebhookApp:
     @app.handle_errors(Exception)
     def failed(self, request: IRequest, failure: Failure) -> Answer:
         """Whatever went wrong."""
+        if isinstance(failure.value, Refusal):
+            self.refusals[failure.value.code] += 1
         return _answer_error(failure, _CORS)
 
 
@@ -264,11 +275,23 @@ class HealthApp:
 
 @define(eq=False)
 class OpsApp:
-    """The routes for those who run the daemon; the world does not see them."""
+    """The routes for those who run the daemon; the world does not see them.
+
+    ``expose`` gives the metrics in the form that an ``Accept`` header asks for: media type and text.
+    """
 
     app: ClassVar[Klein] = _klein()
 
     health: IResource
+    expose: Callable[[str], Coroutine[Any, Any, tuple[str, bytes]]]
+
+    @app.route("/metrics", methods=["GET"])
+    async def metrics(self, request: WebhookRequest) -> Answer:
+        """All metrics, for Prometheus."""
+        accept = request.fields.get(b"accept", b"").decode("latin-1")
+        media_type, text = await self.expose(accept)
+        headers: Headers = {b"Content-Type": media_type.encode(), b"Content-Length": b"%d" % len(text)}
+        return Response(200, headers, text)
 
     @app.route("/health", branch=True)
     def sibling(self, request: IRequest) -> IResource:
@@ -290,6 +313,10 @@ def _branch(request: IRequest, resource: IResource) -> IResource:
 # -- the short way ------------------------------------------------------------------------------------------
 
 
+#: An endpoint of Klein's, its arguments, and the rule that led to it.
+_Route: TypeAlias = tuple[str, Mapping[str, Any], str]
+
+
 class Shortcut:
     """Klein's routes without the way that Klein takes to them.
 
@@ -306,14 +333,14 @@ class Shortcut:
         self._app = app
         self._failed = failed
         self._routes = app.url_map.bind("localhost")
-        self._known: dict[tuple[bytes, bytes], tuple[str, Mapping[str, Any]]] = {}
+        self._known: dict[tuple[bytes, bytes], _Route] = {}
 
     def __call__(self, request: WebhookRequest) -> bool:
         """Answer a request, if its route has a short way."""
         route = self._known.get((request.method, request.path)) or self._match(request)
         if route is None:
             return False
-        endpoint, arguments = route
+        endpoint, arguments, request.route = route
         try:
             answer: Any = self._app.execute_endpoint(endpoint, request, **arguments)
         except Exception:  # noqa: BLE001  # as Klein's own
@@ -325,18 +352,20 @@ class Shortcut:
             _respond(answer, request)
         return True
 
-    def _match(self, request: WebhookRequest) -> tuple[str, Mapping[str, Any]] | None:
+    def _match(self, request: WebhookRequest) -> _Route | None:
         try:
             path, method = unquote_to_bytes(request.path).decode(), request.method.decode("ascii")
-            endpoint, arguments = self._routes.match(path, method)
+            rule, arguments = self._routes.match(path, method, return_rule=True)
         except (UnicodeDecodeError, HTTPException):
             return None
-        is_branch = endpoint.endswith("_branch") or f"{endpoint}_branch" in self._app.endpoints
-        if is_branch:
+        endpoint = rule.endpoint
+        if endpoint.endswith("_branch") or f"{endpoint}_branch" in self._app.endpoints:
+            request.route = rule.rule.partition("/<")[0]
             return None
+        route = endpoint, arguments, rule.rule
         if len(self._known) < _MAX_SHORTCUTS:  # a path can hold anything, so not all of them are remembered
-            self._known[request.method, request.path] = endpoint, arguments
-        return endpoint, arguments
+            self._known[request.method, request.path] = route
+        return route
 
     def _answer_failure(self, failure: Failure, request: WebhookRequest) -> Response:
         return self._failed(request, failure)

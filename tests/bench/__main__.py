@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import webhookd
-from tests.support.process import MissingTool
+from tests.support.process import MissingTool, ProcessFailed
 
 from . import arrival, comparison, degraded, floor, growth, machine, report
 from .figures import Section
 from .machine import Cores
+from .outputs import Unreadable
 
 _Measure = Callable[[Cores], Sequence[Section]]
 
@@ -65,7 +66,10 @@ def run(chosen: Mapping[str, _Measure]) -> tuple[list[Section], Mapping[str, str
     sections: list[Section] = []
     for name, measure in chosen.items():
         print(f"{time.monotonic() - began:4.0f} s  {name}", file=sys.stderr, flush=True)
-        sections += measure(cores)
+        try:
+            sections += measure(cores)
+        except (Unreadable, ProcessFailed, TimeoutError) as error:  # the other sections are worth having
+            sections.append(Section(name, "Not measured.", [""], [], problems=[str(error)]))
     took_s = time.monotonic() - began
     facts = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}, in {took_s / 60:.0f} minutes; {load}",

@@ -60,4 +60,4 @@ def _through(cores: Cores, replicas: int, duration_s: int) -> tuple[Answers, int
         answers = open_loop(cores.load, front.port, _PER_SECOND, duration_s)
         busy = (sum(cpu_s(server.pid) for server in servers) - before) / answers.duration_s
         with redis.client() as client:
-            return answers, jobs_settled(client, answers.ok), busy
+            return answers, jobs_settled(client, servers), busy

@@ -14,6 +14,7 @@ from tests.support.webhooks import PATH
 ID_MARK = b"@ID@"
 SIGNATURE_MARK = b"@SIGNATURE@"
 ID_DIGITS = 16
+_IDS_OF_A_LOOP = 10**15
 
 _SAMPLE_ID = b'"id":98765,'
 _SMALL = (
@@ -42,9 +43,12 @@ def body_of(size_bytes: int) -> bytes:
     return _SMALL.replace(_CONTENT_MARK, _FILLER * max(room // len(_FILLER), 1))
 
 
-def first_id() -> int:
-    """An id that no earlier run has come to: microseconds since 1970, and no run sends a million a second."""
-    return time.time_ns() // 1000
+def first_id(loop: int = 0) -> int:
+    """An id that no earlier run has come to: microseconds since 1970, and no run sends a million a second.
+
+    Up to seven loops that run at the same time stay apart, and below what JavaScript holds exactly.
+    """
+    return time.time_ns() // 1000 + loop * _IDS_OF_A_LOOP
 
 
 @frozen

@@ -17,16 +17,16 @@ from .servers import QUEUE, BenchRedis, Server, Webhookd
 
 _ROUNDS = 3
 _DURATION_S = 2
-_WARM = Shape(2)
+_WARM = Shape(2, signed=True)
 
 
 class _World:
     """A Redis, a warm webhookd, and a load generator."""
 
-    def __init__(self, cores: Cores, stack: ExitStack, *options: str) -> None:
+    def __init__(self, cores: Cores, stack: ExitStack) -> None:
         self.wrk = Wrk(cores.load)
         self.redis = stack.enter_context(BenchRedis(cores.redis))
-        self.server = self.start(stack, cores.server, *options)
+        self.server = self.start(stack, cores.server)
 
     def start(self, stack: ExitStack, core: int, *options: str) -> Server:
         """One more webhookd, warm."""
@@ -114,10 +114,11 @@ def signature(cores: Cores, *, count: int, duration_s: int) -> Section:
     """The same signed requests to one that checks them, and to one that has no secret."""
     with ExitStack() as stack:
         world = _World(cores, stack)
-        secret = stack.enter_context(Webhookd(cores.server, world.redis, "--secret", SECRET))
-        servers = {"not checked": world.server, "checked": secret}
         shape = Shape(duration_s, signed=True)
-        close_loop(world.wrk, world.redis, [secret], shape)
+        servers = {
+            "not checked": world.server,
+            "checked": world.start(stack, cores.server, "--secret", SECRET),
+        }
         runs = rounds(count, list(servers), lambda name: world.run(shape, servers[name]))
     of_cpu = share(
         [run.cpu_us_per_request for run in runs["checked"]],
@@ -189,5 +190,5 @@ def waiting_jobs(cores: Cores, *, count: int, duration_s: int) -> Section:
     return _section("Growth: waiting jobs", note, runs, measured={Figure.CPU_DEPTH: growth.median})
 
 
-#: All that grows, by what `--only` calls it.
+#: What needs only a few short runs.
 SHORT: Sequence[Callable[[Cores], Section]] = (bodies, connections, replicas, duplicates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,9 @@ class Server(Protocol):
     @property
     def pid(self) -> int:
         """Its process id."""
+
+    def holds_jobs(self) -> bool:
+        """Whether events that it has answered are not in Redis yet."""
 
 
 class BenchRedis(RedisServer):
@@ -54,6 +58,10 @@ class Webhookd(Daemon):
 
     def argv(self) -> Sequence[str]:
         return pinned(self._core, super().argv())
+
+    def holds_jobs(self) -> bool:
+        """Whether the spool has records."""
+        return bool(json.loads(self.get("/health").body)["spool"]["records"])
 
 
 class _Listener(ChildProcess):
@@ -86,6 +94,10 @@ class Peer(_Listener):
             raise MissingTool(f"run `npm ci` in {peers}, or `make bench`")
         node = find_tool("node", "it is in Debian's package nodejs")
         return pinned(self._core, [node, str(peers / f"{self.name}.js")])
+
+    def holds_jobs(self) -> bool:
+        """What it has answered is in Redis."""
+        return False
 
     def environ(self) -> Mapping[str, str]:
         own = {

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -33,6 +34,9 @@ from .oracle import KEEP_ALL_EVENTS, Verdict, judge, look_at_queue, spooled_ids
 
 RATE = 500.0
 """Requests a second, duplicates among them."""
+
+OWN = 900_000_000
+"""Events from this number on are sent by scenarios, not by the load."""
 
 P95_S = 0.050
 DRAINED_WITHIN_S = 30.0
@@ -103,7 +107,10 @@ class Replica(Daemon):
     @property
     def is_drained(self) -> bool:
         """Whether Redis is there and the spool is empty."""
-        health = self.health
+        response = self.get("/health")
+        if response.status != 200:
+            return False  # it ends, or has too many connections
+        health = json.loads(response.body)
         return health["redis"].get("status") == "up" and health["spool"].get("records") == 0
 
     def come_back(self) -> None:
@@ -126,6 +133,7 @@ class Bench:
         self.max_lock_ttl_ms = LOCK_TTL_MS
         self.redis: RedisServer | None = None
         self.replicas: list[Replica] = []
+        self.proxies: list[Proxy] = []
         self.problems: list[str] = []
         self.notes: list[str] = []
         self.deleted: frozenset[str] = frozenset()
@@ -135,7 +143,7 @@ class Bench:
         self._resources = ExitStack()
         self.directory = Path(self._resources.enter_context(TemporaryDirectory(prefix="webhookd-bench-")))
         self._build = build
-        self._build_environ = build.make(self.directory / "build")
+        self._build_environ: Mapping[str, str] = {}
         self._loads: list[Load] = []
         self._ledgers: list[Path] = []
 
@@ -155,7 +163,9 @@ class Bench:
 
     def start_proxy(self, port: int) -> Proxy:
         """A proxy in front of a port."""
-        return self._resources.enter_context(Proxy(port))
+        proxy = self._resources.enter_context(Proxy(port))
+        self.proxies.append(proxy)
+        return proxy
 
     def new_replica(self, redis: RedisServer | Proxy | str, *options: str, **settings: Any) -> Replica:
         """A webhookd in front of a Redis, a proxy or an URL, not started yet."""
@@ -228,6 +238,13 @@ class Bench:
             ledger.answered(serial, *outcome(response))
         return response
 
+    def warm_up(self) -> None:
+        """Return when each replica answers that it has queued an event: Redis is there, and the spool open."""
+        for place, replica in enumerate(self.replicas):
+            numbers = count(2 * OWN + 1_000_000 * place)
+            while b'"queued"' not in self.send(replica, next(numbers)).body:
+                self.pause(0.1)
+
     def post_to(self, replica: Replica, path: str, webhook: Webhook) -> Response:
         """Send something that is in no ledger."""
         return exchange(replica.port, request_bytes("POST", path, webhook.headers, webhook.body))
@@ -290,9 +307,14 @@ class Bench:
 
     def logs(self) -> str:
         """What the replicas wrote, for whoever looks for the cause."""
-        return "\n".join(f"--- {replica.port}\n{replica.log[-6000:]}" for replica in self.replicas)
+        return "\n".join(f"--- {replica.port}\n{_end_of(replica.log)}" for replica in self.replicas)
 
     def __enter__(self) -> Self:
+        try:
+            self._build_environ = self._build.make(self.directory / "build")
+        except BaseException:
+            self._resources.close()
+            raise
         return self
 
     def __exit__(
@@ -302,6 +324,11 @@ class Bench:
         traceback: TracebackType | None,
     ) -> None:
         self._resources.close()
+
+
+def _end_of(log: str) -> str:
+    lines = [line for line in log.splitlines() if "Scheduling retry" not in line]
+    return "\n".join(lines[-30:])
 
 
 def _is_drained(replica: Replica) -> bool:

@@ -91,11 +91,13 @@ def point(name):
 '''
 
 
-def _before(file: str, old: str, name: str) -> Edit:
-    """A crash point before a statement, as deep as that is indented."""
-    statement = old.lstrip()
-    indent = old[: len(old) - len(statement)]
-    return Edit(file, old, f'{indent}from webhookd import crash; crash.point("{name}")\n{old}')
+def _pass(name: str) -> str:
+    """A statement that passes a crash point, for any place where there is one statement more."""
+    return f'__import__("webhookd.crash").crash.point("{name}")'
+
+
+def _before(file: str, statement: str, name: str) -> Edit:
+    return Edit(file, statement, f"{_pass(name)}; {statement}")
 
 
 CRASH_POINTS = (
@@ -107,29 +109,25 @@ CRASH_POINTS = (
     "after ack",
 )
 
+_COMMIT = 'connection.execute("COMMIT")'
+_ANSWER = "def _answer_receipt(receipt: Receipt) -> Response:\n"
+
 CRASHING = Build(
     "with crash points",
     (
-        _before("intake.py", "        source.authenticator.verify(credentials,", "before verify"),
-        _before("intake.py", "        event = parse(delivery, self.fallback)", "after verify"),
-        _before(
-            "spool_database.py",
-            '            connection.execute("COMMIT")\n            # A crash from here on',
-            "after spool append before fsync",
-        ),
-        _before(
-            "spool_database.py",
-            "        if self._untidy and not self._stats.records:",
-            "after fsync before ack",
-        ),
-        _before("redis_queue.py", "        self._acknowledged(\n", "after Redis reply before ack"),
+        _before("intake.py", "source.authenticator.verify(", "before verify"),
+        _before("intake.py", "event = parse(delivery, self.fallback)", "after verify"),
         Edit(
+            "spool_database.py",
+            _COMMIT,
+            f"{_pass('after spool append before fsync')}; {_COMMIT}; {_pass('after fsync before ack')}",
+        ),
+        _before("redis_queue.py", "self._acknowledged(\n", "after Redis reply before ack"),
+        Edit(  # the answer is written within this turn of the reactor
             "web.py",
-            "        return _answer(request, STATUS_OF_OUTCOME[receipt.outcome], content)",
-            "        from twisted.internet import reactor\n"
-            "        from webhookd import crash\n"
-            '        request.notifyFinish().addCallback(lambda _: reactor.callLater(0.02, crash.point, "after ack"))\n'
-            "        return _answer(request, STATUS_OF_OUTCOME[receipt.outcome], content)",
+            _ANSWER,
+            f"{_ANSWER}    from twisted.internet import reactor\n"
+            f"    reactor.callLater(0.02, lambda: {_pass('after ack')})\n",
         ),
     ),
     {"crash.py": _CRASH_POINTS},
@@ -147,11 +145,11 @@ ACKNOWLEDGES_EARLY = Build(
     "acknowledges before the commit",
     (
         Edit(
-            "spool.py",
-            "        return self._submit(partial(SpoolDatabase.append, job=job, record=encode_record(job)))",
+            "delivery.py",
+            "        return self._spool.append(job).addCallback(self._tell)",
             "        from twisted.internet.defer import succeed\n"
             "        from webhookd.model import Outcome\n"
-            "        self._submit(partial(SpoolDatabase.append, job=job, record=encode_record(job)))\n"
+            "        self._spool.append(job).addCallback(self._tell)\n"
             "        return succeed(Receipt(Outcome.SPOOLED, job.id, job.name))",
         ),
     ),

@@ -1,18 +1,16 @@
-"""Disks that fail: small ones, read-only ones, and fsync with a will of its own."""
+"""Disks that fail: a small one, and one that the kernel makes read-only. Both must be mounted: root only."""
 
 from __future__ import annotations
 
-import os
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 from tests.support.process import find_tool
 
 from .bench import Bench
 
-_SOURCE = Path(__file__).with_name("fsync_fault.c")
+_CHUNK_BYTES = 65_536
 _RESERVE_BYTES = 64 << 20
 """What the daemon leaves free for everyone else."""
 
@@ -32,10 +30,10 @@ class SmallDisk:
         self._ballast = self.path / "ballast"
 
     def fill(self) -> None:
-        """Leave nothing free."""
-        status = os.statvfs(self.path)
-        with self._ballast.open("wb") as file:
-            file.write(bytes(status.f_bavail * status.f_frsize))
+        """Leave nothing free, whoever else writes to it."""
+        with suppress(OSError), self._ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(_CHUNK_BYTES))
 
     def clear(self) -> None:
         """Give back what L{fill} took."""
@@ -68,23 +66,3 @@ class FragileDisk:
         """Mount it anew. Nobody may have a file open on it."""
         _run("umount", str(self.path))
         _run("mount", "-o", "errors=remount-ro", self._device, str(self.path))
-
-
-class FaultySync:
-    """An environment in which fsync fails, or takes 200 ms, while a test wants it."""
-
-    def __init__(self, bench: Bench) -> None:
-        library = bench.directory / "fsync_fault.so"
-        compiler = find_tool("gcc", "it is in Debian's package gcc")
-        _run(compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(_SOURCE), "-ldl")
-        self._fault = bench.directory / "fsync_fault"
-        self.environ: Mapping[str, str] = {"LD_PRELOAD": str(library), "FSYNC_FAULT": str(self._fault)}
-
-    @contextmanager
-    def faulty(self, fault: str) -> Iterator[None]:
-        """C{EIO} or C{SLOW}, for a while."""
-        self._fault.write_text(fault)
-        try:
-            yield
-        finally:
-            self._fault.unlink()

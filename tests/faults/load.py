@@ -32,6 +32,9 @@ LATEST_DUPLICATE_S = 1.5
 SENDER_PATIENCE_S = 5.0
 """How long Chatwoot waits."""
 
+MAX_IDLE = 8
+"""So many connections are kept for the next requests."""
+
 Due = tuple[float, int, int]
 """When, which event, to which port."""
 
@@ -137,8 +140,12 @@ class Sender:
             self._ledger.answered(serial, 0, type(error).__name__)
             return
         self._ledger.answered(serial, status, _outcome(body))
-        if not connection.is_closed:
+        if connection.is_closed:
+            return
+        if len(self._idle[port]) < MAX_IDLE:
             self._idle[port].append(connection)
+        else:
+            connection.transport.close()
 
     async def _connect(self, port: int) -> _Connection:
         idle = self._idle.setdefault(port, [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -57,12 +56,15 @@ def test_a_batch_of_128_jobs_works_with_a_hash_tag(
 
     assert Counter(map(outcome, answers)) == {(202, "queued"): len(events)}
     assert KEYS_OF_A_BATCH in key_counts(cluster)
+    assert "--prefix" not in daemon.log
     with cluster.client() as client:
         held = Queue(client, QueueKeys(prefix, queue)).held_ids()
     assert sorted(held) == sorted([webhook().job_id, *(event.job_id for event in events)])
 
 
-def test_without_a_hash_tag_the_start_says_what_to_set(cluster: ClusterNode, start_daemon: StartDaemon) -> None:
+def test_without_a_hash_tag_the_start_says_what_to_set(
+    cluster: ClusterNode, start_daemon: StartDaemon
+) -> None:
     daemon = start_daemon("--redis", cluster.url, *DIRECT)
 
     wait_until(lambda: "--prefix '{bull}'" in daemon.log, "the log names the option and its value")
@@ -72,10 +74,3 @@ def test_without_a_hash_tag_the_start_says_what_to_set(cluster: ClusterNode, sta
     assert int(response.headers["retry-after"]) > 0
     with cluster.client() as client:
         assert client.dbsize() == 0
-
-
-def test_with_a_hash_tag_the_start_has_nothing_to_say(cluster: ClusterNode, start_daemon: StartDaemon) -> None:
-    daemon = connected(start_daemon("--redis", cluster.url, *DIRECT, "--prefix", "{bull}"))
-    wait_until(lambda: json.loads(daemon.get("/health").body)["redis"].get("version"), "Redis was looked at")
-
-    assert "--prefix" not in daemon.log

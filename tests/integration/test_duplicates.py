@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections import Counter
 
 import pytest
@@ -121,15 +122,19 @@ def test_a_duplicate_does_not_extend_the_lock(redis: RedisServer, start_daemon: 
     assert queue.client.get(lock) == before
 
 
-def test_the_lock_names_the_replica_that_set_it(redis: RedisServer, start_replicas: StartReplicas) -> None:
+def test_the_lock_says_when_and_by_which_replica_it_was_set(
+    redis: RedisServer, start_replicas: StartReplicas
+) -> None:
     queue = chatwoot_queue(redis)
     for number, replica in enumerate(start_replicas(2, "--redis", redis.url, *DIRECT)):
-        connected(replica)
         event = webhook(number + 10)
-        assert outcome(post(replica.port, event)) == QUEUED
+        before_ms = time.time_ns() // 1_000_000
+        assert outcome(post(connected(replica).port, event)) == QUEUED
+        after_ms = time.time_ns() // 1_000_000
 
-        holder = queue.client.get(queue.keys.create_lock(event.job_id)).decode()
-        assert f"{socket.gethostname()}:{replica.port}" in holder
+        when_ms, holder = queue.client.get(queue.keys.create_lock(event.job_id)).decode().split(" ")
+        assert before_ms <= int(when_ms) <= after_ms
+        assert holder == f"{socket.gethostname()}:{replica.port}"
 
 
 def test_without_its_lock_the_job_itself_stops_a_duplicate(

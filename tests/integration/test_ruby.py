@@ -62,7 +62,10 @@ def assert_all_queued(sent: list[Sent], redis: RedisServer) -> None:
     for one in sent:
         repeated = one.sample.job_id in first
         status = "already_queued" if repeated else "queued"
-        assert (one.status, one.body) == (200 if repeated else 202, {"status": status, "jobId": one.sample.job_id})
+        assert (one.status, one.body) == (
+            200 if repeated else 202,
+            {"status": status, "jobId": one.sample.job_id},
+        )
         first.setdefault(one.sample.job_id, one.sample)
     with redis.client() as client:
         queue = Queue(client, QueueKeys("bull", "chatwoot"))
@@ -73,7 +76,9 @@ def assert_all_queued(sent: list[Sent], redis: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_an_open_source_takes_every_sample(client: str, redis: RedisServer, start_daemon: StartDaemon) -> None:
+def test_an_open_source_takes_every_sample(
+    client: str, redis: RedisServer, start_daemon: StartDaemon
+) -> None:
     daemon = connected(start_daemon("--redis", redis.url, *DIRECT))
 
     assert_all_queued(send_samples(daemon, client), redis)

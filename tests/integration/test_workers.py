@@ -50,7 +50,9 @@ def test_two_workers_finish_each_job_once_with_the_data_that_was_sent(
     )
     with redis.client() as client:
         queue = Queue(client, QueueKeys("bull", "chatwoot"))
-        assert not client.exists(queue.keys.wait, queue.keys.active, queue.keys.paused, queue.keys.job("failed"))
+        assert not client.exists(
+            queue.keys.wait, queue.keys.active, queue.keys.paused, queue.keys.job("failed")
+        )
         for event in ("added", "completed"):
             assert Counter(entry[b"jobId"].decode() for entry in queue.events(event)) == {
                 event.job_id: 1 for event in events

@@ -80,7 +80,10 @@ class _Direction:
         return self.pieces[0][0] if self.pieces else math.inf
 
     def receive(self, now_s: float, faults: Faults) -> None:
-        data = self.source.recv(_CHUNK_BYTES)
+        try:
+            data = self.source.recv(_CHUNK_BYTES)
+        except BlockingIOError:
+            return  # the socket was ready for the other direction's bytes
         if not data:
             self.source_has_ended = True
             self._pass_the_end_on()
@@ -257,14 +260,14 @@ class Proxy:
             poll.register(self._listener, select.POLLIN)
         pause_s = math.inf
         if not self._faults.black_hole:
-            for socket_, events in self._interests().items():
+            now_s = time.monotonic()
+            for socket_, events in self._interests(now_s).items():
                 poll.register(socket_, events)
-            pause_s = min(self._pauses_s(), default=math.inf)
+            pause_s = min(self._pauses_s(now_s), default=math.inf)
         timeout_ms = None if pause_s == math.inf else math.ceil(1000 * pause_s)
         return {descriptor for descriptor, _ in poll.poll(timeout_ms)}
 
-    def _interests(self) -> dict[socket.socket, int]:
-        now_s = time.monotonic()
+    def _interests(self, now_s: float) -> dict[socket.socket, int]:
         interests: dict[socket.socket, int] = {}
         for direction in self._directions():
             if direction.wants_to_receive:
@@ -273,9 +276,8 @@ class Proxy:
                 interests[direction.sink] = interests.get(direction.sink, 0) | select.POLLOUT
         return interests
 
-    def _pauses_s(self) -> Iterator[float]:
+    def _pauses_s(self, now_s: float) -> Iterator[float]:
         """How long each piece must still wait that is not due."""
-        now_s = time.monotonic()
         for direction in self._directions():
             if direction.next_piece_s() > now_s:
                 yield direction.next_piece_s() - now_s
@@ -309,8 +311,6 @@ class Proxy:
                 if direction.source.fileno() in ready and direction.wants_to_receive:
                     direction.receive(time.monotonic(), self._faults)
                 direction.send(time.monotonic())
-        except BlockingIOError:
-            return  # the socket was ready to send, and not to receive
         except (OSError, _MustReset):
             self._links.remove(link)
             link.reset()

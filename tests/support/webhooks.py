@@ -22,8 +22,9 @@ _WITHOUT_DELIVERY = ("message_created", "conversation_created", "contact_created
 """The events whose job id comes from the body alone."""
 
 _ODD_BODY = (
-    b'\n{ "event" : "odd.one", "id": 5 , "account":{"id":1}, "n": [1.0, 1e2, -0.0, 12345678901234567890, 0.10],\n'
-    b'\t"s": "\\u003cb\\u003e \\/ \\ud83d\\ude00 \xc3\xa9 \xf0\x9f\x98\x80 \\u0000", "e": [], "o": {}, "z": null}  '
+    b'\n{ "event" : "odd.one", "id": 5 , "account":{"id":1},\n'
+    b'\t"n": [1.0, 1e2, -0.0, 12345678901234567890, 0.10], "e": [], "o": {}, "z": null,\n'
+    b'\t"s": "\\u003cb\\u003e \\/ \\ud83d\\ude00 \xc3\xa9 \xf0\x9f\x98\x80 \\u0000" }  '
 )
 """What a JSON library would write otherwise: blanks, escapes, spelling of numbers, empty lists."""
 

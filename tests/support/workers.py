@@ -31,7 +31,13 @@ class Worker(ChildProcess):
     name = "worker"
 
     def __init__(
-        self, line: str, redis_port: int, *, queue: str = "chatwoot", prefix: str = "bull", concurrency: int = 8
+        self,
+        line: str,
+        redis_port: int,
+        *,
+        queue: str = "chatwoot",
+        prefix: str = "bull",
+        concurrency: int = 8,
     ) -> None:
         super().__init__()
         self._arguments = [line, str(redis_port), prefix, queue, str(concurrency)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,8 +80,10 @@ class SiteCase(SynchronousTestCase):
         self.echo = Echo()
         self.site = self.make_site()
 
-    def make_site(self, *, access_log: bool = False) -> WebhookSite:
-        site = WebhookSite(self.echo, self.clock, max_body_bytes=MAX_BODY_BYTES, access_log=access_log)
+    def make_site(self, *, access_log: bool = False, **limits: Any) -> WebhookSite:
+        site = WebhookSite(
+            self.echo, self.clock, max_body_bytes=MAX_BODY_BYTES, access_log=access_log, **limits
+        )
         site.startFactory()
         return site
 
@@ -367,6 +370,61 @@ class BodyLimitTests(SiteCase):
         self.assertFalse(client.transport.is_aborted)
 
 
+class CrowdTests(SiteCase):
+    """What all clients together may take."""
+
+    def test_one_connection_too_many_is_answered_and_closed(self) -> None:
+        self.site = self.make_site(max_connections=2)
+        first, second, third = self.connect(), self.connect(), self.connect()
+        self.clock.advance(0)
+
+        response = third.response()
+        self.assertEqual((response.status, response.headers["retry-after"]), (429, "3"))
+        self.assertEqual(response.headers["connection"], "close")
+        self.assertTrue(third.transport.is_closed)
+        second.hang_up()
+        fourth = self.connect()
+        for client in (first, fourth):
+            client.send(post())
+            self.assertEqual(client.response().status, 200)
+
+    def test_of_the_bodies_that_arrive_the_largest_gives_way(self) -> None:
+        self.site = self.make_site(max_arriving_bytes=100)
+        large, small, newest = self.connect(), self.connect(), self.connect()
+        large.send(with_length(100) + 60 * b"x")
+        small.send(with_length(40) + 30 * b"x")
+        self.assertEqual(self.site.arriving_bytes, 90)
+
+        newest.send(with_length(20) + 19 * b"x")
+
+        self.assertEqual(self.site.arriving_bytes, 49)
+        for client in (small, newest):
+            client.send(10 * b"x" if client is small else b"x")
+            self.assertEqual(client.response().status, 200)
+        self.assertEqual(self.site.arriving_bytes, 0)
+        self.assertEqual(large.response().headers["retry-after"], "3")
+        self.assertEqual(len(self.echo.bodies), 2)
+
+    def test_the_one_that_sends_can_be_the_largest(self) -> None:
+        self.site = self.make_site(max_arriving_bytes=100)
+        small, large = self.connect(), self.connect()
+        small.send(with_length(40) + 39 * b"x")
+        large.send(with_length(90) + 90 * b"x" + post(b"smuggled"))
+
+        self.assertEqual(large.response().status, 429)
+        self.assertEqual(large.received, b"")
+        small.send(b"x")
+        self.assertEqual(small.response().status, 200)
+        self.assertEqual(len(self.echo.bodies), 1)
+
+    def test_a_client_that_leaves_gives_its_room_back(self) -> None:
+        client = self.connect()
+        client.send(with_length(100) + 60 * b"x")
+        client.hang_up()
+
+        self.assertEqual(self.site.arriving_bytes, 0)
+
+
 class BadRequestTests(SiteCase):
     def assert_all_refused(self, status: int, code: str, *requests: bytes) -> None:
         for request in requests:
@@ -478,6 +536,7 @@ class BadRequestTests(SiteCase):
             self.assertIn(client.response().status, (100, 200, 400, 413, 431))
         client.hang_up()
         self.assertEqual(self.site.channels, set())
+        self.assertEqual(self.site.arriving_bytes, 0)
         self.assertEqual(self.flushLoggedErrors(), [])
 
 

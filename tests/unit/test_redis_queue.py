@@ -52,7 +52,7 @@ class QueueCase(PoolCase):
             self.clock,
             self.pool,
             self.breaker,
-            QueueSettings("bull", Wire.AUTO, 60_000, "the tests", self.replicas),
+            QueueSettings("bull", Wire.AUTO, 60_000, lambda: "the tests", self.replicas),
             deadline_s=_DEADLINE_S,
             acknowledged=self.acknowledge,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -30,9 +31,11 @@ from tests.support.fakes import Log
 from tests.support.samples import SAMPLES, SECRET
 from tests.support.web_client import MemoryClient
 from webhookd.config import ALL_OPTIONS
-from webhookd.http import WebhookSite
+from webhookd.daemon import Daemon, Listener
+from webhookd.http import MAX_CONNECTIONS, WebhookSite
 from webhookd.model import ConfigError
-from webhookd.service import Daemon, Listener, Options, end_on_signals, makeService
+from webhookd.process import end_on_signals, raise_descriptor_limit
+from webhookd.service import Options, makeService, max_connections
 
 SAMPLE = SAMPLES["message_created"]
 QUIET = ("--spool", "off", "--redis", "unix:///nowhere/redis.sock")
@@ -155,15 +158,17 @@ class MakeServiceTests(OptionsCase):
         with tempfile.TemporaryDirectory() as directory:
             self.assertEqual(
                 self.parts("--spool", f"{directory}/spool"),
-                ["Listener", "RedisPool", "SpoolService", "Listener"],
+                ["ReactorLag", "Listener", "RedisPool", "SpoolService", "Listener"],
             )
-        self.assertEqual(self.parts("--spool", "off"), ["Listener", "RedisPool", "Listener"])
-        self.assertEqual(self.parts("--spool", "off", "--ops-endpoint", "off"), ["RedisPool", "Listener"])
+        self.assertEqual(self.parts("--spool", "off"), ["ReactorLag", "Listener", "RedisPool", "Listener"])
+        self.assertEqual(
+            self.parts("--spool", "off", "--ops-endpoint", "off"), ["ReactorLag", "RedisPool", "Listener"]
+        )
 
     def test_an_embedded_server_starts_before_who_connects_to_it(self) -> None:
         parts = self.parts("--spool", "off", "--ops-endpoint", "off", "--redis", "embedded:")
 
-        self.assertEqual(parts, ["EmbeddedValkey", "RedisPool", "Listener"])
+        self.assertEqual(parts, ["ReactorLag", "EmbeddedValkey", "RedisPool", "Listener"])
 
     def test_a_spool_that_cannot_be_made_is_no_reason_not_to_start(self) -> None:
         with tempfile.NamedTemporaryFile() as file:
@@ -412,7 +417,8 @@ class ListenerTests(SynchronousTestCase):
 
     def listener(self, reactor: Any, *, required: bool) -> Listener:
         self.site = WebhookSite(Slow(), self.reactor, max_body_bytes=100, access_log=False)
-        return Listener(serverFromString(reactor, "tcp:80"), self.site, "webhooks", required=required)
+        endpoint = serverFromString(reactor, "tcp:80")
+        return Listener(self.reactor, endpoint, self.site, "webhooks", required=required)
 
     def taken(self) -> RaisingMemoryReactor:
         return RaisingMemoryReactor(listenException=CannotListenError("", 80, OSError(98, "in use")))
@@ -462,6 +468,22 @@ class ListenerTests(SynchronousTestCase):
         self.successResultOf(stopped)
         self.assertTrue(client.transport.is_aborted)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+
+class DescriptorTests(SynchronousTestCase):
+    def test_senders_get_what_the_daemon_does_not_need_itself(self) -> None:
+        for descriptors, connections in ((64, 32), (1024, 824), (10**6, MAX_CONNECTIONS)):
+            self.assertEqual(max_connections(descriptors), connections)
+
+    def test_the_limit_is_raised_as_far_as_it_goes(self) -> None:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+
+        raised = raise_descriptor_limit()
+
+        self.assertEqual(resource.getrlimit(resource.RLIMIT_NOFILE), (limits[1], limits[1]))
+        self.assertEqual(raised, sys.maxsize if limits[1] == resource.RLIM_INFINITY else limits[1])
 
 
 class SignalTests(SynchronousTestCase):

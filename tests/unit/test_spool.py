@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import sqlite3
 import stat
 import struct
+import sys
 import threading
 import zlib
 from collections.abc import Sequence
@@ -724,7 +726,7 @@ class DirectoryTests(SpoolCase):
 
         def work() -> None:
             root = SpoolRoot(self.root, "ours", "")
-            for _ in range(300):
+            for _ in range(100):
                 try:
                     come_and_go(root)
                 except OSError as error:
@@ -737,6 +739,29 @@ class DirectoryTests(SpoolCase):
         for thread in threads:
             thread.join()
         self.assertEqual(errors, [])
+
+    def test_a_lock_counts_for_nothing_once_its_file_is_removed(self) -> None:
+        """While one replica is between opening the file and locking it, its holder goes, a third comes."""
+        root = SpoolRoot(self.root, "ours", "")
+        root.prepare()
+        for a_third_comes in (False, True):
+            first = root.take()
+            others: list[SpoolDirectory] = []
+
+            def before_flock(frame: object, event: str, called: object) -> None:
+                if event == "c_call" and called is fcntl.flock:
+                    sys.setprofile(None)
+                    first.remove()  # noqa: B023 - it is called in this turn of the loop
+                    if a_third_comes:  # noqa: B023
+                        first.path.mkdir()  # noqa: B023
+                        others.extend(SpoolRoot(self.root, "ours", "").orphans())  # noqa: B023
+
+            sys.setprofile(before_flock)
+            self.assertEqual(list(root.orphans()), [])
+            self.assertEqual([other.path for other in others], [first.path] * a_third_comes)
+            for other in others:
+                other.remove()
+            self.assertEqual(names_in(self.root), [])
 
     def test_a_new_directory_may_be_taken_before_its_maker_has_it(self) -> None:
         taken: list[SpoolDirectory] = []

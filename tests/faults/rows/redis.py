@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from tests.faults.bench import EVERYSEC, RATE, SAFE, Bench, Row
+from tests.faults.bench import EVERYSEC, OWN, RATE, SAFE, Bench, Replica, Row
 from tests.faults.builds import WITHOUT_MEMORY
 from tests.faults.nginx import Nginx
 from tests.support.process import find_tool
@@ -94,7 +93,7 @@ def loading(bench: Bench) -> None:
 # -- the way to it ------------------------------------------------------------------------------------------
 
 
-def _through_proxy(bench: Bench, before_s: float = 1.0) -> tuple[Proxy, Any]:
+def _through_proxy(bench: Bench) -> tuple[Proxy, Replica]:
     redis = bench.start_redis()
     proxy = bench.start_proxy(redis.port)
     return proxy, bench.start_replica(proxy)
@@ -110,17 +109,17 @@ def black_hole(bench: Bench) -> None:
         bench.pause(3)
 
 
-def replies_are_lost(bench: Bench) -> None:
+def replies_are_lost(bench: Bench, for_s: float = 1.5) -> None:
     proxy, replica = _through_proxy(bench)
     with bench.load(replica):
-        bench.pause(1)
+        bench.pause(0.5)
         with proxy.faulty(drops_replies=True):
-            bench.pause(1.5)
+            bench.pause(for_s)
         bench.wait_drained()
         with proxy.faulty(resets_on_reply=True):
-            bench.pause(1.5)
+            bench.pause(for_s)
         bench.wait_drained()
-        bench.pause(1)
+        bench.pause(0.5)
 
 
 def answers_are_reset(bench: Bench) -> None:
@@ -157,16 +156,27 @@ def sliced(bench: Bench) -> None:
         bench.pause(4)
 
 
-def replies_are_late(bench: Bench) -> None:
-    """Late enough for every deadline, also where one event travels alone, as with few senders."""
+def replies_are_late_one_by_one(bench: Bench) -> None:
+    """Events travel alone, as with few senders, so that the late reply to one would fit the next one's call.
+
+    Then the way to Redis breaks: what was acknowledged by another's reply never arrives.
+    """
     proxy, replica = _through_proxy(bench)
-    with bench.load(replica, rate=10):
-        with proxy.faulty(reply_latency_s=0.8):
-            bench.pause(3)
-        with proxy.faulty(black_hole=True):
-            bench.pause(1)
-            proxy.reset_all()
+    bench.warm_up()
+    with proxy.faulty(reply_latency_s=0.8):
+        bench.send(replica, OWN)
         bench.wait_drained()
+        bench.pause(1)
+    with proxy.faulty(black_hole=True):
+        bench.send(replica, OWN + 1)
+        proxy.reset_all()
+    bench.wait_drained()
+
+
+def replies_are_late(bench: Bench) -> None:
+    replies_are_late_one_by_one(bench)
+    (replica,) = bench.replicas
+    (proxy,) = bench.proxies
     with bench.load(replica):
         bench.pause(1)
         with proxy.faulty(reply_latency_s=0.8):
@@ -280,11 +290,11 @@ def cannot_save(bench: Bench) -> None:
         bench.pause(1)
 
 
-def forgets_scripts(bench: Bench) -> None:
+def forgets_scripts(bench: Bench, for_s: float = 3.0) -> None:
     redis = bench.start_redis()
     replica = bench.start_replica(redis)
     with bench.load(replica), redis.client() as client:
-        for _ in range(15):
+        for _ in range(int(for_s / 0.2)):
             bench.pause(0.2)
             client.script_flush()
     bench.check(replica.health["breaker"] == {"state": "closed"}, "the breaker is not closed")

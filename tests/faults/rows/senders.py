@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import hmac
 import time
-from pathlib import Path
 
-from tests.faults.bench import Bench, Replica, Row
+from tests.faults.bench import OWN, Bench, Row
 from tests.faults.ledger import event
+from tests.faults.preloads import FaultyClock
 from tests.support.http import connect
-from tests.support.process import MissingTool
 from tests.support.samples import SAMPLES
 from tests.support.webhooks import Webhook, outcome, post, post_at_once
 
 _STORM = 500
-_OWN = 900_000_000
-"""Events from this number on are sent by scenarios, not by the load."""
-
-_FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 _SECRET = "of the bench"
 _SOURCES = f"""
 [sources.signed]
@@ -30,15 +25,15 @@ def behaves_badly(bench: Bench) -> None:
     redis = bench.start_redis()
     first, second = replicas = [bench.start_replica(redis) for _ in range(2)]
     with bench.load(*replicas), bench.ledger() as ledger:
-        for number in range(_OWN, _OWN + 200):  # hangs up before the answer
+        for number in range(OWN, OWN + 200):  # hangs up before the answer
             serial = ledger.sends(number, first.port)
             with connect(first.port) as connection:
                 connection.sendall(event(number).request)
             ledger.answered(serial, 0, "hung-up")
-        for number in range(_OWN, _OWN + 100):  # some of them again, three times
+        for number in range(OWN, OWN + 100):  # some of them again, three times
             for replica in (second, first, second):
                 bench.send(replica, number)
-        for number in range(_OWN + 200, _OWN + 300):  # to two at once
+        for number in range(OWN + 200, OWN + 300):  # to two at once
             serials = [ledger.sends(number, replica.port) for replica in replicas]
             answers = post_at_once([replica.port for replica in replicas], [event(number)] * 2)
             for serial, answer in zip(serials, answers, strict=True):
@@ -61,8 +56,9 @@ def storm(bench: Bench) -> None:
     """One event, five hundred times at once."""
     redis = bench.start_redis()
     replicas = [bench.start_replica(redis) for _ in range(3)]
+    bench.warm_up()
     ports = [replica.port for replica in replicas]
-    for number in (_OWN, _OWN + 1):
+    for number in (OWN, OWN + 1):
         with bench.ledger() as ledger:
             serials = [ledger.sends(number, ports[place % 3]) for place in range(_STORM)]
             answers = post_at_once(ports, [event(number)] * _STORM)
@@ -78,7 +74,8 @@ def removed_by_its_worker(bench: Bench) -> None:
     redis = bench.start_redis()
     replica = bench.start_replica(redis, "--lock-ttl", "1000", "--dedup-ttl", "3000")
     bench.max_lock_ttl_ms = 3000
-    webhook = event(_OWN)
+    bench.warm_up()
+    webhook = event(OWN)
     with redis.client() as client:
 
         def work() -> None:
@@ -101,28 +98,6 @@ def removed_by_its_worker(bench: Bench) -> None:
         bench.pause(1)
 
 
-class _Clock:
-    """The daemon's wall clock, which can be set; its monotonic clock goes on."""
-
-    def __init__(self, directory: Path) -> None:
-        if not _FAKETIME.exists():
-            raise MissingTool("libfaketime is not installed: it is in Debian's package faketime")
-        self._file = directory / "clock"
-        self.set(0)
-        self.environ = {
-            "LD_PRELOAD": str(_FAKETIME),
-            "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
-
-    def set(self, minutes: int) -> None:
-        """So many minutes ahead of the true time."""
-        new = self._file.with_suffix(".new")
-        new.write_text(f"{60 * minutes:+d}\n")
-        new.rename(self._file)
-
-
 def _signed(webhook: Webhook, at_s: float) -> Webhook:
     timestamp = str(int(at_s)).encode()
     digest = hmac.digest(_SECRET.encode(), timestamp + b"." + webhook.body, "sha256").hex()
@@ -137,7 +112,7 @@ def _signed(webhook: Webhook, at_s: float) -> Webhook:
 def clock_jumps(bench: Bench) -> None:
     """Ten minutes on, and twenty back, each time while Redis does not answer and a deadline runs."""
     redis = bench.start_redis()
-    clock = _Clock(bench.directory)
+    clock = FaultyClock(bench)
     configuration = bench.directory / "webhookd.toml"
     configuration.write_text(_SOURCES)
     replica = bench.new_replica(redis, "--config", str(configuration))
@@ -145,23 +120,23 @@ def clock_jumps(bench: Bench) -> None:
     replica.start()
 
     def answer(at_s: float) -> int:
-        return bench.post_to(replica, "/webhook/chatwoot/signed", _signed(event(_OWN), at_s)).status
+        return bench.post_to(replica, "/webhook/chatwoot/signed", _signed(event(OWN), at_s)).status
 
     with bench.load(replica):
         bench.pause(1)
-        bench.check(answer(time.time()) in (200, 202), "a good signature is refused")
+        bench.check(answer(time.time()) != 401, "a good signature is refused")
         for minutes in (10, -10):
             redis.suspend()
             bench.pause(0.2)
-            clock.set(minutes)
+            clock.set(60 * minutes)
             bench.pause(2)
             redis.resume()
             bench.wait_drained()
             bench.check(answer(time.time()) == 401, f"at {minutes:+d} min a stale signature is taken")
-            bench.check(answer(time.time() + 60 * minutes) == 200, f"at {minutes:+d} min a fresh one is refused")
+            bench.check(answer(time.time() + 60 * minutes) != 401, f"at {minutes:+d} min a fresh one is refused")
             bench.pause(1)
         bench.check(answer(time.time() - 3600) == 401, "an old signature is taken")
-    bench.strangers = frozenset({event(_OWN).job_id.replace("chatwoot.", "signed.", 1)})
+    bench.strangers = frozenset({event(OWN).job_id.replace("chatwoot.", "signed.", 1)})
 
 
 ROWS = (

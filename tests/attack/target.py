@@ -1,0 +1,118 @@
+"""What is attacked: a daemon with a Redis of its own, and what must be true of it after each case."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from attrs import define, field
+
+from tests.support.daemon import Daemon
+from tests.support.http import Response
+from tests.support.servers import RedisServer
+from tests.support.webhooks import connected
+
+#: A status that a refusal may have; and the one error of the daemon's own.
+REFUSALS = frozenset({400, 401, 404, 405, 408, 413, 415, 429, 431})
+UNAVAILABLE = 500
+
+
+@define
+class Tally:
+    """What came of the cases of one section; ``problems`` are those that broke an invariant."""
+
+    section: str
+    tried: int = 0
+    refused: int = 0
+    accepted: int = 0
+    answered_5xx: int = 0
+    problems: list[str] = field(factory=list)
+    notes: list[str] = field(factory=list)
+
+    def count(self, name: str, answers: Iterable[Response]) -> None:
+        """Count a case, and see to it that its answers are such as we give."""
+        self.tried += 1
+        answers = [answer for answer in answers if answer.status >= 200]
+        self.accepted += bool(answers) and all(answer.status < 300 for answer in answers)
+        self.refused += not answers or any(300 <= answer.status < 500 for answer in answers)
+        self.answered_5xx += any(answer.status >= 500 for answer in answers)
+        for answer in answers:
+            problem = why_not_ours(answer)
+            if problem:
+                self.problems.append(f"{name}: {problem}")
+
+    def expect(self, name: str, what: str, got: object, wanted: object) -> None:
+        """Note a problem where something is not as it must be."""
+        if got != wanted:
+            self.problems.append(f"{name}: {what}: got {got!r:.300}, not {wanted!r:.300}")
+
+
+def why_not_ours(answer: Response) -> str | None:
+    """Why an answer is none that the documentation has; None where it is one."""
+    if answer.status == 204:
+        return None if not answer.body else "204 with a body"
+    if answer.status not in {200, 202, UNAVAILABLE, *REFUSALS}:
+        return f"status {answer.status}"
+    if answer.headers.get("content-type") != "application/json":
+        return f"content type {answer.headers.get('content-type')}"
+    try:
+        content = json.loads(answer.body)
+    except ValueError:
+        return f"no JSON: {answer.body!r:.200}"
+    if answer.status >= 400 and set(content.get("error", ())) != {"code", "message"}:
+        return f"no error: {content!r:.200}"
+    return None
+
+
+class Target:
+    """A daemon and its Redis; C{options} are the daemon's command line."""
+
+    queue = "chatwoot"
+
+    def __init__(self, *options: str, spool: bool = False, **settings: Any) -> None:
+        self._stack = ExitStack()
+        self.redis = RedisServer()
+        away = () if spool else ("--spool", "off")
+        self.daemon = Daemon("--redis", self.redis.url, *away, *options, **settings)
+        self.client = self.redis.client()
+
+    @property
+    def port(self) -> int:
+        """Where the daemon listens."""
+        return self.daemon.port
+
+    def jobs(self) -> list[bytes]:
+        """The data of all jobs that wait, in their order; what is in Redis is then forgotten."""
+        ids: Any = self.client.lrange(f"bull:{self.queue}:wait", 0, -1)
+        data: list[Any] = [
+            self.client.hget(f"bull:{self.queue}:{one.decode()}", "data") for one in reversed(ids)
+        ]
+        self.client.flushall()
+        return data
+
+    def job_ids(self) -> list[int]:
+        """The message id of each job that waits; what is in Redis is then forgotten."""
+        return [json.loads(data)["id"] for data in self.jobs()]
+
+    def problems(self) -> Sequence[str]:
+        """What the daemon's log says that it must not say."""
+        log = self.daemon.log
+        words = ("Traceback", "Unhandled", "critical]", "cannot read a request", "cannot answer a request")
+        return [f"the log says {word!r}: {log[-2000:]}" for word in words if word in log]
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(self.redis)
+        self._stack.callback(self.client.close)
+        connected(self._stack.enter_context(self.daemon))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()

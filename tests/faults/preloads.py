@@ -1,0 +1,60 @@
+"""Libraries of the bench's own, preloaded into the daemon: its fsync and its wall clock fail on demand."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.process import find_tool
+
+from .bench import Bench
+
+
+def _preload(bench: Bench, name: str) -> str:
+    """Compile C{name.c} beside this module; the path of the library."""
+    library = bench.directory / f"{name}.so"
+    compiler = find_tool("gcc", "it is in Debian's package gcc")
+    source = Path(__file__).with_name(f"{name}.c")
+    command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, source, "-ldl"]
+    subprocess.run(command, check=True)
+    return str(library)
+
+
+class FaultySync:
+    """An environment in which fsync fails, or takes 200 ms, while a test wants it."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._fault = bench.directory / "fsync"
+        self.environ: Mapping[str, str] = {
+            "LD_PRELOAD": _preload(bench, "fsync_fault"),
+            "FSYNC_FAULT": str(self._fault),
+        }
+
+    @contextmanager
+    def faulty(self, fault: str) -> Iterator[None]:
+        """C{EIO} or C{SLOW}, for a while."""
+        self._fault.write_text(fault)
+        try:
+            yield
+        finally:
+            self._fault.unlink()
+
+
+class FaultyClock:
+    """An environment in which the wall clock can be set; the monotonic clock goes on."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._fault = bench.directory / "clock"
+        self._fault.write_bytes(bytes(8))
+        self.environ: Mapping[str, str] = {
+            "LD_PRELOAD": _preload(bench, "clock_fault"),
+            "CLOCK_FAULT": str(self._fault),
+        }
+
+    def set(self, ahead_s: int) -> None:
+        """So many seconds ahead of the true time."""
+        with self._fault.open("r+b") as file:  # the daemon has mapped this very file
+            file.write(struct.pack("=q", ahead_s))
