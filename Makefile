@@ -39,6 +39,10 @@ bench: debian $(tools) $(peers) $(installed) ## measure against Express and Fast
 bench-check: debian $(tools) $(peers) $(installed)
 	.venv-dev/bin/python -m tests.bench --check
 
+.PHONY: faults
+faults: debian $(tools) $(node_modules) $(installed) ## break everything under load, judge it, and write docs/faults.md
+	PYTHONPATH=. .venv-dev/bin/python -m tests.faults
+
 .PHONY: lint
 lint: $(tools) ## check style, types, and the layers
 	.venv-dev/bin/ruff check

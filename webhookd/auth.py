@@ -47,10 +47,10 @@ class Credentials:
     ``peer`` is the address at the other end of the connection, None for a UNIX socket.
     """
 
-    signature: bytes | None = None
+    signature: bytes | None = field(default=None, repr=False)
     timestamp: bytes | None = None
-    authorization: bytes | None = None
-    token: bytes | None = None
+    authorization: bytes | None = field(default=None, repr=False)
+    token: bytes | None = field(default=None, repr=False)
     peer: str | None = None
     forwarded_for: bytes | None = None
     real_ip: bytes | None = None

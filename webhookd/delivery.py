@@ -12,7 +12,7 @@ again when another server, or another run of it, answers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
@@ -23,6 +23,7 @@ from webhookd.model import IJobSink, ISpool, Job, JobRefused, Receipt, SpoolUnav
 
 _DRAIN_BATCH = 128
 _DRAIN_BATCH_BYTES = 1_048_576
+_RESEND_BATCH = 128
 _MIN_PAUSE_S = 0.1
 _MAX_PAUSE_S = 5.0
 
@@ -84,10 +85,19 @@ def _error_of(receipt: Deferred[Receipt]) -> Deferred[BaseException | None]:
     return receipt.addCallbacks(lambda _: None, lambda failure: failure.value)
 
 
-def resend(jobs: Iterable[Job], deliver: Callable[[Job], Deferred[Receipt]]) -> None:
-    """Send jobs again that Redis had acknowledged and may have lost."""
-    for job in jobs:
-        deliver(job).addErrback(_log_lost)
+def resend(jobs: Sequence[Job], deliver: Callable[[Job], Deferred[Receipt]]) -> None:
+    """Send jobs again that Redis had acknowledged and may have lost.
+
+    There may be thousands, and on disk they would be one long commit that live events wait for: so they go in
+    batches.
+    """
+    Deferred.fromCoroutine(_resend(jobs, deliver))
+
+
+async def _resend(jobs: Sequence[Job], deliver: Callable[[Job], Deferred[Receipt]]) -> None:
+    for start in range(0, len(jobs), _RESEND_BATCH):
+        batch = jobs[start : start + _RESEND_BATCH]
+        await gatherResults([deliver(job).addErrback(_log_lost) for job in batch])
 
 
 def _log_lost(failure: Failure) -> None:

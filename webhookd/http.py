@@ -59,6 +59,7 @@ LINGER_S = 2.0
 #: How long a connection that was just made may take to send its request while the daemon ends.
 FRESH_GRACE_S = 1.0
 _SWEEP_INTERVAL_S = 1.0
+_MAX_LOGGED_PATH = 256
 
 MAX_HEAD_BYTES = 16_384
 MAX_HEADERS = 100
@@ -645,7 +646,7 @@ class WebhookSite(Site):
                 "{client} {method} {path} {status}",
                 client=getattr(request.getClientAddress(), "host", "-"),
                 method=request.method.decode("ascii", "replace"),
-                path=request.path.decode("ascii", "replace"),
+                path=request.path[:_MAX_LOGGED_PATH].decode("ascii", "replace"),
                 status=request.code,
             )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 
-from attrs import frozen
+from attrs import field, frozen
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
@@ -21,7 +21,7 @@ class Delivery:
     """
 
     source: str
-    body: bytes
+    body: bytes = field(repr=False)
     delivery_id: str | None
     received_at_ms: int
 
@@ -45,7 +45,7 @@ class Job:
     queue: str
     id: str
     name: str
-    data: bytes
+    data: bytes = field(repr=False)
     options: bytes
     timestamp_ms: int
     delay_ms: int = 0

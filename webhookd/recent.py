@@ -10,11 +10,12 @@ from twisted.internet.interfaces import IReactorTime
 from webhookd.model import Job
 
 _MAX_AGE_S = 10.0
-_MAX_BYTES = 33_554_432
+_MAX_BYTES = 25_165_824
+_OVERHEAD_BYTES = 700  # what Python spends on a job beside its content
 
 
 class RecentJobs:
-    """Remembers the jobs of the last 10 s of acknowledgements, at most 32 MiB of them.
+    """Remembers the jobs of the last 10 s of acknowledgements, at most 24 MiB of memory for them.
 
     The age counts back from the latest acknowledgement, not from now: while Redis is away nothing is
     forgotten, because the jobs before an outage are the ones that it may cost.
@@ -30,9 +31,9 @@ class RecentJobs:
         now_s = self._clock.seconds()
         for job in jobs:
             self._jobs.append((now_s, job))
-            self._bytes += job.size_bytes
+            self._bytes += job.size_bytes + _OVERHEAD_BYTES
         while self._jobs and (self._jobs[0][0] < now_s - _MAX_AGE_S or self._bytes > _MAX_BYTES):
-            self._bytes -= self._jobs.popleft()[1].size_bytes
+            self._bytes -= self._jobs.popleft()[1].size_bytes + _OVERHEAD_BYTES
 
     def take(self) -> list[Job]:
         """All of them, oldest first; they are forgotten here."""

@@ -225,8 +225,10 @@ class RedisPool(Service):
 
     @property
     def prober(self) -> RedisConnection | None:
-        """The connection for everything else: not the writer's, where there are two."""
-        return next((one for one in reversed(self._factory.pool) if not one.given_up), None)
+        """The connection for everything else, never the writer's: a late probe costs its connection."""
+        writer = self.writer
+        others = (one for one in self._factory.pool if not one.given_up and one is not writer)
+        return next(others, None)
 
     def on_ready(self, listener: Callable[[RedisConnection], None]) -> None:
         """Have ``listener`` called with each new connection."""

@@ -47,6 +47,7 @@ from webhookd.spool import Spools, SpoolThread
 from webhookd.spool_database import SpoolLimits
 from webhookd.spool_directory import SpoolRoot
 from webhookd.spool_service import SpoolService
+from webhookd.systemd import systemd_service
 from webhookd.web import HealthApp, InFlight, OpsApp, Shortcut, WebhookApp
 
 Deliver: TypeAlias = Callable[[Job], Deferred[Receipt]]
@@ -134,8 +135,9 @@ def _build(settings: Config, reactor: Any, log_observer: ILogObserver | None) ->
     redis = _redis(settings, reactor, url)
     spool = None if settings.spool is None else _spool_service(settings, settings.spool, reactor, url, redis)
     deliver, send_again = _delivery(redis, spool)
+    # As patient as the drain: with less, it would give the connection up that a slow drain works on.
     watch = RedisWatch(
-        _queue_keys(settings), settings.redis_deadline_s, lambda: resend(redis.recent.take(), send_again)
+        _queue_keys(settings), _DRAIN_REDIS_DEADLINE_S, lambda: resend(redis.recent.take(), send_again)
     )
     redis.pool.on_ready(watch.connected)
     health = _health(reactor, redis, spool, watch)
@@ -180,6 +182,9 @@ def _build(settings: Config, reactor: Any, log_observer: ILogObserver | None) ->
             part.setServiceParent(daemon)
     endpoint = _endpoint(reactor, settings.endpoint)
     Listener(reactor, endpoint, receiver, "webhooks", required=True).setServiceParent(daemon)
+    supervision = systemd_service(os.environ, reactor, lambda: health.status.value)
+    if supervision is not None:
+        supervision.setServiceParent(daemon)
     _say_hello(settings)
     return daemon
 

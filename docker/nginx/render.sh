@@ -46,7 +46,7 @@ check() {
 
 # words NAME: the values in a variable, which blanks or commas part, one a line.
 words() {
-    value "$1" | tr -s ' ,' '[\n*]' | sed '/^$/d'
+    value "$1" | sed 's/[ ,][ ,]*/\n/g' | sed '/^$/d'
 }
 
 # The first nginx that looks names of an upstream up again by itself.

@@ -8,13 +8,15 @@ import socket
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Event, Thread
 
 from attrs import define, field
 
+from tests.support.daemon import Daemon
+from tests.support.process import find_tool
 from webhookd.http import BODY_DEADLINE_S, HEAD_DEADLINE_S, LINGER_S, WRITE_DEADLINE_S
 
 from .bodies import MAX_BODY_BYTES, padded
@@ -202,6 +204,16 @@ def resident_bytes(pid: int) -> int:
 def descriptors(pid: int) -> int:
     """How many descriptors a process has."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+class CrampedDaemon(Daemon):
+    """A daemon whose system allows it few descriptors."""
+
+    max_connections = 150
+
+    def argv(self) -> Sequence[str]:
+        prlimit = find_tool("prlimit", "it is in Debian's package util-linux")
+        return [prlimit, f"--nofile={2 * self.max_connections}", "--", *super().argv()]
 
 
 def raise_own_limit() -> None:

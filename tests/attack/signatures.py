@@ -22,8 +22,7 @@ from .target import Tally, Target
 from .wire import exchange
 
 SECRET = "kZ9m7Yb2c1d4e5f6g7h8i9jk"
-TOKEN = "a-token-for-what-cannot-sign"
-OPEN_SECRET_OPTIONS = ("--secret", SECRET)
+OPTIONS = ("--secret", SECRET)
 PATH = "/webhook/chatwoot"
 DELIVERY = "587b7988-4119-4eae-865f-daed46efd91%d"
 

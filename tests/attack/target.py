@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
+import trustme
 from attrs import define, field
 
+from tests.support import http
 from tests.support.daemon import Daemon
 from tests.support.http import Response
 from tests.support.servers import RedisServer
@@ -67,16 +70,55 @@ def why_not_ours(answer: Response) -> str | None:
     return None
 
 
+class ProxiedDaemon(Daemon):
+    """A daemon that is told by PROXY protocol where its clients are."""
+
+    def argv(self) -> Sequence[str]:
+        return [*super().argv(), "--endpoint", f"haproxy:tcp:{self.port}:interface={self.host}"]
+
+    def get(self, path: str) -> Response:
+        preamble = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n"
+        return http.exchange(self.port, preamble + http.request_bytes("GET", path))
+
+
+class TlsDaemon(Daemon):
+    """A daemon that speaks TLS, with a certificate of a CA of its own."""
+
+    def __init__(self, *options: str, **settings: Any) -> None:
+        super().__init__(*options, **settings)
+        authority = trustme.CA()
+        certificate = authority.issue_cert(self.host)
+        self.ca_file = self.directory / "ca.pem"
+        self._certificate_file = self.directory / "server.pem"
+        self._key_file = self.directory / "server.key"
+        authority.cert_pem.write_to_path(self.ca_file)
+        certificate.cert_chain_pems[0].write_to_path(self._certificate_file)
+        certificate.private_key_pem.write_to_path(self._key_file)
+
+    def argv(self) -> Sequence[str]:
+        files = f"privateKey={self._key_file}:certKey={self._certificate_file}"
+        return [*super().argv(), "--endpoint", f"ssl:{self.port}:interface={self.host}:{files}"]
+
+    def get(self, path: str) -> Response:
+        return self.exchange(http.request_bytes("GET", path))
+
+    def exchange(self, request: bytes) -> Response:
+        """Send any bytes at all over TLS, and read the answer."""
+        context = ssl.create_default_context(cafile=str(self.ca_file))
+        with context.wrap_socket(http.connect(self.port), server_hostname=self.host) as connection:
+            connection.sendall(request)
+            return http.read_response(connection)
+
+
 class Target:
-    """A daemon and its Redis; C{options} are the daemon's command line."""
+    """A daemon and its Redis; C{options} are the daemon's command line, C{kind} its class."""
 
     queue = "chatwoot"
 
-    def __init__(self, *options: str, spool: bool = False, **settings: Any) -> None:
+    def __init__(self, *options: str, kind: type[Daemon] = Daemon, **settings: Any) -> None:
         self._stack = ExitStack()
         self.redis = RedisServer()
-        away = () if spool else ("--spool", "off")
-        self.daemon = Daemon("--redis", self.redis.url, *away, *options, **settings)
+        self.daemon = kind("--redis", self.redis.url, "--spool", "off", *options, **settings)
         self.client = self.redis.client()
 
     @property

@@ -32,10 +32,12 @@ class NoEnd(Exception):
     """The other side did not close the connection in time."""
 
 
-def exchange(port: int, data: bytes, *, stays_open: bool = False) -> Exchange:
+def exchange(
+    port: int, data: bytes, *, stays_open: bool = False, from_address: str = "127.0.0.1"
+) -> Exchange:
     """Send bytes, and read to the end; where the request ``stays_open``, hang up after it."""
     received = bytearray()
-    with socket.create_connection(("127.0.0.1", port), timeout=_DEADLINE_S) as connection:
+    with socket.create_connection(("127.0.0.1", port), _DEADLINE_S, (from_address, 0)) as connection:
         connection.setblocking(False)
         end_s = time.monotonic() + _DEADLINE_S
         to_send = memoryview(data)

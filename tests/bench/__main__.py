@@ -23,7 +23,7 @@ FULL: Mapping[str, _Measure] = {
     "comparison": lambda cores: comparison.compare(cores, count=7, duration_s=5),
     "arrival": lambda cores: [arrival.arrive(cores, duration_s=30)],
     "degraded": lambda cores: [degraded.spooling(cores, duration_s=20)],
-    "signature": lambda cores: [growth.signature(cores, count=9, duration_s=3)],
+    "signature": lambda cores: [growth.signature(cores, pairs=3, count=8)],
     "waiting": lambda cores: [growth.waiting_jobs(cores, count=5, duration_s=3)],
     "growth": lambda cores: [measure(cores) for measure in growth.SHORT],
     "memory": lambda cores: [degraded.memory(cores, requests=1_000_000, deadline_s=300)],

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from attrs import frozen
 
 from .arrival import LATENCIES, latencies
+from .bodies import first_id
 from .figures import Figure, Section, number
-from .load import Shape, Wrk, close_loop, complaints, cpu_s, jobs_settled, open_loop, rss_mb
+from .load import Shape, Wrk, close_loop, complaints, cpu_s, jobs_settled, jobs_since, open_loop, rss_mb
 from .machine import Cores
 from .outputs import Answers
 from .servers import BenchRedis, Webhookd
@@ -70,13 +71,15 @@ def _spool_through(cores: Cores, outage: _Outage, duration_s: int) -> tuple[Answ
         close_loop(Wrk(cores.load), redis, [server], Shape(_WARM_S))
         redis.empty()
         outage.begin(redis)
-        before = cpu_s(server.pid)
+        before, first = cpu_s(server.pid), first_id()
         answers = open_loop(cores.load, server.port, _PER_SECOND, duration_s)
         cpu_us = 1e6 * (cpu_s(server.pid) - before) / max(answers.ok, 1)
         began = time.monotonic()
         outage.end(redis)
         with redis.client() as client:
-            return answers, jobs_settled(client, [server]), time.monotonic() - began, cpu_us
+            jobs_settled(client, [server])
+            # A Redis that lost all gets the last jobs from before the outage again: they are not counted.
+            return answers, jobs_since(client, first), time.monotonic() - began, cpu_us
 
 
 _FIRST = 100_000

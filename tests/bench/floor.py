@@ -54,7 +54,12 @@ def _script(cores: Cores, redis: BenchRedis, client: Any, batch: int) -> list[st
     jobs = (used.calls - before.calls) * batch
     rate = read_redis_benchmark(done.stdout) * batch
     cpu_us = (used.cpu_us - before.cpu_us) / jobs
-    return [f"script, {batch} jobs a call", number(rate, 0), number(cpu_us, 1), ""]
+    return [
+        f"script, {batch} {'job' if batch == 1 else 'jobs'} a call",
+        number(rate, 0),
+        number(cpu_us, 1),
+        "",
+    ]
 
 
 def _job() -> Job:

@@ -207,6 +207,12 @@ def jobs_settled(client: Any, servers: Sequence[Server]) -> int:
     return now
 
 
+def jobs_since(client: Any, first: int) -> int:
+    """How many jobs of webhookd wait whose message has this id or a later one."""
+    ids = client.lrange(f"bull:{QUEUE}:wait", 0, -1)
+    return sum(int(job_id.rpartition(b".")[2]) >= first for job_id in ids)
+
+
 def hashes_of_jobs(client: Any) -> int:
     """How many jobs have a hash; the queue's one other hash is C{meta}."""
     return sum(1 for _ in client.scan_iter(f"bull:{QUEUE}:*", count=10_000, _type="hash")) - 1

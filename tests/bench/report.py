@@ -52,7 +52,7 @@ def render(sections: Sequence[Section], facts: Mapping[str, str]) -> str:
     """The whole report: the targets and ratios first, the method last."""
     targets = _table(["", "measured", "must", "aim"], [verdict.row() for verdict in judge(sections)])
     problems = problems_of(sections)
-    void = ["## What makes figures void", *(f"* {problem}" for problem in problems)] if problems else []
+    void = ["## What makes figures void", "\n".join(f"* {each}" for each in problems)] if problems else []
     tables = [
         block
         for section in sections

@@ -10,7 +10,7 @@
 
 local head, middle, tail
 local first_id, times, signatures
-local sent = 0
+local sent = -1 -- wrk asks for one request that it never sends
 
 local function read(path)
   local file = assert(io.open(path, 'rb'))

@@ -22,7 +22,7 @@ from attrs import field, frozen
 
 from tests.support.daemon import Daemon
 from tests.support.http import Response, exchange, request_bytes
-from tests.support.process import ChildProcess, wait_until
+from tests.support.process import ChildProcess
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer
 from tests.support.webhooks import Webhook, outcome, post
@@ -46,6 +46,7 @@ SAFE = ("appendonly yes", "appendfsync always")
 EVERYSEC = ("appendonly yes", "appendfsync everysec")
 INSTALLED = Build("as installed")
 
+_POLL_INTERVAL_S = 0.1  # seldom enough to cost the daemon nothing
 _REPOSITORY = Path(__file__).parents[2]
 _T = TypeVar("_T", bound=ChildProcess)
 
@@ -111,7 +112,7 @@ class Replica(Daemon):
         if response.status != 200:
             return False  # it ends, or has too many connections
         health = json.loads(response.body)
-        return health["redis"].get("status") == "up" and health["spool"].get("records") == 0
+        return bool(health["redis"].get("status") == "up" and health["spool"].get("records") == 0)
 
     def come_back(self) -> None:
         """Wait for the death that a crash point brings, and start again without one."""
@@ -225,10 +226,12 @@ class Bench:
 
     def wait(self, condition: Callable[[], bool], what: str, within_s: float = 20.0) -> None:
         """Wait for something that must come; a problem where it does not."""
-        try:
-            wait_until(condition, what, within_s)
-        except TimeoutError as error:
-            self.problems.append(str(error))
+        end_s = time.monotonic() + within_s
+        while not condition():
+            if time.monotonic() > end_s:
+                self.problems.append(f"not within {within_s:g} s: {what}")
+                return
+            time.sleep(_POLL_INTERVAL_S)
 
     def send(self, replica: Replica, number: int) -> Response:
         """Send one event, and write that down."""
@@ -239,7 +242,7 @@ class Bench:
         return response
 
     def warm_up(self) -> None:
-        """Return when each replica answers that it has queued an event: Redis is there, and the spool open."""
+        """Return when each replica has queued an event: Redis is there, and the spool is open."""
         for place, replica in enumerate(self.replicas):
             numbers = count(2 * OWN + 1_000_000 * place)
             while b'"queued"' not in self.send(replica, next(numbers)).body:
@@ -369,7 +372,7 @@ class Row:
 
 @frozen
 class Result:
-    """What came of a row: its verdict, what is wrong, and whether it was only too slow at the 95th percentile."""
+    """What came of a row: its verdict, what is wrong, and whether it was too slow at the 95th percentile."""
 
     row: Row
     verdict: Verdict | None

@@ -167,7 +167,8 @@ CHECKS_THEN_ADDS = Build(
             "        settings = self._settings\n"
             "        found = [\n"
             "            await connection.within(\n"
-            "                self._deadline_s, connection.exists(self._keys_of(job.queue).create_lock(job.id)))\n"
+            "                self._deadline_s,\n"
+            "                connection.exists(self._keys_of(job.queue).create_lock(job.id)))\n"
             "            for job in jobs\n"
             "        ]\n"
             "        if any(found):\n"
@@ -182,7 +183,11 @@ CHECKS_THEN_ADDS = Build(
 LOCKS_FIRST = Build(
     "locks before it adds",
     (
-        Edit("lua/add_jobs.lua", "    push(job)\n  end\n  call('SET', job.lock, lock_value, 'PX', lock_ttl)", "    push(job)\n  end"),
+        Edit(
+            "lua/add_jobs.lua",
+            "    push(job)\n  end\n  call('SET', job.lock, lock_value, 'PX', lock_ttl)",
+            "    push(job)\n  end",
+        ),
         Edit(
             "lua/add_jobs.lua",
             "  rehearse_undo(job)\n  call('HMSET'",
@@ -197,51 +202,53 @@ REUSES_CONNECTIONS = Build(
         Edit(
             "redis_pool.py",
             "            if reason.unknown or reason.kind in _ASK_AGAIN:",
-            "            if reason.kind in _ASK_AGAIN or reason.kind is RedisErrorKind.DISCONNECTED:",
+            "            if reason.kind is RedisErrorKind.TIMEOUT:\n"
+            "                self.replyQueue.waiting.pop(0)  # txredisapi would remember who waited\n"
+            "            elif reason.unknown or reason.kind in _ASK_AGAIN:",
         ),
     ),
 )
 
-_PLAIN_QUEUE = '''\
-"""A drain that does as if nobody had added a job before."""
+_PLAIN = '''\
+"""A drain that does as if nobody could have added a job before."""
 
 from twisted.internet.defer import ensureDeferred
 from webhookd.bullmq import QueueKeys
-from webhookd.model import Outcome, QueueUnavailable, Receipt, RedisErrorKind
+from webhookd.model import QueueUnavailable, RedisErrorKind
 
 
-class PlainQueue:
-    def __init__(self, pool, prefix):
-        self._pool = pool
-        self._prefix = prefix
+def add(sink, job):
+    return ensureDeferred(_add(sink, job))
 
-    def add(self, job):
-        return ensureDeferred(self._add(job))
 
-    async def _add(self, job):
-        connection = self._pool.writer
-        if connection is None:
-            raise QueueUnavailable(RedisErrorKind.DISCONNECTED, "not connected")
-        keys = QueueKeys(self._prefix, job.queue)
-        fields = {"name": job.name, "data": job.data, "opts": job.options, "timestamp": str(job.timestamp_ms)}
-        await connection.within(5.0, connection.hmset(keys.job(job.id), fields))
-        await connection.within(5.0, connection.lpush(keys.wait, job.id))
-        return Receipt(Outcome.QUEUED, job.id, job.name)
+async def _add(sink, job):
+    connection = sink._pool.writer
+    if connection is None:
+        raise QueueUnavailable(RedisErrorKind.DISCONNECTED, "not connected")
+    keys = QueueKeys(sink._settings.prefix, job.queue)
+    fields = {"name": job.name, "data": job.data, "opts": job.options, "timestamp": str(job.timestamp_ms)}
+    await connection.within(5.0, connection.hmset(keys.job(job.id), fields))
+    await connection.within(5.0, connection.lpush(keys.wait, job.id))
 '''
 
 DRAINS_PLAINLY = Build(
     "drains the spool without the script",
     (
         Edit(
-            "service.py",
-            "            sink=queue(_DRAIN_REDIS_DEADLINE_S),",
-            '            sink=__import__("webhookd.plain").plain.PlainQueue(pool, settings.prefix),',
+            "delivery.py",
+            "self._sink.add(record.job)",
+            '__import__("webhookd.plain").plain.add(self._sink, record.job)',
         ),
     ),
-    {"plain.py": _PLAIN_QUEUE},
+    {"plain.py": _PLAIN},
 )
 
 LOCKS_FOR_EVER = Build(
     "gives its locks no time to live",
     (Edit("lua/add_jobs.lua", "lock_value, 'PX', lock_ttl)", "lock_value)"),),
+)
+
+DRAINS_BACKWARDS = Build(
+    "drains the spool from its end",
+    (Edit("spool_database.py", 'FROM live ORDER BY sequence"', 'FROM live ORDER BY sequence DESC"'),),
 )

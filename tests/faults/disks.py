@@ -49,7 +49,13 @@ class FragileDisk:
         image = bench.directory / "image"
         with image.open("wb") as file:
             file.truncate(_RESERVE_BYTES * 4)
-        _run(find_tool("mkfs.ext4", "it is in Debian's package e2fsprogs"), "-q", "-E", "lazy_itable_init=0", str(image))
+        _run(
+            find_tool("mkfs.ext4", "it is in Debian's package e2fsprogs"),
+            "-q",
+            "-E",
+            "lazy_itable_init=0",
+            str(image),
+        )
         self._device = _run("losetup", "--find", "--show", str(image))
         bench.defer(lambda: _run("losetup", "--detach", self._device))
         self._mount()

@@ -11,6 +11,7 @@ from .builds import (
     ACKNOWLEDGES_EARLY,
     CHECKS_THEN_ADDS,
     CRASHING,
+    DRAINS_BACKWARDS,
     DRAINS_PLAINLY,
     LOCKS_FIRST,
     LOCKS_FOR_EVER,
@@ -23,7 +24,7 @@ from .rows.redis import forgets_scripts, loses_one_right, replies_are_late_one_b
 
 @frozen
 class Flaw:
-    """A defect, the row that a build without it passes, and how the violation reads that one with it shows."""
+    """A defect, the row that a build without it passes, and the violation that one with it shows."""
 
     name: str
     build: Build
@@ -57,4 +58,5 @@ FLAWS = (
         _row("no fault", partial(forgets_scripts, for_s=0.6)),
         "I6: a lock without an end",
     ),
+    Flaw("spool drained backwards", DRAINS_BACKWARDS, ROWS["R3"], "out of order"),
 )

@@ -89,9 +89,7 @@ def read_ledger(path: Path) -> list[Attempt]:
         kind, serial, *fields = line.split(" ", 5)
         if kind == "sends":
             number, port, due_s, sent_s = fields
-            attempts[int(serial)] = Attempt(
-                int(serial), int(number), int(port), float(due_s), float(sent_s)
-            )
+            attempts[int(serial)] = Attempt(int(serial), int(number), int(port), float(due_s), float(sent_s))
         else:
             answered_s, status, outcome = fields
             attempts[int(serial)] = evolve(

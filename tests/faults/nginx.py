@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from tests.support.process import ChildProcess, find_tool
 
+FAIL_TIMEOUT_S = 2
+"""How long nginx asks others after one has failed."""
+
 _CONFIGURATION = """
 daemon off;
 pid {directory}/nginx.pid;
@@ -54,7 +57,8 @@ class Nginx(ChildProcess):
     def argv(self) -> Sequence[str]:
         nginx = find_tool("nginx", "it is in Debian's package nginx-light")
         servers = "\n".join(
-            f"server 127.0.0.1:{port} max_fails=1 fail_timeout=2s;" for port in self._upstream_ports
+            f"server 127.0.0.1:{port} max_fails=1 fail_timeout={FAIL_TIMEOUT_S}s;"
+            for port in self._upstream_ports
         )
         path = self.directory / "nginx.conf"
         path.write_text(_CONFIGURATION.format(directory=self.directory, servers=servers, port=self.port))

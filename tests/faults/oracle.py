@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,11 @@ _LOCK = "create-lock:"
 
 @frozen
 class Held:
-    """What a queue holds: how often each job is in a list or a set, which jobs have a hash, how often each was
-    added, in which order, and how long each lock still lives, in milliseconds (-1: for ever)."""
+    """What a queue holds.
+
+    How often each job is in a list or a set, which jobs have a hash, which were added, in order, and how long
+    each lock still lives, in milliseconds (-1: for ever).
+    """
 
     entries: Mapping[str, int]
     hashes: frozenset[str]
@@ -95,8 +98,8 @@ def judge(
     held: Held,
     spooled: Sequence[str],
     *,
-    deleted: Set[str],
-    strangers: Set[str],
+    deleted: frozenset[str],
+    strangers: frozenset[str],
     max_lock_ttl_ms: int,
     ordered: bool,
     truthful: bool,
@@ -114,7 +117,7 @@ def judge(
     safe = (held.hashes & held.entries.keys()) | set(spooled)
     doubled = {key for counts in (added, held.entries) for key, times in counts.items() if times > 1}
     answered = sorted(attempt.latency_s for attempt in attempts if attempt.status)
-    verdict = Verdict(
+    return Verdict(
         requests=len(attempts),
         refused=sum(not attempt.is_acknowledged for attempt in attempts),
         acknowledged=len(acknowledged),
@@ -137,7 +140,6 @@ def judge(
             *_too_slow(attempts),
         ],
     )
-    return verdict
 
 
 def percentile(values: Iterable[float], share: float) -> float:
@@ -162,10 +164,10 @@ def _too_slow(attempts: Sequence[Attempt]) -> list[str]:
 
 
 def _misnamed(attempts: Sequence[Attempt]) -> set[str]:
-    first = {}
+    first: dict[str, Attempt] = {}
     for attempt in sorted(attempts, key=lambda each: each.sent_s):
         first.setdefault(attempt.key, attempt)
-    second_s = defaultdict(lambda: float("inf"))
+    second_s: dict[str, float] = defaultdict(lambda: float("inf"))
     for attempt in attempts:
         if attempt is not first[attempt.key]:
             second_s[attempt.key] = min(second_s[attempt.key], attempt.sent_s)

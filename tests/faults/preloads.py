@@ -18,7 +18,18 @@ def _preload(bench: Bench, name: str) -> str:
     library = bench.directory / f"{name}.so"
     compiler = find_tool("gcc", "it is in Debian's package gcc")
     source = Path(__file__).with_name(f"{name}.c")
-    command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, source, "-ldl"]
+    command = [
+        compiler,
+        "-shared",
+        "-fPIC",
+        "-O1",
+        "-Wall",
+        "-Werror",
+        "-o",
+        str(library),
+        str(source),
+        "-ldl",
+    ]
     subprocess.run(command, check=True)
     return str(library)
 

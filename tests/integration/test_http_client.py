@@ -1,4 +1,4 @@
-"""Each row of the table of answers, as a client sees it: treq, or bare bytes where no client would send them."""
+"""Each row of the table of answers, as treq sees it, and as bare bytes where no client would send them."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from tests.integration.conftest import StartDaemon, StartReplicas
 from tests.support.bullmq import Queue
 from tests.support.daemon import Daemon, installed_twistd
 from tests.support.http import ANSWER_DEADLINE_S, Response, exchange, get, read_response, request_bytes
-from tests.support.nginx import FLAVOURS, Load, Nginx, nginx_binary
+from tests.support.nginx import FLAVOURS, Load, Nginx, assert_each_is_one_job, nginx_binary
 from tests.support.process import ChildProcess, ReservedPort, wait_until
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer
@@ -59,7 +59,7 @@ def start_nginx() -> Iterator[StartNginx]:
 @pytest.fixture
 def replica_ports(redis: RedisServer, start_replicas: StartReplicas) -> list[int]:
     """The ports of three replicas."""
-    return [connected(daemon).port for daemon in start_replicas(3, "--redis", redis.url)]
+    return [connected(daemon).port for daemon in start_replicas(3, "--redis", redis.url, *DIRECT)]
 
 
 class Echo:
@@ -223,7 +223,7 @@ def test_replicas_share_the_load(
     shares = Counter(nginx.replica(answer) for answer in answers)
     assert shares.keys() == {f"127.0.0.1:{port}" for port in replica_ports}
     assert min(shares.values()) >= 15
-    assert sorted(queue(redis).held_ids()) == sorted(event.job_id for event in events)
+    assert_each_is_one_job(queue(redis), events)
 
 
 ELSEWHERE = (
@@ -382,8 +382,7 @@ def test_only_strangers_are_limited(
     assert quiet.failed == []
     assert {sent.status for sent in stranger.failed} == {429}
     assert len(stranger.accepted) >= 51
-    accepted = [event.job_id for load in (trusted, stranger, quiet) for event in load.accepted]
-    assert sorted(queue(redis).held_ids()) == sorted(accepted)
+    assert_each_is_one_job(queue(redis), trusted.accepted + stranger.accepted + quiet.accepted)
 
 
 def test_a_limited_answer_is_webhookds_own_kind(replica_ports: list[int], start_nginx: StartNginx) -> None:
@@ -511,7 +510,7 @@ def test_a_frozen_replica_is_passed_over_and_doubles_nothing(
 
     assert load.failed == []
     wait_until(lambda: replicas[0].get("/health/ready").status == 200, "the frozen replica is back")
-    assert sorted(queue(redis).held_ids()) == sorted(event.job_id for event in load.accepted)
+    assert_each_is_one_job(queue(redis), load.accepted)
     assert any(", " in request["replica"] for request in nginx.requests), "it was never asked"
 
 
@@ -544,7 +543,7 @@ def test_a_reload_cuts_no_request(
             nginx.reload()
 
     assert load.failed == []
-    assert sorted(queue(redis).held_ids()) == sorted(event.job_id for event in load.accepted)
+    assert_each_is_one_job(queue(redis), load.accepted)
 
 
 # -- the race for idle connections --------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Self
 
 from attrs import frozen
 
+from .bullmq import Queue
 from .http import ANSWER_DEADLINE_S, Response
 from .process import ChildProcess, MissingTool, find_tool, wait_until
 from .webhooks import Webhook, webhook
@@ -221,3 +222,10 @@ class Load:
         finally:
             writer.close()
         return int(answer[9:12])
+
+
+def assert_each_is_one_job(queue: Queue, events: Sequence[Webhook]) -> None:
+    """What was acknowledged is in the queue, once a spool is drained; nothing is there twice."""
+    ids = sorted(event.job_id for event in events)
+    wait_until(lambda: len(queue.held_ids()) >= len(ids), f"{len(ids)} jobs are in the queue", deadline_s=90)
+    assert sorted(queue.held_ids()) == ids

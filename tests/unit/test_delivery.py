@@ -150,6 +150,20 @@ class ResendTests(SynchronousTestCase):
         resend([make_job(2), make_job(1)], sink.add)
         self.assertEqual(sink.queue, [2, 1])
 
+    def test_many_do_not_go_at_once(self) -> None:
+        under_way: list[Deferred[Receipt]] = []
+
+        def deliver(job: Job) -> Deferred[Receipt]:
+            under_way.append(Deferred())
+            return under_way[-1]
+
+        resend([make_job(number) for number in range(300)], deliver)
+        for sent in (128, 256, 300):
+            self.assertEqual(len(under_way), sent)
+            for number, receipt in enumerate(tuple(under_way)):
+                if not receipt.called:
+                    receipt.callback(Receipt(Outcome.SPOOLED, str(number), "created"))
+
     def test_one_that_fails_is_logged_and_the_rest_go_on(self) -> None:
         log = Log.of(self)
         sink = PickySink({1: SpoolUnavailable("full")})

@@ -53,18 +53,18 @@ class RecentJobsTests(SynchronousTestCase):
         self.clock.advance(3600)
         self.assertEqual(self.take(), [1, 2])
 
-    def test_at_most_32_mib(self) -> None:
+    def test_at_most_24_mib(self) -> None:
         jobs = [make_job(number, data=b"x" * _MIB) for number in range(40)]
         self.recent.add(jobs)
         kept = self.recent.take()
-        self.assertEqual(kept, jobs[-31:])  # each is a little more than its data
-        self.assertLessEqual(sum(job.size_bytes for job in kept), 32 * _MIB)
+        self.assertEqual(kept, jobs[-23:])  # each is a little more than its data
+        self.assertLessEqual(sum(job.size_bytes for job in kept), 24 * _MIB)
 
     def test_the_bound_holds_over_many_turns(self) -> None:
         """What was taken, or forgotten, does not count any more."""
         for _ in range(3):
             self.recent.add(make_job(number, data=b"x" * _MIB) for number in range(40))
-            self.assertEqual(len(self.recent.take()), 31)
+            self.assertEqual(len(self.recent.take()), 23)
             self.add(1)
             self.clock.advance(11)
 

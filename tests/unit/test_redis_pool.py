@@ -260,18 +260,18 @@ class UseTests(PoolCase):
     async def test_the_writer_stays_the_same_and_the_prober_is_the_other_one(self) -> None:
         first = await self.connect()
         writer = self.pool.writer
-        self.assertIs(self.pool.prober, writer)
+        self.assertIsNone(self.pool.prober)
         second = await self.connect()
         self.assertIs(self.pool.writer, writer)
         prober = self.pool.prober
         self.assertIsNot(prober, writer)
         first.hang_up()
         self.assertIs(self.pool.writer, prober)
-        self.assertIs(self.pool.prober, prober)
+        self.assertIsNone(self.pool.prober)
         await until_attempts(self.network, 1)
         await self.connect()
         self.assertIs(self.pool.writer, prober)
-        self.assertIsNot(self.pool.prober, prober)
+        self.assertNotIn(self.pool.prober, (None, prober))
         second.hang_up()
         self.assertIsNot(self.pool.writer, prober)
 
@@ -302,7 +302,7 @@ class UseTests(PoolCase):
         self.pool.on_ready(lambda connection: heard.append((connection, self.pool.prober)))
         await self.connect()
         await self.connect()
-        self.assertEqual(heard, [(self.pool.writer,) * 2, (self.pool.prober,) * 2])
+        self.assertEqual(heard, [(self.pool.writer, None), (self.pool.prober,) * 2])
 
     async def test_stopping_closes_the_connections(self) -> None:
         lines = [await self.connect(), await self.connect()]

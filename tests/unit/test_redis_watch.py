@@ -262,12 +262,14 @@ class CountTests(WatchCase):
         self.assertEqual(self.flushLoggedErrors(), [])
 
     async def test_no_answer_in_time(self) -> None:
+        writer = await self.connect_to(bulk(info()))
         line = await self.connect_to(bulk(info()))
         counting = ensureDeferred(self.watch.count_jobs(self.pool))
         self.clock.advance(_DEADLINE_S)
         self.clock.advance(_DEADLINE_S)
         self.assertEqual(self.successResultOf(counting), {"chatwoot": None, "other": None})
         self.assertTrue(line.is_aborted)
+        self.assertFalse(writer.is_aborted)
 
     async def test_an_error(self) -> None:
         line = await self.connect_to(bulk(info()))

@@ -290,6 +290,16 @@ class BoundTests(SpoolCase):
         self.append(spool, 3)
         self.assertEqual(self.held(spool), [2, 3])
 
+    def test_it_is_full_for_what_it_has_refused_although_less_would_fit(self) -> None:
+        spool = self.open(limits=SpoolLimits(max_bytes=3 * self.SIZE - 1, min_free_bytes=0))
+        self.append(spool, 1, 2)
+        self.assertIsNone(spool.stats.problem)
+        self.assert_unavailable(spool.append(make_job(3)), "full")
+        self.assertEqual(spool.stats.problem, "full")
+        self.assert_unavailable(spool.check(), "full")
+        self.now(spool.remove(self.sequences(spool)[:1]))
+        self.assertIsNone(spool.stats.problem)
+
     def test_some_of_the_disk_is_left_free(self) -> None:
         disk = Disk(free_bytes=1000 + 2 * self.SIZE)
         run_later = HeldBack()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.faults.bench import SAFE, Bench, Row
 from tests.faults.builds import CRASH_AT, CRASH_POINTS, CRASHING
-from tests.faults.nginx import Nginx
+from tests.faults.nginx import FAIL_TIMEOUT_S, Nginx
 from tests.support.http import connect
 
 from .redis import killed
@@ -48,8 +48,7 @@ def rolling_restart(bench: Bench) -> None:
         for replica in replicas:
             bench.check(replica.stop() == 0, "a replica does not end with exit code 0")
             replica.start()
-            bench.pause(0.5)
-        bench.pause(1)
+            bench.pause(FAIL_TIMEOUT_S + 0.5)  # as long as nginx thinks it is down
 
 
 def frozen(bench: Bench) -> None:

@@ -133,7 +133,9 @@ def clock_jumps(bench: Bench) -> None:
             redis.resume()
             bench.wait_drained()
             bench.check(answer(time.time()) == 401, f"at {minutes:+d} min a stale signature is taken")
-            bench.check(answer(time.time() + 60 * minutes) != 401, f"at {minutes:+d} min a fresh one is refused")
+            bench.check(
+                answer(time.time() + 60 * minutes) != 401, f"at {minutes:+d} min a fresh one is refused"
+            )
             bench.pause(1)
         bench.check(answer(time.time() - 3600) == 401, "an old signature is taken")
     bench.strangers = frozenset({event(OWN).job_id.replace("chatwoot.", "signed.", 1)})

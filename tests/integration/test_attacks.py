@@ -1,0 +1,16 @@
+"""The short part of the attacks (L{tests.attack}); C{make attack} runs all of them, and prints the table."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.attack.sections import SHORT, table
+
+
+@pytest.mark.parametrize("section", SHORT)
+def test_attack(section: str) -> None:
+    tallies = SHORT[section]()
+    print(table(tallies))
+
+    assert [problem for tally in tallies for problem in tally.problems] == []
+    assert all(tally.tried for tally in tallies)
