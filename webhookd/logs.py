@@ -20,5 +20,8 @@ def make_observer(log_format: str, log_level: str) -> ILogObserver:
         observer = jsonFileLogObserver(sys.stdout, recordSeparator="")
     else:
         observer = textFileLogObserver(sys.stdout)
-    predicate = LogLevelFilterPredicate(LogLevel.levelWithName(log_level))
+    level = LogLevel.levelWithName(log_level)
+    predicate = LogLevelFilterPredicate(level)
+    # One line for each attempt to connect, for as long as Redis is away; the pool itself says what changes.
+    predicate.setLogLevelForNamespace("twisted.application._client_service", max(level, LogLevel.warn))
     return FilteringLogObserver(observer, [predicate])

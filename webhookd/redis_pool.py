@@ -321,7 +321,7 @@ class RedisEndpoint:
         host, port = sentinel
         endpoint = HostnameEndpoint(self._reactor, host, port, timeout=_SENTINEL_DEADLINE_S)
         try:
-            connection: Any = await endpoint.connect(Factory.forProtocol(_SentinelConnection))
+            connection: Any = await endpoint.connect(_SentinelFactory())
         except _CANCELLED:
             raise
         except Exception:  # noqa: BLE001  # whatever it is: the next Sentinel may know
@@ -334,6 +334,13 @@ class RedisEndpoint:
         finally:
             connection.transport.abortConnection()
         return (answer[0].decode(), int(answer[1])) if answer else None
+
+
+class _SentinelFactory(Factory):
+    noisy = False
+
+    def buildProtocol(self, addr: object) -> _SentinelConnection:
+        return _SentinelConnection()
 
 
 class _SentinelConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredisapi has no types

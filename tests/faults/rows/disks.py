@@ -261,7 +261,6 @@ ROWS = (
         "500, nothing acknowledged; heals; I1",
         sync_fails,
         truthful=True,
-        short=True,
     ),
     Row(
         "D3b",

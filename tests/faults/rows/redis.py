@@ -593,7 +593,6 @@ ROWS = (
         all_taken=True,
         ordered=True,
         truthful=True,
-        short=True,
     ),
     Row(
         "R18",

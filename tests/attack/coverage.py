@@ -1,0 +1,24 @@
+"""Fuzzing by coverage: C{python -m tests.attack.coverage TARGET DIRECTORY… -max_total_time=600}.
+
+The targets are those of L{tests.attack.fuzz}, the rest is libFuzzer's. What it finds worth keeping goes to the
+first directory.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+
+def main() -> None:
+    """Never returns."""
+    atheris = import_module("atheris")
+    with atheris.instrument_imports(include=["webhookd"]):
+        targets = import_module("tests.attack.fuzz").TARGETS
+    name, *rest = sys.argv[1:]
+    atheris.Setup([sys.argv[0], *rest], targets[name])
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
