@@ -43,6 +43,10 @@ bench-check: debian $(tools) $(peers) $(installed)
 faults: debian $(tools) $(node_modules) $(installed) ## break everything under load, judge it, and write docs/faults.md
 	PYTHONPATH=. .venv-dev/bin/python -m tests.faults
 
+.PHONY: attack
+attack: debian $(tools) $(node_modules) $(installed) ## send every attack, and print what came of them
+	.venv-dev/bin/python -m tests.attack
+
 .PHONY: lint
 lint: $(tools) ## check style, types, and the layers
 	.venv-dev/bin/ruff check
@@ -81,7 +85,7 @@ $(PYTHON) -m venv --clear $(@D)
 endef
 
 # A new venv whenever the dependencies change: so it holds nothing that setup.py does not ask for.
-.venv/.created: setup.py requirements.txt
+.venv/.created: setup.py requirements.lock
 	$(make_venv)
 	touch $@
 
@@ -89,8 +93,9 @@ endef
 $(installed): .venv/.created $(sources)
 	rm -rf build dist
 	.venv/bin/pip wheel -q --no-deps --wheel-dir dist .
+	.venv/bin/pip install -q --require-hashes -r requirements.lock
 	.venv/bin/pip install -q --force-reinstall --no-deps dist/*.whl
-	.venv/bin/pip install -q --constraint requirements.txt "$$(echo dist/*.whl)[embedded]"
+	.venv/bin/pip check
 	touch $@
 
 $(tools): requirements.txt tests/requirements.txt

@@ -54,6 +54,11 @@ class Source:
     queue: str
     job_options: JobOptions
 
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody may send for it."""
+        return not self.secrets and not self.tokens
+
 
 @frozen
 class Config:
@@ -577,6 +582,6 @@ def _warnings(environment: Environment, sources: Mapping[str, Source]) -> list[s
     warnings += [
         f"source {source.name} has neither a secret nor a token: anybody who reaches it can add jobs"
         for source in sources.values()
-        if not source.secrets and not source.tokens
+        if source.is_open
     ]
     return warnings

@@ -11,6 +11,7 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.interfaces import IReactorTime
 
 from webhookd.breaker import CircuitBreaker
+from webhookd.config import Source
 from webhookd.model import ISpool
 
 _CHECK_DEADLINE_S = 0.5
@@ -83,6 +84,11 @@ class Health:
 async def describe_breaker(breaker: CircuitBreaker) -> Mapping[str, object]:
     """Where the breaker stands."""
     return {"state": breaker.state.value}
+
+
+async def describe_sources(sources: Mapping[str, Source]) -> Mapping[str, object]:
+    """Which sources anybody may send for."""
+    return {"open": [source.name for source in sources.values() if source.is_open]}
 
 
 async def describe_spool(spool: ISpool | None, now_ms: Callable[[], int]) -> Mapping[str, object]:

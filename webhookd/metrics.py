@@ -9,35 +9,76 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import frozen
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import CollectorRegistry, Metric, openmetrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 from twisted.application.service import Service
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import TimeoutError as DeadlinePassed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from webhookd.auth import REASONS
 from webhookd.breaker import CallOutcome, CircuitBreaker, State
 from webhookd.bullmq import Answer
 from webhookd.counts import Histogram
 from webhookd.http import WebhookSite
 from webhookd.intake import Intake
-from webhookd.model import RedisErrorKind
+from webhookd.model import Outcome, RedisErrorKind
 from webhookd.redis_pool import RedisPool
 from webhookd.redis_queue import RedisQueue
-from webhookd.redis_watch import JobCounts, RedisWatch
+from webhookd.redis_watch import JobCounts, RedisWatch, WaitingSince
 from webhookd.spool_service import SpoolService
-from webhookd.web import WebhookApp
+from webhookd.web import STATUS_OF_ERROR, STATUS_OF_OUTCOME, WebhookApp
 
 _LAG_INTERVAL_S = 0.5
 _LAG_SAMPLES = 30
-_JOB_COUNTS_AGE_S = 2.0
+_LOOK_AGE_S = 2.0
+_LOOK_DEADLINE_S = 1.0  # Prometheus waits for 10 s, and most of what it wants to know is here
+
+_OPENMETRICS = "application/openmetrics-text"
+_OPENMETRICS_TYPE = f"{_OPENMETRICS}; version=1.0.0; charset=utf-8"
+_TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _LOCK_OUTCOMES = {Answer.ADDED: "acquired", Answer.LOCK_HELD: "held", Answer.JOB_EXISTS: "held"}
 _SAFETY_STATES = ("safe", "unsafe", "unknown")
+
+# What is zero from the start. A counter that appears with its first increment hides that one from rate() and
+# increase(), and so from the alerts.
+_STATUSES = sorted({*STATUS_OF_OUTCOME.values(), *STATUS_OF_ERROR.values()})
+_ROUTES = [rule.rule for rule in WebhookApp.app.url_map.iter_rules() if "POST" in (rule.methods or ())]
+_REQUESTS = [
+    *((route, "POST", status) for route in _ROUTES for status in _STATUSES),
+    *(("none", "none", status) for status in (400, 408, 413, 429, 431)),
+]
+_REFUSALS = (
+    *REASONS,
+    "not_utf8",
+    "not_json",
+    "not_an_object",
+    "no_event",
+    "unknown_source",
+    "unsupported_media_type",
+    "unsupported_encoding",
+    "too_many",
+)
+_TRANSITIONS = [
+    (State.CLOSED, State.OPEN),
+    (State.OPEN, State.HALF_OPEN),
+    (State.HALF_OPEN, State.OPEN),
+    (State.HALF_OPEN, State.CLOSED),
+]
+
+_Label = TypeVar("_Label")
+
+_log = Logger()
 
 
 class ReactorLag(Service):
@@ -90,15 +131,23 @@ class Parts:
 
 
 class DaemonCollector(Collector):
-    """Makes the metrics from the parts; ``job_counts`` are those of the last look at the queues."""
+    """Makes the metrics from the parts.
+
+    ``job_counts`` and ``waiting_since`` are what the last look at the queues has found.
+    """
 
     def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.forget_queues()
+
+    def forget_queues(self) -> None:
+        """Show nothing of the queues rather than what may have changed since."""
         self.job_counts: JobCounts = {}
-        self._parts = parts
+        self.waiting_since: WaitingSince = {}
 
     def collect(self) -> Iterator[Metric]:
         """One metric after the other."""
-        yield _gauge("webhookd_build_info", "What runs here.", ["version"], {(self._parts.version,): 1})
+        yield _gauge("webhookd_build_info", "What runs here.", ["version"], {(self.parts.version,): 1})
         yield from self._http()
         yield from self._events()
         yield from self._redis()
@@ -108,16 +157,16 @@ class DaemonCollector(Collector):
             "webhookd_reactor_lag_seconds",
             "How late timers ran at worst in 15 s.",
             [],
-            {(): self._parts.lag.worst_s},
+            {(): self.parts.lag.worst_s},
         )
 
     def _http(self) -> Iterator[Metric]:
-        site = self._parts.site
+        site = self.parts.site
         yield _counter(
             "webhookd_http_requests",
             "Answered requests; those that were no HTTP request have neither route nor method.",
             ["route", "method", "code"],
-            {(route, method, str(code)): count for (route, method, code), count in site.requests.items()},
+            {(*route, str(code)): count for (*route, code), count in _with_zeros(_REQUESTS, site.requests)},
         )
         yield _histogram(
             "webhookd_http_request_duration_seconds",
@@ -128,23 +177,28 @@ class DaemonCollector(Collector):
             "webhookd_http_requests_in_flight",
             "Deliveries that are being taken.",
             [],
-            {(): self._parts.app.in_flight.requests},
+            {(): self.parts.app.in_flight.requests},
         )
         yield _gauge(
             "webhookd_http_connections", "Open connections of senders.", [], {(): len(site.channels)}
         )
 
     def _events(self) -> Iterator[Metric]:
-        app, intake = self._parts.app, self._parts.intake
+        app, intake = self.parts.app, self.parts.intake
         yield _counter(
-            "webhookd_events", "What became of the events.", ["source", "event", "outcome"], app.events
+            "webhookd_events",
+            "What became of the events.",
+            ["source", "event", "outcome"],
+            dict(_with_zeros(_first_events(intake.sources), app.events)),
         )
-        yield _counter("webhookd_refusals", "Refused requests.", ["reason"], _single(app.refusals))
+        refusals = {(reason,): count for reason, count in _with_zeros(_REFUSALS, app.refusals)}
+        yield _counter("webhookd_refusals", "Refused requests.", ["reason"], refusals)
+        reasons = [(name, reason) for name in intake.sources for reason in REASONS]
         yield _counter(
             "webhookd_signature_failures",
             "Requests without a valid credential.",
             ["source", "reason"],
-            intake.signature_failures,
+            dict(_with_zeros(reasons, intake.signature_failures)),
         )
         used = {
             (name, str(position)): intake.secrets_used[name, position]
@@ -159,7 +213,7 @@ class DaemonCollector(Collector):
         )
 
     def _redis(self) -> Iterator[Metric]:
-        parts = self._parts
+        parts = self.parts
         locks = dict.fromkeys(((outcome,) for outcome in _LOCK_OUTCOMES.values()), 0)
         for queue in parts.queues:
             for answer, count in queue.answers.items():
@@ -191,9 +245,18 @@ class DaemonCollector(Collector):
             for state, count in (counts or {}).items()
         }
         yield _gauge("bullmq_job_count", "Number of jobs in the queue by state.", ["queue", "state"], jobs)
+        yield _gauge(
+            "webhookd_queue_oldest_wait_age_seconds",
+            "How long ago the event was received whose job is next; 0 where none waits.",
+            ["queue"],
+            {(queue,): self._age_s(since_ms) for queue, since_ms in self.waiting_since.items()},
+        )
+
+    def _age_s(self, since_ms: int | None) -> float:
+        return 0.0 if since_ms is None else max(0, self.parts.now_ms() - since_ms) / 1000
 
     def _breaker(self) -> Iterator[Metric]:
-        breaker = self._parts.breaker
+        breaker = self.parts.breaker
         yield _gauge(
             "webhookd_circuit_breaker_state",
             "Where the breaker before Redis stands.",
@@ -206,18 +269,18 @@ class DaemonCollector(Collector):
             ["outcome"],
             {(outcome.value,): breaker.calls[outcome] for outcome in CallOutcome},
         )
-        transitions = {(old.value, new.value): count for (old, new), count in breaker.transitions.items()}
+        counted = _with_zeros(_TRANSITIONS, breaker.transitions)
+        transitions = {(old.value, new.value): count for (old, new), count in counted}
         yield _counter(
             "webhookd_circuit_breaker_transitions", "Changes of state.", ["from", "to"], transitions
         )
 
     def _spool(self) -> Iterator[Metric]:
-        parts = self._parts
+        parts = self.parts
         if parts.spool is None:
             return
         stats = parts.spool.stats
-        oldest_at_ms = stats.oldest_received_at_ms
-        age_s = 0.0 if oldest_at_ms is None else max(0, parts.now_ms() - oldest_at_ms) / 1000
+        age_s = self._age_s(stats.oldest_received_at_ms)
         for name, help_text, value in (
             ("webhookd_spool_up", "Whether the spool takes events.", int(stats.problem is None)),
             ("webhookd_spool_records", "Events on disk.", stats.records),
@@ -246,20 +309,63 @@ class Exposition:
         self._registry = registry
         self._collector = collector
         self._count_jobs = count_jobs
-        self._counted_at_s = -math.inf
+        self._looked_at_s = -math.inf
+        self._waiters: list[Deferred[None]] | None = None  # None while no look is under way
 
     async def expose(self, accept: str) -> tuple[str, bytes]:
-        """Media type and text, in the format that ``accept`` asks for."""
-        now_s = self._clock.seconds()
-        if now_s - self._counted_at_s >= _JOB_COUNTS_AGE_S:
-            self._counted_at_s = now_s
-            self._collector.job_counts = await self._count_jobs()
-        encode, media_type = choose_encoder(accept)
-        return media_type, encode(self._registry)
+        """Media type and text, in the format that ``accept`` asks for; it never fails."""
+        await self._look_at_queues()
+        media_types = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
+        if _OPENMETRICS in media_types:
+            return _OPENMETRICS_TYPE, openmetrics.exposition.generate_latest(self._registry)
+        return _TEXT_TYPE, generate_latest(self._registry)
+
+    async def _look_at_queues(self) -> None:
+        """One look for all who ask at once, and none waits for it long: Redis may be what is wrong."""
+        if self._waiters is None and self._clock.seconds() - self._looked_at_s >= _LOOK_AGE_S:
+            self._waiters = []
+            ensureDeferred(self._look()).addErrback(self._cannot_look).addBoth(self._looked)
+        if self._waiters is None:
+            return
+        waiter: Deferred[None] = Deferred()
+        self._waiters.append(waiter)
+        try:
+            await waiter.addTimeout(_LOOK_DEADLINE_S, self._clock)
+        except DeadlinePassed:
+            self._collector.forget_queues()
+
+    async def _look(self) -> None:
+        collector = self._collector
+        job_counts = await self._count_jobs()
+        collector.waiting_since = await collector.parts.watch.waiting_since(collector.parts.pool)
+        collector.job_counts = job_counts
+
+    def _cannot_look(self, failure: Failure) -> None:
+        """A defect of ours, of which the other metrics must not suffer."""
+        self._collector.forget_queues()
+        _log.failure("cannot look at the queues", failure)
+
+    def _looked(self, _result: None) -> None:
+        self._looked_at_s = self._clock.seconds()
+        waiters, self._waiters = self._waiters or [], None
+        for waiter in waiters:
+            waiter.callback(None)
 
 
-def _single(counts: Mapping[str, int]) -> Mapping[tuple[str, ...], int]:
-    return {(label,): count for label, count in counts.items()}
+def _with_zeros(known: Iterable[_Label], counts: Mapping[_Label, int]) -> Iterable[tuple[_Label, int]]:
+    """What was counted, and zero for what is known to come and has not yet."""
+    return {**dict.fromkeys(known, 0), **counts}.items()
+
+
+def _first_events(sources: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """For each source every outcome once, by the event that each installation sends.
+
+    All events with all outcomes would be a hundred series a source, most of them zero for ever. Nobody is
+    alerted by one event alone, so it is enough that the sum over events is there from the start.
+    """
+    for source in sources:
+        yield from ((source, "message_created", outcome.value) for outcome in Outcome)
+        yield source, "unknown", "failed"
 
 
 def _counter(
@@ -282,7 +388,7 @@ def _histogram(name: str, help_text: str, histograms: Iterable[Histogram]) -> Hi
     """One metric from the sum of several histograms with the same bounds."""
     counted = list(histograms)
     sums = [sum(column) for column in zip(*(one.buckets for one in counted), strict=True)]
-    bounds = [*(f"{bound:g}" for bound in counted[0].bounds), "+Inf"]
+    bounds = [floatToGoString(bound) for bound in (*counted[0].bounds, math.inf)]
     family = HistogramMetricFamily(name, help_text)
     buckets = list(zip(bounds, accumulate(sums), strict=True))
     family.add_metric([], buckets, math.fsum(one.sum for one in counted))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TypeAlias
 
 from attrs import evolve, frozen
@@ -65,6 +66,11 @@ def _flag(values: Mapping[str, str], name: str) -> bool | None:
 
 #: Jobs by queue and state; None for a queue that could not be asked.
 JobCounts: TypeAlias = Mapping[str, Mapping[str, int] | None]
+
+
+#: By queue, when its next job was received, in ms since 1970; None where no job waits. Queues that could not
+#: be asked are left out.
+WaitingSince: TypeAlias = Mapping[str, int | None]
 
 
 class RedisWatch:
@@ -162,3 +168,23 @@ class RedisWatch:
             state: await connection.within(self._deadline_s, count(key))
             for state, (count, key) in commands.items()
         }
+
+    async def waiting_since(self, pool: RedisPool) -> WaitingSince:
+        """How old the jobs are whose turn is next, at a cost that does not grow with their number."""
+        found: dict[str, int | None] = {}
+        for keys in self._queues:
+            connection = pool.prober
+            if connection is not None:
+                with suppress(QueueUnavailable):
+                    found[keys.queue] = await self._next_since(connection, keys)
+        return found
+
+    async def _next_since(self, connection: RedisConnection, keys: QueueKeys) -> int | None:
+        # BullMQ adds at the head of the list, and takes from its end.
+        job_id = await connection.within(self._deadline_s, connection.lindex(keys.wait, -1))
+        if job_id is None:
+            return None
+        # Its worker may be done with it by now, and have removed it: then there is no timestamp.
+        name = keys.job(job_id.decode("utf-8", "replace"))
+        [since_ms] = await connection.within(self._deadline_s, connection.hmget(name, ["timestamp"]))
+        return int(since_ms) if since_ms is not None and since_ms.isdigit() else None

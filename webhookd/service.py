@@ -32,7 +32,7 @@ from webhookd.config import ALL_OPTIONS, DEFAULT_SOURCE, Config, resolve
 from webhookd.daemon import Daemon, Listener, fatal
 from webhookd.delivery import Drain, JobDelivery, resend
 from webhookd.embedded import EmbeddedValkey, find_server
-from webhookd.health import Health, describe_breaker, describe_spool
+from webhookd.health import Health, describe_breaker, describe_sources, describe_spool
 from webhookd.http import MAX_CONNECTIONS, WebhookSite
 from webhookd.logs import make_observer
 from webhookd.metrics import DaemonCollector, Exposition, Parts, ReactorLag
@@ -140,7 +140,7 @@ def _build(settings: Config, reactor: Any, log_observer: ILogObserver | None) ->
         _queue_keys(settings), _DRAIN_REDIS_DEADLINE_S, lambda: resend(redis.recent.take(), send_again)
     )
     redis.pool.on_ready(watch.connected)
-    health = _health(reactor, redis, spool, watch)
+    health = _health(settings, reactor, redis, spool, watch)
     health_resource = HealthApp(health.report, health.is_ready).app.resource()
     events = _intake(settings, deliver)
     webhooks = WebhookApp(
@@ -239,7 +239,9 @@ def _delivery(redis: _Redis, spool: SpoolService | None) -> tuple[Deliver, Deliv
     return delivery.deliver, delivery.deliver_through_spool
 
 
-def _health(reactor: Any, redis: _Redis, spool: SpoolService | None, watch: RedisWatch) -> Health:
+def _health(
+    settings: Config, reactor: Any, redis: _Redis, spool: SpoolService | None, watch: RedisWatch
+) -> Health:
     return Health(
         clock=reactor,
         version=webhookd.__version__,
@@ -251,6 +253,7 @@ def _health(reactor: Any, redis: _Redis, spool: SpoolService | None, watch: Redi
             "breaker": partial(describe_breaker, redis.breaker),
             "spool": partial(describe_spool, spool, _wall_clock_ms),
             "queues": partial(watch.count_jobs, redis.pool),
+            "sources": partial(describe_sources, settings.sources),
         },
     )
 

@@ -98,6 +98,11 @@ def refused() -> Iterator[Body]:
         ("nested 100,000 deep", _nested(100_000), "not_json"),
         ("nested objects, 100,000 deep", b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "not_json"),
         ("nested, and never closed", b"[" * 1_000_000, "not_json"),
+        (
+            "an id of another type, and 16 MiB of lists",
+            event(b'"id":"1","a":[' + b"[]," * 5_000_000 + b"1]"),
+            "not_json",
+        ),
         ("NaN", event(b'"a":NaN'), "not_json"),
         ("Infinity", event(b'"a":-Infinity'), "not_json"),
         ("a BOM", b"\xef\xbb\xbf" + plain, "not_json"),

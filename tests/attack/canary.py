@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from urllib.parse import quote
 
 from attrs import frozen
@@ -16,7 +17,7 @@ from tests.support.servers import RedisServer
 from tests.support.webhooks import connected
 
 from .signatures import digest, now, request
-from .target import Tally
+from .target import DaemonWithOps, Tally
 from .wire import exchange
 
 SECRET = "canary-secret-5b1f90"
@@ -139,17 +140,6 @@ class _Witness:
                 self.hear(f"{scenario}: answer {number}", _text(answer))
 
 
-class _DaemonWithOps(Daemon):
-    """A daemon whose operators see its metrics, too."""
-
-    def __init__(self, *options: str, environ: Mapping[str, str]) -> None:
-        super().__init__(*options, environ=environ)
-        self.ops_port = self.reserve_port()
-
-    def argv(self) -> Sequence[str]:
-        return [*super().argv(), "--ops-endpoint", f"tcp:{self.ops_port}:interface=127.0.0.1"]
-
-
 class _DefectiveDaemon(Daemon):
     """A daemon with a defect."""
 
@@ -169,7 +159,7 @@ def attack_secrets(log_format: str) -> Tally:
     options = ("--log-level", "debug", "--access-log", "on", "--log-format", log_format)
     with (
         RedisServer(config=[f"requirepass {REDIS_PASSWORD}"]) as redis,
-        _DaemonWithOps(*options, environ=_environ(redis)) as daemon,
+        DaemonWithOps(*options, environ=_environ(redis)) as daemon,
     ):
         connected(daemon)
         witness.send(daemon.port, "well")
@@ -194,7 +184,7 @@ def _redis_error(daemon: Daemon) -> object:
     return json.loads(daemon.get("/health").body)["redis"].get("error")
 
 
-def _hear_health(witness: _Witness, daemon: _DaemonWithOps) -> None:
+def _hear_health(witness: _Witness, daemon: DaemonWithOps) -> None:
     ops = daemon.ops_port
     for port, path in ((daemon.port, "/health"), (ops, "/health"), (ops, "/metrics"), (ops, "/")):
         data = f"GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode()
@@ -260,20 +250,31 @@ MISTAKES: Sequence[Mistake] = (
 )
 
 
-def attack_configuration() -> Tally:
+class _DaemonWithMistake(Daemon):
+    """A daemon that does not start."""
+
+    def __init__(self, mistake: Mistake) -> None:
+        super().__init__(environ=mistake.environ)
+        self.mistake = mistake
+        path = self.directory / "webhookd.toml"
+        path.write_text(mistake.toml, encoding="utf-8")
+        self.options = ("--config", str(path))
+
+
+def attack_configuration(mistakes: Sequence[Mistake]) -> Tally:
     """A mistake is told in one line, which does not repeat a secret."""
     tally = Tally("canary, mistakes in the configuration")
     witness = _Witness(tally)
-    for mistake in MISTAKES:
-        daemon = Daemon(environ=mistake.environ)
-        path = daemon.directory / "webhookd.toml"
-        path.write_text(mistake.toml, encoding="utf-8")
-        daemon.options = ("--config", str(path))
-        daemon.launch()
-        tally.tried += 1
-        tally.refused += daemon.wait() != 0
-        tally.expect(mistake.name, "lines", len(daemon.log.strip().splitlines()), 1)
-        witness.hear(mistake.name, daemon.log)
-        daemon.close()
+    with ExitStack() as stack:
+        daemons = [_DaemonWithMistake(mistake) for mistake in mistakes]
+        for daemon in daemons:
+            stack.callback(daemon.close)
+            daemon.launch()
+        for daemon in daemons:
+            name = daemon.mistake.name
+            tally.tried += 1
+            tally.refused += daemon.wait() != 0
+            tally.expect(name, "lines", len(daemon.log.strip().splitlines()), 1)
+            witness.hear(name, daemon.log)
     tally.expect("all", "refused", tally.refused, tally.tried)
     return tally

@@ -14,7 +14,7 @@ from .bodies import event
 from .connections import resident_bytes
 from .framing import message
 from .signatures import request
-from .target import Tally, Target
+from .target import DaemonWithOps, Tally, Target
 from .wire import exchange
 
 #: Everything in a log that could end a line, or that a terminal would obey.
@@ -74,7 +74,11 @@ def attack_names(target: Target, count: int) -> Tally:
     tally.expect("all", "jobs", target.client.llen("bull:chatwoot:wait"), count)
     if grown > 64 << 20:  # the last jobs, which are kept to be sent again, take at most 32 MiB
         tally.problems.append(f"the daemon has grown by {grown >> 20} MiB")
-    tally.notes.append(f"grown by {grown / (1 << 20):.0f} MiB")
+    assert isinstance(target.daemon, DaemonWithOps)
+    metrics = target.daemon.metrics()
+    tally.expect("all", "names in the metrics", "name_" in metrics or "warm_" in metrics, wanted=False)
+    tally.expect("all", "fewer than 1,000 lines of metrics", len(metrics.splitlines()) < 1000, wanted=True)
+    tally.notes.append(f"grown by {grown / (1 << 20):.0f} MiB; {len(metrics.splitlines())} lines of metrics")
     target.client.flushall()
     tally.problems += target.problems()
     return tally

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from tests.support.http import request_bytes
 from tests.support.webhooks import outcome, webhook
 
-from . import bodies, connections, framing, injection, signatures
-from .target import ProxiedDaemon, Tally, Target, TlsDaemon
+from . import bodies, canary, connections, framing, fuzz, injection, oracles, schema, signatures
+from .target import DaemonWithOps, ProxiedDaemon, Tally, Target, TlsDaemon
 
 _FEW = {"idle": 200, "slow head": 20}
 _MANY = {"idle": 5000, "slow head": 200, "slow body": 200, "slow chunks": 100, "slow reader": 2}
 _ARRIVING_BYTES = 64 << 20
+_LOGS = ("text", "json")
 
 
 def frame() -> list[Tally]:
@@ -24,7 +25,7 @@ def frame() -> list[Tally]:
 def sign() -> list[Tally]:
     """Who is let in."""
     with Target(*signatures.OPTIONS) as target:
-        return [signatures.attack_signatures(target)]
+        return [signatures.attack_signatures(target), oracles.attack_with_oracles(200)]
 
 
 def rotate() -> list[Tally]:
@@ -65,7 +66,7 @@ def fill_descriptors() -> list[Tally]:
 def inject() -> list[Tally]:
     """What a request says of itself."""
     tallies = []
-    for log_format in ("text", "json"):
+    for log_format in _LOGS:
         options = ("--log-level", "debug", "--access-log", "on", "--log-format", log_format)
         with Target(*options) as target:
             tallies.append(injection.attack_logs(target))
@@ -78,13 +79,13 @@ def inject() -> list[Tally]:
 
 def name_a_little() -> list[Tally]:
     """Names of events and sources: some."""
-    with Target() as target:
+    with Target(kind=DaemonWithOps) as target:
         return [injection.attack_names(target, 5_000)]
 
 
 def name() -> list[Tally]:
     """Names of events and sources: 100,000."""
-    with Target() as target:
+    with Target(kind=DaemonWithOps) as target:
         return [injection.attack_names(target, 100_000)]
 
 
@@ -106,6 +107,43 @@ def speak_tls() -> list[Tally]:
     return [tally]
 
 
+def sing_a_little() -> list[Tally]:
+    """Marked secrets go every way there is, but for some mistakes."""
+    mistakes = canary.attack_configuration(canary.MISTAKES[::4])
+    attacks = (canary.attack_secrets, canary.attack_with_a_defect)
+    return [mistakes, *(attack(log_format) for attack in attacks for log_format in _LOGS)]
+
+
+def sing() -> list[Tally]:
+    """Marked secrets go every way there is."""
+    return [canary.attack_configuration(canary.MISTAKES), *sing_a_little()[1:]]
+
+
+def fuzz_a_little() -> list[Tally]:
+    """Changed seeds: some."""
+    return [fuzz.attack(target, 300) for target in fuzz.TARGETS]
+
+
+def fuzz_much() -> list[Tally]:
+    """Changed seeds, and what coverage leads to."""
+    return [
+        *(fuzz.attack(target, 5_000) for target in fuzz.TARGETS),
+        *(fuzz.attack_by_coverage(target, 30) for target in fuzz.TARGETS),
+    ]
+
+
+def describe_a_little() -> list[Tally]:
+    """The OpenAPI description: some examples."""
+    with Target() as target:
+        return [schema.attack_schema(target, 20)]
+
+
+def describe() -> list[Tally]:
+    """The OpenAPI description."""
+    with Target() as target:
+        return [schema.attack_schema(target, 500)]
+
+
 Section = Callable[[], list[Tally]]
 
 #: Those that `make test` runs too.
@@ -119,10 +157,21 @@ SHORT: Mapping[str, Section] = {
     "injection": inject,
     "names": name_a_little,
     "tls": speak_tls,
+    "canary": sing_a_little,
+    "fuzz": fuzz_a_little,
+    "schema": describe_a_little,
 }
 
 #: All, the long ones in place of the short.
-ALL: Mapping[str, Section] = {**SHORT, "rotation": rotate, "connections": connect, "names": name}
+ALL: Mapping[str, Section] = {
+    **SHORT,
+    "connections": connect,
+    "names": name,
+    "canary": sing,
+    "fuzz": fuzz_much,
+    "schema": describe,
+    "rotation": rotate,
+}
 
 
 def table(tallies: Sequence[Tally]) -> str:

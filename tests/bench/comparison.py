@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from attrs import frozen
 
 from .figures import Figure, Section, Spread, ratios
-from .load import Run, Shape, Wrk, close_loop, hashes_of_jobs
+from .load import Run, Shape, Wrk, close_loop, hashes_of_jobs, jobs_waiting
 from .machine import Cores
 from .servers import BenchRedis, Peer, Server, Webhookd
 
@@ -72,9 +72,9 @@ def compare(cores: Cores, *, count: int, duration_s: int) -> list[Section]:
             redis.empty()
             run = close_loop(wrk, redis, [servers[name]], Shape(duration_s))
             with redis.client() as client:
-                hashes = hashes_of_jobs(client)
-            if hashes != run.jobs:
-                problems.append(f"{name}: {run.jobs:,} jobs wait, and {hashes:,} have a hash")
+                waiting, hashes = jobs_waiting(client), hashes_of_jobs(client)
+            if hashes != waiting:
+                problems.append(f"{name}: {waiting:,} jobs wait, and {hashes:,} have a hash")
             return run
 
         for server in servers.values():

@@ -25,7 +25,7 @@ from .servers import QUEUE, BenchRedis, Server
 _HERE = Path(__file__).parent
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _RSS_INTERVAL_S = 0.1
-_SETTLE_S = 0.1
+_SETTLE_S = 0.25
 _DRAIN_S = 60.0
 _SIGNATURES_PER_S = 25_000  # more than any server here can take
 

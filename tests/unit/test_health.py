@@ -13,7 +13,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.support.fakes import MemorySpool
 from tests.support.spools import make_job
 from webhookd.breaker import BreakerPolicy, CircuitBreaker
-from webhookd.health import Check, Health, Status, describe_breaker, describe_spool
+from webhookd.config import resolve
+from webhookd.health import Check, Health, Status, describe_breaker, describe_sources, describe_spool
 from webhookd.model import SpoolStats
 
 CHECK_DEADLINE_S = 0.5
@@ -172,3 +173,15 @@ class SectionTests(SynchronousTestCase):
                 "corruptRecords": 5,
             },
         )
+
+
+class SourcesTests(SynchronousTestCase):
+    def test_those_that_anybody_may_send_for(self) -> None:
+        any_source = resolve({}, {}).sources["chatwoot"]
+        sources = {name: evolve(any_source, name=name) for name in ("signed", "open", "by_token")}
+        sources["signed"] = evolve(sources["signed"], secrets=("secret",))
+        sources["by_token"] = evolve(sources["by_token"], tokens=("token",))
+
+        report = self.successResultOf(ensureDeferred(describe_sources(sources)))
+
+        self.assertEqual(report, {"open": ["open"]})

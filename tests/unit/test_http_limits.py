@@ -6,6 +6,7 @@ import json
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.iweb import IRequest
 from twisted.web.resource import Resource
 
 from tests.support.web_client import MemoryClient
@@ -28,11 +29,21 @@ def begin(length: int, sent: int) -> bytes:
     return HEAD + b"Content-Length: %d\r\n\r\n" % length + b"x" * sent
 
 
+class Nothing(Resource):
+    """Answers at once."""
+
+    isLeaf = True
+
+    def render(self, request: IRequest) -> bytes:
+        request.setResponseCode(404)
+        return b""
+
+
 class LimitsCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.site = WebhookSite(
-            Resource(),
+            Nothing(),
             self.clock,
             max_body_bytes=1000,
             access_log=False,

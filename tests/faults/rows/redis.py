@@ -631,7 +631,7 @@ ROWS = (
     ),
     *(
         Row(
-            f"R21{line[-1]}",
+            f"R21v{line[-1]}",
             f"a queue of {line} is paused, resumed, and obliterated",
             "its worker finishes each job once",
             partial(paused, line),
