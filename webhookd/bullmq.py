@@ -372,9 +372,14 @@ def read_reply(reply: object, count: int) -> list[Answer | Refused]:
     return [_read_answer(answer) for answer in reply]
 
 
+_ANSWERS: Mapping[object, Answer] = {answer.value: answer for answer in Answer}
+
+
 def _read_answer(answer: object) -> Answer | Refused:
+    if answer in _ANSWERS:
+        return _ANSWERS[answer]
     if isinstance(answer, bytes):
         return Refused(answer.decode(errors="replace"))
     if isinstance(answer, str):
         return Refused(answer)
-    return Answer(answer)
+    raise ValueError("an answer is neither a code nor an error")

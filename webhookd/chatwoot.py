@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from hashlib import sha256
 from secrets import token_hex
 from typing import Any, TypeAlias
@@ -104,7 +105,7 @@ def parse(delivery: Delivery, fallback: Fallback) -> Event:
     """
     payload = _read(delivery.body)
     scope, entity, happens_once = _identify(payload)
-    parts = [delivery.source, _event_part(payload.event), scope, entity]
+    parts = [delivery.source, _event_part(payload.event[:_MAX_EVENT_NAME]), scope, entity]
     if not happens_once:
         parts.append(_discriminator(delivery, fallback))
     return Event(name=payload.event, job_id=".".join(parts))
@@ -129,8 +130,9 @@ def _discriminator(delivery: Delivery, fallback: Fallback) -> str:
     return delivery_id if _DELIVERY_ID.fullmatch(delivery_id) else fallback(delivery.body)
 
 
+@lru_cache(maxsize=256)
 def _event_part(name: str) -> str:
-    return _NOT_IN_AN_EVENT_NAME.sub("_", name[:_MAX_EVENT_NAME])
+    return _NOT_IN_AN_EVENT_NAME.sub("_", name)
 
 
 # -- which ids ----------------------------------------------------------------------------------------------

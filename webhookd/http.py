@@ -77,7 +77,7 @@ _HEADS: Mapping[int, bytes] = {
 # What Transfer-Encoding may say, by version. llhttp takes any list that ends with "chunked", and in HTTP/1.0.
 _CODINGS: Mapping[str, Sequence[bytes | None]] = {"1.1": (None, b"chunked"), "1.0": (None,)}
 
-_METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"})
+_METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
 
 _log = Logger()
 
@@ -638,8 +638,7 @@ class WebhookSite(Site):
     def log(self, request: HTTPRequest) -> None:
         """Count an answered request, and log it if wanted; never its query, which may hold a token."""
         assert isinstance(request, WebhookRequest)  # noqa: S101  # Twisted's signature is wider
-        method = request.method.decode() if request.method in _METHODS else "other"
-        self.requests[request.route, method, request.code] += 1
+        self.requests[request.route, _METHODS.get(request.method, "other"), request.code] += 1
         self.durations_s.observe(self.clock.seconds() - request.began_s)
         if self._access_log:
             _log.info(

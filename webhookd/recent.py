@@ -11,7 +11,7 @@ from webhookd.model import Job
 
 _MAX_AGE_S = 10.0
 _MAX_BYTES = 25_165_824
-_OVERHEAD_BYTES = 700  # what Python spends on a job beside its content
+_OVERHEAD_BYTES = 1_000  # what a job takes beside its data: options, ids, and what Python spends on them
 
 
 class RecentJobs:
@@ -23,21 +23,23 @@ class RecentJobs:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._jobs: deque[tuple[float, Job]] = deque()
+        self._jobs: deque[tuple[float, int, Job]] = deque()
         self._bytes = 0
 
     def add(self, jobs: Iterable[Job]) -> None:
         """Redis has these now."""
         now_s = self._clock.seconds()
+        remembered = self._jobs
         for job in jobs:
-            self._jobs.append((now_s, job))
-            self._bytes += job.size_bytes + _OVERHEAD_BYTES
-        while self._jobs and (self._jobs[0][0] < now_s - _MAX_AGE_S or self._bytes > _MAX_BYTES):
-            self._bytes -= self._jobs.popleft()[1].size_bytes + _OVERHEAD_BYTES
+            size_bytes = len(job.data) + _OVERHEAD_BYTES
+            remembered.append((now_s, size_bytes, job))
+            self._bytes += size_bytes
+        while remembered and (self._bytes > _MAX_BYTES or remembered[0][0] < now_s - _MAX_AGE_S):
+            self._bytes -= remembered.popleft()[1]
 
     def take(self) -> list[Job]:
         """All of them, oldest first; they are forgotten here."""
-        jobs = [job for _, job in self._jobs]
+        jobs = [job for _, _, job in self._jobs]
         self._jobs.clear()
         self._bytes = 0
         return jobs

@@ -26,7 +26,7 @@ from twisted.python import usage
 import webhookd
 from webhookd import chatwoot, intake
 from webhookd.auth import Authenticator
-from webhookd.breaker import BreakerPolicy, CircuitBreaker
+from webhookd.breaker import BreakerPolicy, CircuitBreaker, State
 from webhookd.bullmq import QueueKeys
 from webhookd.config import ALL_OPTIONS, DEFAULT_SOURCE, Config, resolve
 from webhookd.daemon import Daemon, Listener, fatal
@@ -206,7 +206,8 @@ class _Redis:
 
     def may_call(self) -> bool:
         """Whether Redis is worth asking now."""
-        return self.pool.writer is not None and self.retry_in_s() == 0.0
+        is_open = self.breaker.state is not State.CLOSED and self.retry_in_s() != 0.0
+        return self.pool.writer is not None and not is_open
 
 
 def _embedded_server(settings: Config, reactor: Any) -> EmbeddedValkey | None:

@@ -346,8 +346,9 @@ class Shortcut:
         except Exception:  # noqa: BLE001  # as Klein's own
             answer = self._failed(request, Failure())
         if isinstance(answer, Deferred):
-            answer.addErrback(self._answer_failure, request).addCallback(_respond, request)
-            answer.addErrback(lambda failure: _log.failure("cannot write an answer", failure))
+            answer.addCallbacks(
+                _respond, self._respond_to_failure, callbackArgs=(request,), errbackArgs=(request,)
+            ).addErrback(_log_defect)
         else:
             _respond(answer, request)
         return True
@@ -367,12 +368,16 @@ class Shortcut:
             self._known[request.method, request.path] = route
         return route
 
-    def _answer_failure(self, failure: Failure, request: WebhookRequest) -> Response:
-        return self._failed(request, failure)
+    def _respond_to_failure(self, failure: Failure, request: WebhookRequest) -> None:
+        _respond(self._failed(request, failure), request)
 
 
 def _respond(answer: Response, request: WebhookRequest) -> None:
     request.respond(answer.code, answer.headers, answer.body)
+
+
+def _log_defect(failure: Failure) -> None:
+    _log.failure("cannot write an answer", failure)
 
 
 # -- what a request shows -----------------------------------------------------------------------------------
@@ -381,6 +386,8 @@ def _respond(answer: Response, request: WebhookRequest) -> None:
 def _check_media_type(fields: Mapping[bytes, bytes]) -> None:
     """JSON, or silent about it; a body that says it is something else is not what Chatwoot sends."""
     given = fields.get(b"content-type")
+    if given == b"application/json" and b"content-encoding" not in fields:
+        return  # nearly always
     if given is not None and not _is_json(given.partition(b";")[0].strip().lower()):
         raise UnsupportedMedia("unsupported_media_type", "the body must be application/json")
     if fields.get(b"content-encoding", b"identity") != b"identity":
