@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 .PHONY: run
 run: $(installed) ## run the daemon on port 3001, with a Redis of its own
@@ -47,6 +47,17 @@ faults: debian $(tools) $(node_modules) $(installed) ## break everything under l
 attack: debian $(tools) $(node_modules) $(installed) ## send every attack, and print what came of them
 	.venv-dev/bin/python -m tests.attack
 
+.PHONY: rollout
+rollout: debian $(tools) $(installed) ## restart, kill and scale replicas behind nginx, under the load that is promised
+	WEBHOOKD_ROLLOUT=full .venv-dev/bin/pytest tests/integration/test_rollout.py
+
+# Apart from the other tests: it needs root, some hundred MB of tools, and two minutes for its first base image.
+.PHONY: image-test
+image-test: debian_lists += tests/image/debian-packages.txt
+image-test: debian $(tools) ## build the container image, and run it with podman
+	.venv-dev/bin/pip install -q --no-deps -r tests/image/requirements.txt
+	.venv-dev/bin/pytest tests/image
+
 .PHONY: lint
 lint: $(tools) ## check style, types, and the layers
 	.venv-dev/bin/ruff check
@@ -69,10 +80,12 @@ $$sudo apt-get update -q; \
 $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(1)
 endef
 
+debian_lists := tests/debian-packages.txt
+
 .PHONY: debian
 debian:
 	@missing=(); \
-	for package in $$(grep -v '^#' tests/debian-packages.txt); do \
+	for package in $$(grep -hv '^#' $(debian_lists)); do \
 	  [[ $$(dpkg-query --show --showformat='$${db:Status-Status}' $$package 2>&1) == installed ]] || missing+=($$package); \
 	done; \
 	type -P node npm >/dev/null || missing+=(nodejs npm); \

@@ -376,7 +376,7 @@ _ANSWERS: Mapping[object, Answer] = {answer.value: answer for answer in Answer}
 
 
 def _read_answer(answer: object) -> Answer | Refused:
-    if answer in _ANSWERS:
+    if isinstance(answer, int) and answer in _ANSWERS:
         return _ANSWERS[answer]
     if isinstance(answer, bytes):
         return Refused(answer.decode(errors="replace"))

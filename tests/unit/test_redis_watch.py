@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import evolve
@@ -11,7 +11,7 @@ from twisted.internet.defer import ensureDeferred
 from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support.redis_wire import Line, PoolCase, array, bulk, error, integer
+from tests.support.redis_wire import NIL, Line, PoolCase, array, bulk, error, integer
 from webhookd.bullmq import QueueKeys
 from webhookd.model import QueueUnavailable, RedisErrorKind
 from webhookd.redis_watch import RedisWatch, ServerFacts
@@ -277,3 +277,47 @@ class CountTests(WatchCase):
         line.reply(_NOPERM)
         line.reply(_NOPERM)
         self.assertEqual(self.successResultOf(counting), {"chatwoot": None, "other": None})
+
+
+class WaitingTests(WatchCase):
+    async def ask(self, *replies: bytes) -> tuple[Any, list[Sequence[bytes]]]:
+        """What is found where the queue's Redis answers so, and the commands that it got."""
+        await self.connect_to(bulk(info()))
+        prober = await self.connect_to(bulk(info()))
+        asking = ensureDeferred(self.watch.waiting_since(self.pool))
+        asked = []
+        for reply in replies:
+            asked += prober.commands()
+            prober.reply(reply)
+        return self.successResultOf(asking), asked
+
+    async def test_the_next_job_is_at_the_end_of_the_list(self) -> None:
+        found, asked = await self.ask(bulk(b"chatwoot.a.7.1"), array(bulk(b"1788264005123")))
+        self.assertEqual(found, {"chatwoot": 1_788_264_005_123})
+        self.assertEqual(
+            asked,
+            [
+                [b"LINDEX", b"bull:chatwoot:wait", b"-1"],
+                [b"HMGET", b"bull:chatwoot:chatwoot.a.7.1", b"timestamp"],
+            ],
+        )
+
+    async def test_nothing_waits(self) -> None:
+        found, _ = await self.ask(NIL)
+        self.assertEqual(found, {"chatwoot": None})
+
+    async def test_the_job_is_gone_meanwhile(self) -> None:
+        found, _ = await self.ask(bulk(b"chatwoot.a.7.1"), array(NIL))
+        self.assertEqual(found, {"chatwoot": None})
+
+    async def test_a_job_of_somebody_else_without_a_time(self) -> None:
+        found, _ = await self.ask(bulk(b"\xff"), array(bulk(b"yesterday")))
+        self.assertEqual(found, {"chatwoot": None})
+
+    async def test_a_queue_that_cannot_be_asked_is_left_out(self) -> None:
+        found, _ = await self.ask(_NOPERM)
+        self.assertEqual(found, {})
+
+    async def test_without_a_connection_all_are(self) -> None:
+        asking = ensureDeferred(self.watch.waiting_since(self.pool))
+        self.assertEqual(self.successResultOf(asking), {})

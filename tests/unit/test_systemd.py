@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -77,7 +77,7 @@ class EnvironmentTests(SynchronousTestCase):
         self.started({"NOTIFY_SOCKET": self.path, **environ})
         self.clock.pump([0.1] * 11)
         count = 0
-        with suppress(BlockingIOError):
+        with contextlib.suppress(BlockingIOError):
             while receiver.recv(1000):
                 count += 1
         return count
