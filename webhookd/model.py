@@ -8,34 +8,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 
-from attrs import field, frozen
+from attrs import frozen
+from msgspec import Struct
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
+# The values that each event makes are structs, which take a quarter of the time of attrs' frozen classes.
+# They hold no containers, so the garbage collector need not look at them.
 
-@frozen
-class Delivery:
+
+class Delivery(Struct, frozen=True, gc=False):
     """One HTTP request of a source, as it was received.
 
     ``delivery_id`` is the sender's ``X-Chatwoot-Delivery`` header as sent, or None.
     """
 
     source: str
-    body: bytes = field(repr=False)
+    body: bytes
     delivery_id: str | None
     received_at_ms: int
 
+    def __repr__(self) -> str:
+        return f"<Delivery {self.delivery_id!r} of {self.source}, {len(self.body)} bytes>"
 
-@frozen
-class Event:
+
+class Event(Struct, frozen=True, gc=False):
     """What a delivery says happened: the event's name as sent, and the id that its job gets."""
 
     name: str
     job_id: str
 
 
-@frozen
-class Job:
+class Job(Struct, frozen=True, gc=False):
     """What the workers get: one BullMQ job, encoded as it will be stored.
 
     ``data`` and ``options`` are JSON texts; ``timestamp_ms`` is the time of receipt.
@@ -45,12 +49,15 @@ class Job:
     queue: str
     id: str
     name: str
-    data: bytes = field(repr=False)
+    data: bytes
     options: bytes
     timestamp_ms: int
     delay_ms: int = 0
     priority: int = 0
     lifo: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} in {self.queue}, {len(self.data)} bytes>"
 
     @property
     def size_bytes(self) -> int:
@@ -67,8 +74,7 @@ class Outcome(Enum):
     IGNORED = "ignored"
 
 
-@frozen
-class Receipt:
+class Receipt(Struct, frozen=True, gc=False):
     """The answer to an event that was taken, or that nobody wants."""
 
     outcome: Outcome

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 
 import txredisapi
 from attrs import frozen
+from msgspec import Struct
 from twisted.internet.defer import Deferred, ensureDeferred, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -33,8 +34,7 @@ _MAX_BATCH = 128
 _MAX_BATCH_BYTES = 1_048_576
 
 
-@frozen(eq=False)
-class _Waiting:
+class _Waiting(Struct, eq=False):
     job: Job
     receipt: Deferred[Receipt]
     since_s: float

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 from attrs import evolve
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -141,7 +142,7 @@ class SectionTests(SynchronousTestCase):
 
     def test_a_spool_that_holds_something_and_is_full(self) -> None:
         spool = MemorySpool(max_records=1)
-        job = evolve(make_job(1), timestamp_ms=self.NOW_MS - 90_500)
+        job = replace(make_job(1), timestamp_ms=self.NOW_MS - 90_500)
         self.successResultOf(spool.append(job))
 
         section = self.spool(spool)
@@ -153,7 +154,7 @@ class SectionTests(SynchronousTestCase):
 
     def test_a_record_from_the_future_has_no_age(self) -> None:
         spool = MemorySpool()
-        self.successResultOf(spool.append(evolve(make_job(1), timestamp_ms=self.NOW_MS + 5000)))
+        self.successResultOf(spool.append(replace(make_job(1), timestamp_ms=self.NOW_MS + 5000)))
 
         self.assertEqual(self.spool(spool)["oldestAgeSeconds"], 0)
 
