@@ -70,11 +70,12 @@ def systemd_service(
 def _notifier(path: str) -> Callable[[str], None]:
     """Sends to a UNIX socket, where a leading ``@`` stands for the abstract namespace."""
     address = f"\0{path[1:]}" if path.startswith("@") else path
-    sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
     def notify(state: str) -> None:
         try:
-            sender.sendto(state.encode(), address)
+            with socket.socket(socket.AF_UNIX, kind) as sender:
+                sender.sendto(state.encode(), address)
         except OSError as error:  # it is busy or gone; the daemon's work does not depend on it
             _log.warn("cannot tell systemd: {error}", error=error.strerror)
 

@@ -545,7 +545,7 @@ class AccessLogTests(SiteCase):
         self.site = self.make_site(access_log=access_log)
         with capturedLogs() as events:
             self.connect().send(request)
-        return [event for event in events if event["log_namespace"] == "webhookd.http"]
+        return [event for event in events if event["log_namespace"] == "webhookd.http.site"]
 
     def test_one_line_a_request_without_the_query(self) -> None:
         [event] = self.lines(b"GET /webhook/chatwoot?token=s3cret HTTP/1.1\r\nHost: h\r\n\r\n")

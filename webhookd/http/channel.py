@@ -1,53 +1,24 @@
-"""The HTTP edge: a Site whose connections parse with llhttp, keep to limits, and end without cutting.
-
-llhttp is the parser of Node, here through the package httptools. twisted.web's own parser spends more time on
-a webhook than all the rest of webhookd, and sets no limits of size or time. twisted.web's Request stays, so
-resources and Klein work as ever.
-
-* A connection answers its requests one at a time, in their order; what comes meanwhile waits, and is not read
-  any further.
-* Every state of a connection ends at a deadline that no byte puts off: the head, the body, the answer's way
-  out, and idleness. One sweep a second looks after all of them; there is no timer for a request.
-* A refusal (too large, too slow, not HTTP) is an answer like others: in its turn, as JSON. Then the
-  connection closes, after what else the client sends was thrown away for a while, so that it gets to read.
-"""
+"""One connection of a client: bytes to requests, and answers in their order."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from http import HTTPStatus
-from io import BytesIO
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote_to_bytes
-from wsgiref.handlers import format_date_time
+from typing import Protocol as Interface
 
-from attrs import frozen
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import (
-    IAddress,
-    IDelayedCall,
-    IPushProducer,
-    IReactorTime,
-    ISSLTransport,
-    ITCPTransport,
-)
+from twisted.internet.interfaces import IPushProducer, ISSLTransport, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.internet.task import LoopingCall
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import Request as HTTPRequest
-from twisted.web.http import parse_qs
 from twisted.web.http_headers import Headers
-from twisted.web.resource import IResource
-from twisted.web.server import Request, Site
 from zope.interface import implementer
 
-from webhookd.counts import DURATIONS_S, Histogram
+from webhookd.http import request as refusals
+from webhookd.http.request import HEADS, Edge, Fields, Refusal, WebhookRequest
 
 #: Longer than nginx keeps an idle connection to its upstream (60 s), so that never both use and close it.
 IDLE_TIMEOUT_S = 75.0
@@ -58,8 +29,6 @@ WRITE_DEADLINE_S = 30.0
 LINGER_S = 2.0
 #: How long a connection that was just made may take to send its request while the daemon ends.
 FRESH_GRACE_S = 1.0
-_SWEEP_INTERVAL_S = 1.0
-_MAX_LOGGED_PATH = 256
 
 MAX_HEAD_BYTES = 16_384
 MAX_HEADERS = 100
@@ -68,146 +37,25 @@ MAX_PIPELINED = 32
 MAX_CONNECTIONS = 20_000
 MAX_ARRIVING_BYTES = 268_435_456
 
-_SERVER = b"webhookd"
-_HEADS: Mapping[int, bytes] = {
-    status.value: b"HTTP/1.1 %d %b\r\nServer: %b\r\nDate: " % (status.value, status.phrase.encode(), _SERVER)
-    for status in HTTPStatus
-}
-
 # What Transfer-Encoding may say, by version. llhttp takes any list that ends with "chunked", and in HTTP/1.0.
 _CODINGS: Mapping[str, Sequence[bytes | None]] = {"1.1": (None, b"chunked"), "1.0": (None,)}
 
-_METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
-
 _log = Logger()
 
-Fields = Mapping[bytes, bytes]
 
+class Site(Edge, Interface):
+    """What a connection needs to know of its site, and tells it."""
 
-class WebhookRequest(Request):
-    """A complete request: head and body are in memory, and within the limits.
+    now_s: float
+    max_body_bytes: int
+    max_connections: int
+    arriving_bytes: int
+    channels: set[WebhookChannel]
+    requests: Counter[tuple[str, str, int]]
 
-    ``fields`` are its headers by lower-case name; what came several times is joined by commas, as RFC 9110,
-    5.3 allows. ``keep_alive`` says whether its client may send another one on the same connection. ``route``
-    is for the metrics: a word from a closed set.
-    """
+    def body_arrives(self, channel: WebhookChannel, size_bytes: int) -> None: ...
 
-    _has_headers: bool
-    channel: WebhookChannel  # type: ignore[assignment]  # it has all that Request asks of a channel
-
-    def __init__(
-        self,
-        channel: WebhookChannel,
-        method: bytes,
-        uri: bytes,
-        version: bytes,
-        fields: Fields,
-        body: bytes,
-        *,
-        keep_alive: bool,
-    ) -> None:
-        super().__init__(channel, parsePOSTFormSubmission=False)
-        self.method = method
-        self.uri = uri
-        self.clientproto = version
-        self.keep_alive = keep_alive
-        self.path, _, query = uri.partition(b"?")
-        self.args = parse_qs(query, 1) if query else {}
-        self.fields = fields
-        self.body = body
-        self.content = BytesIO(body)  # of the same bytes: no second copy
-        self.is_gone = False
-        self.route = "other"
-        self.began_s = channel.site.clock.seconds()
-
-    @property
-    def requestHeaders(self) -> Headers:
-        """The headers as twisted.web has them; few requests need more than `fields`."""
-        if not self._has_headers:
-            self._has_headers = True
-            for name, value in self.fields.items():
-                self._headers.addRawHeader(name, value)
-        return self._headers
-
-    @requestHeaders.setter
-    def requestHeaders(self, headers: Headers) -> None:
-        self._headers = headers
-        self._has_headers = False
-
-    def getRequestHostname(self) -> bytes:
-        """The routes are the same for every host; Klein would fail over one that is no domain name."""
-        return b"localhost"
-
-    def process(self) -> None:
-        """Answer it, by the short way if its route has one, else as twisted.web does."""
-        site = self.site = self.channel.site
-        if site.shortcut(self):
-            return
-        self.prepath = []
-        self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
-        self.setHeader(b"Server", _SERVER)
-        self.setHeader(b"Date", site.date)
-        try:
-            b"/".join(self.postpath).decode()  # Klein would put a traceback for this into the log
-            self.render(site.getResourceFor(self))
-        except UnicodeDecodeError:
-            self.respond(*BAD_PATH.response())
-        except Exception:  # noqa: BLE001  # as twisted.web's own
-            self.processingFailed(Failure())
-
-    def respond(self, status: int, headers: Mapping[Any, Any], body: bytes) -> None:
-        """Answer, head and body in one write; ``headers`` are complete but for those of the connection."""
-        if self.is_gone:
-            return
-        channel = self.channel
-        parts = [_HEADS[status], channel.site.date]
-        for name, value in headers.items():
-            parts += (b"\r\n", name, b": ", value)
-        parts.append(b"\r\n\r\n" if channel.goes_on_after(self) else b"\r\nConnection: close\r\n\r\n")
-        if self.method != b"HEAD":
-            parts.append(body)
-        self.code = status
-        channel.send(b"".join(parts))
-        channel.site.log(self)
-        self.finished = 1
-        self._cleanup()
-
-    def connectionLost(self, reason: Failure) -> None:
-        """The client is gone before it had its answer."""
-        self.is_gone = True
-        super().connectionLost(reason)
-
-
-@frozen
-class Refusal:
-    """An answer to what is no request, or one that is not read to its end."""
-
-    status: int
-    code: str
-    message: str
-
-    def response(self) -> tuple[int, Mapping[bytes, bytes], bytes]:
-        """Status, headers and body."""
-        body = b'{"error":{"code":"%b","message":"%b"}}\n' % (self.code.encode(), self.message.encode())
-        headers = {
-            b"Content-Type": b"application/json",
-            b"Access-Control-Allow-Origin": b"*",
-            b"Content-Length": b"%d" % len(body),
-        }
-        if self.status == 429:
-            headers[b"Retry-After"] = b"3"
-        return self.status, headers, body
-
-
-BAD_REQUEST = Refusal(400, "bad_request", "this is not an HTTP/1.1 request")
-BAD_HOST = Refusal(400, "bad_host", "an HTTP/1.1 request has one Host header")
-BAD_PATH = Refusal(400, "bad_path", "the path is not UTF-8")
-TOO_LARGE = Refusal(413, "too_large", "the body is larger than allowed")
-HEAD_TOO_LARGE = Refusal(431, "head_too_large", "the head is larger than allowed")
-TOO_SLOW = Refusal(408, "too_slow", "the request did not arrive in time")
-TOO_MANY_CONNECTIONS = Refusal(429, "too_many_connections", "too many connections are open")
-TOO_MANY_REQUESTS = Refusal(429, "too_many", "too many requests were sent without waiting for an answer")
-TOO_MUCH_AT_ONCE = Refusal(429, "too_many", "too many bodies are arriving, and this is the largest")
+    def channel_lost(self, channel: WebhookChannel) -> None: ...
 
 
 @implementer(IPushProducer)
@@ -225,7 +73,7 @@ class WebhookChannel(Protocol):
     _body_bytes: int
     transport: Any  # that of TCP, TLS or a UNIX socket
 
-    def __init__(self, site: WebhookSite) -> None:
+    def __init__(self, site: Site) -> None:
         self.site = self.factory = site
         self.is_fresh = True
         self.deadline_s = site.now_s + HEAD_DEADLINE_S
@@ -252,14 +100,14 @@ class WebhookChannel(Protocol):
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
         transport.registerProducer(self, True)  # noqa: FBT003  # Twisted's interface
-        # A socket can be written to at once, without a turn of the reactor in between. TLS has this method
-        # too, but that of the socket below: what is sent there is not encrypted.
-        self._send_some: Callable[[bytes], object] | None = (
-            transport.writeSomeData if isinstance(transport, Connection) else None
+        # A socket can be written to at once, without a turn of the reactor in between. A TLS transport shows
+        # the socket below it as well, but what is sent there is not encrypted.
+        self._send_some: Callable[[bytes], int] | None = (
+            transport.socket.send if isinstance(transport, Connection) else None
         )
         self.site.channels.add(self)
         if len(self.site.channels) > self.site.max_connections:
-            self._send_refusal(TOO_MANY_CONNECTIONS)
+            self._send_refusal(refusals.TOO_MANY_CONNECTIONS)
             self._close()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -285,14 +133,14 @@ class WebhookChannel(Protocol):
             self._parse(data)
         except HttpParserCallbackError as error:
             _log.failure("cannot read a request", Failure(error.__context__ or error))
-            self._refuse(BAD_REQUEST)
+            self._refuse(refusals.BAD_REQUEST)
         except HttpParserError:
-            self._refuse(BAD_REQUEST)
+            self._refuse(refusals.BAD_REQUEST)
         if self._is_receiving and self._pairs is pairs:  # else its head began somewhere in this read
             # Head or trailers, which llhttp's wrapper keeps in memory until they are complete.
             self._head_bytes = 0 if self._body_bytes > body_bytes else self._head_bytes + len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(HEAD_TOO_LARGE)
+                self._refuse(refusals.HEAD_TOO_LARGE)
         self._answer_next()
 
     def _parse(self, data: bytes) -> None:
@@ -301,7 +149,7 @@ class WebhookChannel(Protocol):
                 self._parser.feed_data(data)
             except HttpParserUpgrade as offer:
                 if self._parser.get_method() == b"CONNECT":
-                    self._refuse(BAD_REQUEST)
+                    self._refuse(refusals.BAD_REQUEST)
                     return
                 # llhttp now takes a body for the other protocol. We pass on the offer (RFC 9110, 7.8), and so
                 # have a new parser read the same request without it.
@@ -324,7 +172,7 @@ class WebhookChannel(Protocol):
         if self._is_lingering or self._is_blocked:
             self.transport.abortConnection()
         elif self._is_receiving:
-            self._refuse(TOO_SLOW)
+            self._refuse(refusals.TOO_SLOW)
             self.deadline_s = math.inf  # its answer, perhaps after those before it, sets the next one
             self._answer_next()
         else:
@@ -379,25 +227,25 @@ class WebhookChannel(Protocol):
     def _why_not(self) -> Refusal | None:
         fields, pairs = self._fields, self._pairs
         if len(pairs) > MAX_HEADERS:
-            return HEAD_TOO_LARGE
+            return refusals.HEAD_TOO_LARGE
         if len(self._uri) + sum([len(name) + len(value) for name, value in pairs]) > MAX_HEAD_BYTES:
-            return HEAD_TOO_LARGE
+            return refusals.HEAD_TOO_LARGE
         version = self._parser.get_http_version()
         coding = fields.get(b"transfer-encoding")
         if (coding and coding.lower()) not in _CODINGS.get(version, ()):
-            return BAD_REQUEST
+            return refusals.BAD_REQUEST
         host = fields.get(b"host")
         if b"," in (host or b"") or (host is None and version == "1.1"):
-            return BAD_HOST
+            return refusals.BAD_HOST
         if int(fields.get(b"content-length", b"0")) > self.site.max_body_bytes:
-            return TOO_LARGE
+            return refusals.TOO_LARGE
         return None
 
     def on_body(self, data: bytes) -> None:
         """A part of the body."""
         self._body_bytes += len(data)
         if self._body_bytes > self.site.max_body_bytes:
-            self._refuse(TOO_LARGE)
+            self._refuse(refusals.TOO_LARGE)
         elif self._is_reading:
             self._body.append(data)
             self.arriving_bytes += len(data)
@@ -409,7 +257,7 @@ class WebhookChannel(Protocol):
         if not self._is_reading or parser.should_upgrade():
             return
         if len(self._waiting) == MAX_PIPELINED:
-            self._refuse(TOO_MANY_REQUESTS)
+            self._refuse(refusals.TOO_MANY_REQUESTS)
             return
         keep_alive = self._is_reading = parser.should_keep_alive()
         request = WebhookRequest(
@@ -439,7 +287,7 @@ class WebhookChannel(Protocol):
 
     def give_way(self, *, is_parsing: bool) -> None:
         """Make room for what others send; while its parser works, a channel answers only after that."""
-        self._refuse(TOO_MUCH_AT_ONCE)
+        self._refuse(refusals.TOO_MUCH_AT_ONCE)
         if not is_parsing:
             self._answer_next()
 
@@ -477,7 +325,7 @@ class WebhookChannel(Protocol):
         self.site.requests["none", "none", status] += 1
         lines = [b"%b: %b\r\n" % line for line in headers.items()]
         self.send(
-            b"%b%b\r\n%bConnection: close\r\n\r\n%b" % (_HEADS[status], self.site.date, b"".join(lines), body)
+            b"%b%b\r\n%bConnection: close\r\n\r\n%b" % (HEADS[status], self.site.date, b"".join(lines), body)
         )
 
     def _answer_refusal(self, refusal: Refusal) -> None:
@@ -521,12 +369,15 @@ class WebhookChannel(Protocol):
     def send(self, data: bytes) -> None:
         """Write, at once as far as the socket takes it."""
         if self._send_some is not None:
-            sent = self._send_some(data)
+            try:
+                sent = self._send_some(data)
+            except OSError:
+                sent = 0  # the socket is full, or gone, as the transport will find
             if sent == len(data):
                 return
             # From now on something may wait in the transport, and must not be overtaken.
             self._send_some = None
-            data = data[sent:] if isinstance(sent, int) else data
+            data = data[sent:]
         self.transport.write(data)
 
     write = send
@@ -574,127 +425,6 @@ class WebhookChannel(Protocol):
 
     def stopProducing(self) -> None:
         """The connection is gone; `connectionLost` says so, too."""
-
-
-class WebhookSite(Site):
-    """All connections of one listening port.
-
-    ``shortcut`` answers a request and says so, or leaves it to the resource. ``now_s`` and ``date`` are at
-    most a second old. ``requests`` counts by route, method and status; what never became a request has none
-    of the first two.
-    """
-
-    displayTracebacks = False
-    noisy = False
-
-    def __init__(
-        self,
-        resource: IResource,
-        reactor: IReactorTime,
-        *,
-        max_body_bytes: int,
-        access_log: bool,
-        max_connections: int = MAX_CONNECTIONS,
-        max_arriving_bytes: int = MAX_ARRIVING_BYTES,
-        shortcut: Callable[[WebhookRequest], bool] = lambda _request: False,
-    ) -> None:
-        super().__init__(resource, reactor=reactor)
-        self.max_body_bytes = max_body_bytes
-        self.max_connections = max_connections
-        self.arriving_bytes = 0
-        self._max_arriving_bytes = max_arriving_bytes
-        self.shortcut = shortcut
-        self.channels: set[WebhookChannel] = set()
-        self.requests: Counter[tuple[str, str, int]] = Counter()
-        self.durations_s = Histogram(DURATIONS_S)
-        self._access_log = access_log
-        self.clock = reactor
-        self._drained: Deferred[None] | None = None
-        self._sweeping = LoopingCall(self._sweep)
-        self._sweeping.clock = reactor
-        self._tell_time()
-
-    def startFactory(self) -> None:
-        """The port listens."""
-        if not self._sweeping.running:
-            self._sweeping.start(_SWEEP_INTERVAL_S, now=False)
-
-    def stopFactory(self) -> None:
-        """The port is closed; `drain` ends the sweeps, which its connections still need."""
-
-    def buildProtocol(self, addr: IAddress | None) -> Any:  # Twisted's interface
-        """A channel for a new connection."""
-        return WebhookChannel(self)
-
-    def _sweep(self) -> None:
-        self._tell_time()
-        for channel in [channel for channel in self.channels if channel.deadline_s < self.now_s]:
-            channel.overdue()
-
-    def _tell_time(self) -> None:
-        self.now_s = self.clock.seconds()
-        self.date = format_date_time(time.time()).encode()
-
-    def log(self, request: HTTPRequest) -> None:
-        """Count an answered request, and log it if wanted; never its query, which may hold a token."""
-        assert isinstance(request, WebhookRequest)  # noqa: S101  # Twisted's signature is wider
-        self.requests[request.route, _METHODS.get(request.method, "other"), request.code] += 1
-        self.durations_s.observe(self.clock.seconds() - request.began_s)
-        if self._access_log:
-            _log.info(
-                "{client} {method} {path} {status}",
-                client=getattr(request.getClientAddress(), "host", "-"),
-                method=request.method.decode("ascii", "replace"),
-                path=request.path[:_MAX_LOGGED_PATH].decode("ascii", "replace"),
-                status=request.code,
-            )
-
-    def body_arrives(self, channel: WebhookChannel, size_bytes: int) -> None:
-        """Count a part of a body in, and refuse the largest of those that arrive where all are too much.
-
-        So whoever would fill our memory with slow and large bodies does not keep small ones out.
-        """
-        self.arriving_bytes += size_bytes
-        while self.arriving_bytes > self._max_arriving_bytes:
-            largest = max(self.channels, key=lambda one: one.arriving_bytes)
-            largest.give_way(is_parsing=largest is channel)
-
-    def channel_lost(self, channel: WebhookChannel) -> None:
-        """A connection is gone."""
-        self.channels.discard(channel)
-        if not self.channels and self._drained is not None:
-            drained, self._drained = self._drained, None
-            drained.callback(None)
-
-    def drain(self, deadline_s: float) -> Deferred[None]:
-        """Close all connections once their requests are answered, and what is left at the deadline anyway."""
-        for channel in tuple(self.channels):
-            channel.close_when_done()
-        if not self.channels:
-            return succeed(None).addCallback(self._stop_sweeping)
-        drained = self._drained = Deferred()
-        calls = (
-            self.clock.callLater(
-                min(FRESH_GRACE_S, deadline_s), self._abort, lambda channel: channel.is_fresh
-            ),
-            self.clock.callLater(deadline_s, self._abort, lambda _channel: True),
-        )
-        return drained.addCallback(_cancel, calls).addCallback(self._stop_sweeping)
-
-    def _abort(self, condition: Callable[[WebhookChannel], bool]) -> None:
-        for channel in tuple(self.channels):
-            if condition(channel):
-                channel.transport.abortConnection()
-
-    def _stop_sweeping(self, _result: None) -> None:
-        if self._sweeping.running:
-            self._sweeping.stop()
-
-
-def _cancel(_result: None, calls: Iterable[IDelayedCall]) -> None:
-    for call in calls:
-        if call.active():
-            call.cancel()
 
 
 def _join(pairs: Sequence[tuple[bytes, bytes]]) -> Fields:

@@ -1,0 +1,316 @@
+"""What we ship for Prometheus and Grafana: checked, tested, and run against real replicas.
+
+The rules' own tests are in conf/prometheus/tests; here they are run, and here is seen that none is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from tests.support.bullmq import Queue
+from tests.support.nginx import Load, assert_each_is_one_job
+from tests.support.process import find_tool, wait_until
+from tests.support.prometheus import RULES, SHIPPED, ObservedDaemon, Prometheus, load_rules, promtool
+from tests.support.servers import RedisServer
+from tests.support.webhooks import connected, post, webhook
+
+REPOSITORY = Path(__file__).parents[2]
+RUNBOOK = (REPOSITORY / "docs" / "runbook.md").read_text(encoding="utf-8")
+DASHBOARD: Mapping[str, Any] = json.loads(
+    (REPOSITORY / "conf" / "grafana" / "dashboards" / "webhookd.json").read_text(encoding="utf-8")
+)
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+ROWS = ["Requests", "Events and locks", "Redis, breaker and spool", "Queue", "Process"]
+
+_METRIC = re.compile(r"\b(?:webhookd|bullmq|process)_\w+|\b\w+:\w+:\w+\b")
+_OF_PROMETHEUS = {"up", "ALERTS"}
+
+
+# -- rules --------------------------------------------------------------------------------------------------
+
+
+def alerts() -> list[Mapping[str, Any]]:
+    return [rule for rule in load_rules() if "alert" in rule]
+
+
+def test_the_rules_are_valid() -> None:
+    checked = promtool("check", "rules", *RULES)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_rules_do_what_they_should() -> None:
+    checked = promtool("test", "rules", *sorted((SHIPPED / "tests").glob("*.yml")))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_each_alert_is_tested_to_fire_and_to_be_silent() -> None:
+    firing, silent = set(), set()
+    for path in (SHIPPED / "tests").glob("*.yml"):
+        for test in yaml.safe_load(path.read_text())["tests"]:
+            for case in test["alert_rule_test"]:
+                found = [_with_severity(case["alertname"], one["exp_labels"]) for one in case["exp_alerts"]]
+                (firing.update(found) if found else silent.add(case["alertname"]))
+    assert firing == {_with_severity(alert["alert"], alert["labels"]) for alert in alerts()}
+    assert silent == {alert["alert"] for alert in alerts()}
+
+
+def _with_severity(name: str, labels: Mapping[str, str]) -> tuple[str, str]:
+    return name, labels["severity"]
+
+
+def test_each_alert_says_how_bad_it_is_and_what_to_do() -> None:
+    sections = {heading.lower() for heading in re.findall(r"^## (Webhookd\w+)$", RUNBOOK, re.MULTILINE)}
+    for alert in alerts():
+        assert alert["labels"]["severity"] in ("critical", "warning"), alert
+        assert "$value" in alert["annotations"]["summary"], alert
+        assert alert["annotations"]["runbook_url"] == f"docs/runbook.md#{alert['alert'].lower()}"
+    assert sections == {alert["alert"].lower() for alert in alerts()}
+
+
+@pytest.mark.parametrize("section", re.split(r"^## ", RUNBOOK, flags=re.MULTILINE)[2:])
+def test_each_section_of_the_runbook_is_whole(section: str) -> None:
+    name, _, text = section.partition("\n")
+    severities = {f"**{alert['labels']['severity']}**" for alert in alerts() if alert["alert"] == name}
+    assert severities
+    for part in (*severities, "Look", "Do", "Over: "):
+        assert re.search(rf"^{re.escape(part)}|{re.escape(part)} ", text, re.MULTILINE), part
+
+
+def test_the_scrape_configurations_are_valid(tmp_path: Path) -> None:
+    checked = promtool("check", "config", SHIPPED / "prometheus.yml")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    # Debian builds Prometheus without Kubernetes: all but where the pods come from is checked.
+    config = yaml.safe_load((SHIPPED / "kubernetes.yml").read_text())
+    config["rule_files"] = [str(path) for path in RULES]
+    (job,) = config["scrape_configs"]
+    assert job.pop("kubernetes_sd_configs") == [{"role": "pod"}]
+    rendered = tmp_path / "kubernetes.yml"
+    rendered.write_text(yaml.safe_dump(config))
+    checked = promtool("check", "config", rendered)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_alertmanagers_configuration_is_valid() -> None:
+    amtool = find_tool("amtool", "it is in Debian's package prometheus-alertmanager")
+    import subprocess
+
+    checked = subprocess.run(
+        [amtool, "check-config", str(SHIPPED / "alertmanager.yml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    config = yaml.safe_load((SHIPPED / "alertmanager.yml").read_text())
+    named = re.findall(r"Webhookd\w+", json.dumps(config))
+    assert set(named) <= {alert["alert"] for alert in alerts()}
+
+
+# -- the dashboard, by the rules of Grafana's dashboard-linter ----------------------------------------------
+
+
+def test_it_can_be_provisioned_anywhere() -> None:
+    assert DASHBOARD["uid"] == "webhookd"
+    assert DASHBOARD["editable"] is False
+    assert DASHBOARD["schemaVersion"] >= 36
+    assert [row["title"] for row in DASHBOARD["panels"] if row["type"] == "row"] == ROWS
+    assert "id" not in DASHBOARD
+    providers = yaml.safe_load((REPOSITORY / "conf/grafana/provisioning/dashboards/webhookd.yml").read_text())
+    assert providers["providers"][0]["allowUiUpdates"] is False
+    sources = yaml.safe_load(
+        (REPOSITORY / "conf/grafana/provisioning/datasources/prometheus.yml").read_text()
+    )
+    assert [source["type"] for source in sources["datasources"]] == ["prometheus"]
+
+
+def test_its_variables() -> None:
+    variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+    assert list(variables) == ["datasource", "job", "instance", "source"]
+    assert variables.pop("datasource")["type"] == "datasource"
+    for name, variable in variables.items():
+        assert variable["query"]["query"].endswith(f", {name})")
+        assert (variable["multi"], variable["includeAll"], variable["allValue"]) == (True, True, ".+")
+
+
+def test_no_data_source_is_named() -> None:
+    holders = [*PANELS, *DASHBOARD["annotations"]["list"], *DASHBOARD["templating"]["list"][1:]]
+    holders += [target for panel in PANELS for target in panel["targets"]]
+    for holder in holders:
+        assert holder["datasource"] == {"type": "prometheus", "uid": "${datasource}"}, holder
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: str(panel["title"]))
+def test_a_panel_says_what_it_shows(panel: Mapping[str, Any]) -> None:
+    assert panel["description"].endswith(".")
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    assert all(target["legendFormat"] for target in panel["targets"])
+
+
+def test_each_panel_has_its_own_title_id_and_place() -> None:
+    assert len({panel["title"] for panel in PANELS}) == len(PANELS)
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+    for one, other in combinations([panel["gridPos"] for panel in DASHBOARD["panels"]], 2):
+        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        assert beside or one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"], (
+            one,
+            other,
+        )
+    assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in PANELS)
+
+
+def queries() -> list[str]:
+    """Every query of the dashboard."""
+    annotations = [annotation["expr"] for annotation in DASHBOARD["annotations"]["list"]]
+    return [target["expr"] for panel in PANELS for target in panel["targets"]] + annotations
+
+
+@pytest.mark.parametrize("query", queries())
+def test_a_query_asks_for_what_was_chosen(query: str) -> None:
+    selectors = re.findall(r"\{(.*?)\}", query)
+    assert selectors
+    for selector in selectors:
+        assert 'job=~"$job"' in selector
+        assert 'instance=~"$instance"' in selector or "alertname" in selector
+        assert ('source=~"$source"' in selector) == bool(
+            re.search(r"webhookd_(?:events|signature_\w+)_total\{" + re.escape(selector), query)
+        )
+    # What a scrape interval has to do with a rate is Grafana's to know.
+    assert set(re.findall(r"\b(?:rate|increase)\(.*?\[(.*?)\]", query)) <= {"$__rate_interval", "1m"}
+
+
+# -- both against what there is -----------------------------------------------------------------------------
+
+
+def runbook_queries() -> list[str]:
+    blocks = re.findall(r"```promql\n(.*?)```", RUNBOOK, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def test_each_query_is_valid(tmp_path: Path) -> None:
+    asked = [re.sub(r"\$__\w+", "1m", query) for query in [*queries(), *runbook_queries()]]
+    rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(asked)]
+    path = tmp_path / "queries.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    checked = promtool("check", "rules", path)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_each_metric_is_in_a_real_scrape(redis: RedisServer) -> None:
+    with ObservedDaemon("--redis", redis.url) as daemon:
+        connected(daemon)
+        samples = {sample.name for family in parse(daemon.scrape()) for sample in family.samples}
+    recorded = {rule["record"] for rule in load_rules() if "record" in rule}
+    asked = [*queries(), *runbook_queries(), *(rule["expr"] for rule in load_rules())]
+    variables = [variable["query"] for variable in DASHBOARD["templating"]["list"][1:]]
+    named = {name for text in [*asked, *map(str, variables), RUNBOOK] for name in _METRIC.findall(text)}
+    assert named - samples - recorded == set()
+
+
+# -- Prometheus, replicas, load, and a Redis that dies ------------------------------------------------------
+
+_PER_SECOND = 50
+_SECONDS = 10
+_DELIVERIES = '{route="/webhook/chatwoot"}'
+_TOLERANCE = 0.02
+
+
+@pytest.fixture
+def safe_redis() -> Iterator[RedisServer]:
+    with RedisServer(config=["appendonly yes"]) as redis:
+        yield redis
+
+
+def test_figures_agree_and_a_killed_redis_is_seen(safe_redis: RedisServer) -> None:
+    redis = safe_redis
+    with ExitStack() as stack:
+        daemons = [ObservedDaemon("--redis", redis.url) for _ in range(3)]
+        for daemon in daemons:
+            stack.callback(daemon.close)
+            daemon.launch()
+        prometheus = stack.enter_context(Prometheus(daemons))
+        for daemon in daemons:
+            daemon.wait_ready()
+            connected(daemon)
+        wait_until(lambda: prometheus.healthy_targets() == 3, "all replicas are scraped")
+
+        loads = _load(daemons, prometheus)
+        assert prometheus.firing() == set()
+
+        accepted = _outage(redis, daemons[0], prometheus)
+        events = {event.job_id: event for load in loads for event in load.accepted}
+        events |= {event.job_id: event for event in accepted}
+        with redis.client() as client:
+            assert_each_is_one_job(Queue(client), list(events.values()))
+
+
+def _load(daemons: list[ObservedDaemon], prometheus: Prometheus) -> list[Load]:
+    """An even load on all; half of what the third gets was, or will be, sent to the first as well."""
+    count = _PER_SECOND * _SECONDS
+    firsts = (1_000_000, 2_000_000, 1_000_000 + count // 2)
+    loads = [
+        Load(daemon.port, _PER_SECOND, first=first, limit=count)
+        for daemon, first in zip(daemons, firsts, strict=True)
+    ]
+    began_s = time.time()
+    for load in loads:
+        load.start()
+    for load in loads:
+        load.finish()
+    per_second = 3 * count / (time.time() - began_s)
+    statuses = [sent.status for load in loads for sent in load.sent]
+    assert (statuses.count(202), statuses.count(200)) == (5 * count // 2, count // 2)
+
+    recorded = f"sum(rate(webhookd_http_requests_total{_DELIVERIES}[{_SECONDS - 3}s]))"
+    assert prometheus.value(recorded, began_s + _SECONDS - 1) == pytest.approx(per_second, rel=_TOLERANCE)
+    of_outcome = "sum by (outcome) (webhookd_events_total)"
+    expected = {"queued": statuses.count(202), "already_queued": statuses.count(200)}
+    wait_until(
+        lambda: all(prometheus.query(of_outcome)[name,] == count for name, count in expected.items()),
+        "each answer is recorded",
+    )
+    assert prometheus.value("sum(webhookd_http_requests_total{code=~'4..|5..'})") == 0
+    assert prometheus.query("sum by (outcome) (webhookd_lock_total)") == {
+        ("acquired",): statuses.count(202),
+        ("held",): statuses.count(200),
+    }
+    return loads
+
+
+def _outage(redis: RedisServer, daemon: ObservedDaemon, prometheus: Prometheus) -> list[Any]:
+    """Redis is killed and started again under load; returns what was accepted."""
+    expected = {"WebhookdRedisDown", "WebhookdSpooling"}
+    with Load(daemon.port, 20, first=3_000_000) as load:
+        redis.kill()
+        wait_until(lambda: expected <= prometheus.firing(), "the alerts fire")
+        assert "WebhookdEventsLost" not in prometheus.firing()
+        redis.start()
+        wait_until(lambda: prometheus.firing() == set(), "the alerts resolve")
+    assert load.failed == []
+    taken = "sum(webhookd_events_total{outcome=~'queued|spooled'})"
+    before = 5 * _PER_SECOND * _SECONDS // 2
+    wait_until(
+        lambda: prometheus.value(taken) == before + len(load.accepted), "each event of the outage is recorded"
+    )
+    spooled = prometheus.value("sum(webhookd_events_total{outcome='spooled'})")
+    assert 0 < spooled <= prometheus.value("sum(webhookd_spool_replayed_total{outcome='queued'})")
+    return load.accepted
+
+
+def test_prometheus_scrapes_openmetrics(redis: RedisServer) -> None:
+    with ObservedDaemon("--redis", redis.url) as daemon, Prometheus([daemon]) as prometheus:
+        post(connected(daemon).port, webhook())
+        wait_until(lambda: prometheus.value("webhookd_lock_total{outcome='acquired'}") == 1, "it is scraped")
+        for rule in load_rules():
+            if "record" in rule:
+                prometheus.query(rule["record"])

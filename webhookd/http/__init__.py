@@ -1,0 +1,46 @@
+"""The HTTP edge: a Site whose connections parse with llhttp, keep to limits, and end without cutting.
+
+llhttp is the parser of Node, here through the package httptools. twisted.web's own parser spends more time on
+a webhook than all the rest of webhookd, and sets no limits of size or time. twisted.web's Request stays, so
+resources and Klein work as ever.
+
+* A connection answers its requests one at a time, in their order; what comes meanwhile waits, and is not read
+  any further.
+* Every state of a connection ends at a deadline that no byte puts off: the head, the body, the answer's way
+  out, and idleness. One sweep a second looks after all of them; there is no timer for a request.
+* A refusal (too large, too slow, not HTTP) is an answer like others: in its turn, as JSON. Then the
+  connection closes, after what else the client sends was thrown away for a while, so that it gets to read.
+"""
+
+from webhookd.http.channel import (
+    BODY_DEADLINE_S,
+    FRESH_GRACE_S,
+    HEAD_DEADLINE_S,
+    IDLE_TIMEOUT_S,
+    LINGER_S,
+    MAX_CONNECTIONS,
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    MAX_PIPELINED,
+    WRITE_DEADLINE_S,
+    WebhookChannel,
+)
+from webhookd.http.request import Refusal, WebhookRequest
+from webhookd.http.site import WebhookSite
+
+__all__ = [
+    "BODY_DEADLINE_S",
+    "FRESH_GRACE_S",
+    "HEAD_DEADLINE_S",
+    "IDLE_TIMEOUT_S",
+    "LINGER_S",
+    "MAX_CONNECTIONS",
+    "MAX_HEADERS",
+    "MAX_HEAD_BYTES",
+    "MAX_PIPELINED",
+    "WRITE_DEADLINE_S",
+    "Refusal",
+    "WebhookChannel",
+    "WebhookRequest",
+    "WebhookSite",
+]
