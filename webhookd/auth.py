@@ -19,6 +19,7 @@ from hmac import compare_digest, digest
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from attrs import field, frozen
+from msgspec import Struct
 
 from webhookd.model import Unauthorized
 
@@ -40,20 +41,22 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
-@frozen
-class Credentials:
+class Credentials(Struct, frozen=True):
     """What a request shows, as raw header or query values; each None where it is absent.
 
     ``peer`` is the address at the other end of the connection, None for a UNIX socket.
     """
 
-    signature: bytes | None = field(default=None, repr=False)
+    signature: bytes | None = None
     timestamp: bytes | None = None
-    authorization: bytes | None = field(default=None, repr=False)
-    token: bytes | None = field(default=None, repr=False)
+    authorization: bytes | None = None
+    token: bytes | None = None
     peer: str | None = None
     forwarded_for: bytes | None = None
     real_ip: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"<Credentials of {self.peer}>"  # none of them belongs into a log
 
 
 def _utf8(values: Sequence[str]) -> tuple[bytes, ...]:

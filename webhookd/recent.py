@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -23,23 +23,22 @@ class RecentJobs:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._jobs: deque[tuple[float, int, Job]] = deque()
+        self._batches: deque[tuple[float, int, Sequence[Job]]] = deque()
         self._bytes = 0
 
-    def add(self, jobs: Iterable[Job]) -> None:
-        """Redis has these now."""
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Redis has these now, since one call of it."""
         now_s = self._clock.seconds()
-        remembered = self._jobs
-        for job in jobs:
-            size_bytes = len(job.data) + _OVERHEAD_BYTES
-            remembered.append((now_s, size_bytes, job))
-            self._bytes += size_bytes
-        while remembered and (self._bytes > _MAX_BYTES or remembered[0][0] < now_s - _MAX_AGE_S):
-            self._bytes -= remembered.popleft()[1]
+        size_bytes = sum([len(job.data) for job in jobs]) + len(jobs) * _OVERHEAD_BYTES
+        batches = self._batches
+        batches.append((now_s, size_bytes, jobs))
+        self._bytes += size_bytes
+        while batches and (self._bytes > _MAX_BYTES or batches[0][0] < now_s - _MAX_AGE_S):
+            self._bytes -= batches.popleft()[1]
 
     def take(self) -> list[Job]:
         """All of them, oldest first; they are forgotten here."""
-        jobs = [job for _, _, job in self._jobs]
-        self._jobs.clear()
+        taken = [job for _, _, jobs in self._batches for job in jobs]
+        self._batches.clear()
         self._bytes = 0
-        return jobs
+        return taken

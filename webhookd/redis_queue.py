@@ -13,7 +13,7 @@ of them is harmless, because the script adds a job id once.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import txredisapi
 from attrs import frozen
@@ -71,7 +71,7 @@ class RedisQueue:
         settings: QueueSettings,
         *,
         deadline_s: float,
-        acknowledged: Callable[[Iterable[Job]], None],
+        acknowledged: Callable[[Sequence[Job]], None],
     ) -> None:
         self._clock = clock
         self._pool = pool
@@ -153,7 +153,7 @@ class RedisQueue:
             self._fail_waiting(error)
             return
         self._acknowledged(
-            job for job, answer in zip(jobs, answers, strict=True) if not isinstance(answer, Refused)
+            [job for job, answer in zip(jobs, answers, strict=True) if not isinstance(answer, Refused)]
         )
         for waiting, answer in zip(batch, answers, strict=True):
             _settle(waiting, answer)

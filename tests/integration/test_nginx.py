@@ -470,13 +470,13 @@ def test_without_any_replica_the_answer_asks_to_come_back(
 
 
 def test_a_replica_that_comes_back_is_asked_at_once(
-    redis: RedisServer, start_daemon: StartDaemon, start_nginx: StartNginx
+    redis: RedisServer, start_daemon: StartDaemon, dead_port: int, start_nginx: StartNginx
 ) -> None:
     daemon = connected(start_daemon("--redis", redis.url, *DIRECT))
-    nginx = start_nginx(daemon.port)
+    nginx = start_nginx(daemon.port, dead_port)
     for number in range(5):
         daemon.kill()
-        assert post(nginx.port, webhook(number)).status == 500  # now it is passed over for a while
+        assert post(nginx.port, webhook(number)).status == 500  # now both are passed over for a while
 
         connected(daemon.start())
 

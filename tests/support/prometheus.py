@@ -53,7 +53,7 @@ class ObservedDaemon(Daemon):
 
 
 class Prometheus(ChildProcess):
-    """Scrapes some daemons each second, as the job C{webhookd}; alerts need not hold for longer than a second."""
+    """Scrapes some daemons each second, as the job C{webhookd}; alerts fire after a second."""
 
     name = "prometheus"
 

@@ -18,7 +18,7 @@ class RecentJobsTests(SynchronousTestCase):
         self.recent = RecentJobs(self.clock)
 
     def add(self, *numbers: int) -> None:
-        self.recent.add(make_job(number) for number in numbers)
+        self.recent.add([make_job(number) for number in numbers])
 
     def take(self) -> list[int]:
         return [job_number(job) for job in self.recent.take()]
@@ -55,7 +55,8 @@ class RecentJobsTests(SynchronousTestCase):
 
     def test_at_most_24_mib(self) -> None:
         jobs = [make_job(number, data=b"x" * _MIB) for number in range(40)]
-        self.recent.add(jobs)
+        for job in jobs:
+            self.recent.add([job])
         kept = self.recent.take()
         self.assertEqual(kept, jobs[-23:])  # each is a little more than its data
         self.assertLessEqual(sum(job.size_bytes for job in kept), 24 * _MIB)
@@ -63,7 +64,8 @@ class RecentJobsTests(SynchronousTestCase):
     def test_the_bound_holds_over_many_turns(self) -> None:
         """What was taken, or forgotten, does not count any more."""
         for _ in range(3):
-            self.recent.add(make_job(number, data=b"x" * _MIB) for number in range(40))
+            for number in range(40):
+                self.recent.add([make_job(number, data=b"x" * _MIB)])
             self.assertEqual(len(self.recent.take()), 23)
             self.add(1)
             self.clock.advance(11)
