@@ -111,7 +111,7 @@ def _facts(results: Sequence[Result]) -> str:
         f"Last run: {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC, `make faults`, "
         f"{minutes:.0f} minutes; "
         f"{held} of {len(results)} rows hold.\\\n"
-        f"{webhookd}; {redis}; Python {platform.python_version()}; Linux {platform.release().split("-")[0]}; "
+        f"{webhookd}; {redis}; Python {platform.python_version()}; Linux {platform.release().split('-')[0]}; "
         f"{_processors()} processors, shared by sender, daemons and Redis."
     )
 

@@ -31,9 +31,11 @@ from tests.support.webhooks import Webhook, connected, post, webhook
 from webhookd.bullmq import QueueKeys
 
 REPOSITORY = Path(__file__).parents[2]
+DOCKER = REPOSITORY / "docker"
+GRAFANA = REPOSITORY / "conf" / "grafana"
 RUNBOOK = (REPOSITORY / "docs" / "runbook.md").read_text(encoding="utf-8")
 DASHBOARD: Mapping[str, Any] = json.loads(
-    (REPOSITORY / "conf" / "grafana" / "dashboards" / "webhookd.json").read_text(encoding="utf-8")
+    (GRAFANA / "dashboards" / "webhookd.json").read_text(encoding="utf-8")
 )
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 ROWS = ["Requests", "Events and locks", "Redis, breaker and spool", "Queue", "Process"]
@@ -117,6 +119,37 @@ def test_the_alertmanagers_configuration_is_valid() -> None:
     assert set(named) <= {alert["alert"] for alert in alerts()}
 
 
+# -- the compose profile -------------------------------------------------------------------------------------
+
+
+def test_the_profile_brings_what_the_configurations_name() -> None:
+    compose = yaml.safe_load((DOCKER / "docker-compose.yml").read_text())
+    profile = {name for name, one in compose["services"].items() if one.get("profiles") == ["monitoring"]}
+    assert profile == {"prometheus", "alertmanager", "grafana"}
+    config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
+    discovery = config["scrape_configs"][0]["dns_sd_configs"][0]
+    assert set(discovery["names"]) <= compose["services"].keys()
+    assert f"WEBHOOK_OPS_ENDPOINT=tcp:{discovery['port']} " in (DOCKER / "Dockerfile").read_text()
+    assert config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] == ["alertmanager:9093"]
+    networks = {tuple(compose["services"][name]["networks"]) for name in profile}
+    assert networks <= {("back",)}
+    assert "back" in compose["services"]["webhook-api"]["networks"]
+
+
+def test_the_profile_mounts_what_is_there() -> None:
+    services = yaml.safe_load((DOCKER / "docker-compose.yml").read_text())["services"]
+    mounts = [
+        mount for name in ("prometheus", "alertmanager", "grafana") for mount in services[name]["volumes"]
+    ]
+    paths = {mount.split(":")[0]: mount.split(":")[1] for mount in mounts if mount.startswith("..")}
+    assert all((DOCKER / path).exists() for path in paths)
+    dashboards = yaml.safe_load((GRAFANA / "provisioning" / "dashboards" / "webhookd.yml").read_text())
+    assert dashboards["providers"][0]["options"]["path"] == paths["../conf/grafana/dashboards"]
+    # What listens on the machine listens on loopback: neither Prometheus nor Alertmanager asks who one is.
+    ports = [port for name in ("prometheus", "alertmanager", "grafana") for port in services[name]["ports"]]
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
 # -- the dashboard, by the rules of Grafana's dashboard-linter ----------------------------------------------
 
 
@@ -126,7 +159,7 @@ def test_it_can_be_provisioned_anywhere() -> None:
     assert DASHBOARD["schemaVersion"] >= 36
     assert [row["title"] for row in DASHBOARD["panels"] if row["type"] == "row"] == ROWS
     assert "id" not in DASHBOARD
-    provisioning = REPOSITORY / "conf" / "grafana" / "provisioning"
+    provisioning = GRAFANA / "provisioning"
     dashboards = yaml.safe_load((provisioning / "dashboards" / "webhookd.yml").read_text())
     assert dashboards["providers"][0]["allowUiUpdates"] is False
     sources = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())

@@ -1,0 +1,225 @@
+"""What it costs to be observed: the counting of events, and a Prometheus that is in a hurry.
+
+python -m tests.bench.observed
+"""
+
+from __future__ import annotations
+
+import http.client
+import sys
+import time
+import timeit
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from threading import Event, Thread
+from types import TracebackType
+from typing import Self
+
+from tests.faults.builds import Build, Edit
+from webhookd.bullmq import Answer
+from webhookd.counts import BATCH_SIZES, DURATIONS_S, Histogram
+from webhookd.model import Outcome
+
+from . import machine, report
+from .arrival import LATENCIES, latencies
+from .comparison import COLUMNS, medians, problems_of, rounds
+from .figures import Section, number, share
+from .load import Run, Shape, Wrk, close_loop, complaints, cpu_s, jobs_settled, open_loop
+from .machine import Cores
+from .servers import BenchRedis, Webhookd
+
+_SCRAPES_PER_SECOND = 50
+_PER_SECOND = 500
+_WARM_S = 2
+_BATCH = 16  # about what a call carries under load
+
+UNCOUNTED = Build(
+    "without counting",
+    (
+        Edit(
+            "http/site.py",
+            'self.requests[request.route, _METHODS.get(request.method, "other"), request.code] += 1',
+            "pass",
+        ),
+        Edit("http/site.py", "self.durations_s.observe(self.clock.seconds() - request.began_s)", "pass"),
+        Edit("web.py", "self.events[source, event, receipt.outcome.value] += 1", "pass"),
+        Edit("redis_queue.py", "self.durations_s.observe(ended_s - began_s)", "pass"),
+        Edit("redis_queue.py", "self.batch_sizes.observe(len(jobs))", "pass"),
+        Edit(
+            "redis_queue.py",
+            "self.answers.update(answer for answer in answers if isinstance(answer, Answer))",
+            "pass",
+        ),
+    ),
+)
+"""webhookd that counts nothing on the way of an event that is taken."""
+
+
+class _Observed(Webhookd):
+    """One whose metrics can be had, on L{ops_port}."""
+
+    def __init__(self, core: int, redis: BenchRedis) -> None:
+        super().__init__(core, redis)
+        self.ops_port = self.reserve_port()
+
+    def argv(self) -> Sequence[str]:
+        return [*super().argv(), "--ops-endpoint", f"tcp:{self.ops_port}:interface={self.host}"]
+
+
+class _Scraper:
+    """Asks for the metrics at a constant rate while the C{with} block lasts; C{seconds} is what each took."""
+
+    def __init__(self, port: int, per_second: int) -> None:
+        self.seconds: list[float] = []
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10.0)
+        self._pause_s = 1 / per_second
+        self._is_over = Event()
+        self._thread = Thread(target=self._scrape)
+
+    def _scrape(self) -> None:
+        due_s = time.monotonic()
+        while not self._is_over.wait(max(0.0, due_s - time.monotonic())):
+            began_s = time.monotonic()
+            self._connection.request("GET", "/metrics")
+            answer = self._connection.getresponse()
+            answer.read()
+            assert answer.status == 200
+            self.seconds.append(time.monotonic() - began_s)
+            due_s += self._pause_s
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._is_over.set()
+        self._thread.join()
+        self._connection.close()
+
+
+def counting(cores: Cores, *, pairs: int, count: int) -> Section:
+    """The same requests to webhookd as it is, and to one that does not count.
+
+    Two processes of the same program differ by more than what is measured, so there are several pairs.
+    """
+    of_pairs = [_counting_pair(cores, count) for _ in range(pairs)]
+    runs = {name: [run for pair in of_pairs for run in pair[name]] for name in of_pairs[0]}
+    of_cpu = share(
+        [run.cpu_us_per_request for run in runs["counted"]],
+        [run.cpu_us_per_request for run in runs["not counted"]],
+    )
+    alone_us = _counting_us()
+    of_median = 100 * alone_us / median(run.cpu_us_per_request for run in runs["counted"])
+    note = (
+        f"Counting is {of_cpu.text(1)} % of the CPU by these runs: {pairs} pairs of servers, {count} rounds "
+        f"each. In a loop of its own it takes {number(alone_us, 2)} µs an event, {number(of_median, 1)} %."
+    )
+    header = ["", *(column.name for column in COLUMNS)]
+    rows = [medians(name, each, COLUMNS) for name, each in runs.items()]
+    return Section("Counting", note, header, rows, problems=problems_of(runs))
+
+
+def _counting_us() -> float:
+    """What an event's counters take where nothing else is done: the same objects, the same statements."""
+    requests: Counter[tuple[str, str, int]] = Counter()
+    events: Counter[tuple[str, str, str]] = Counter()
+    answers: Counter[Answer] = Counter()
+    durations_s, calls_s, batch_sizes = Histogram(DURATIONS_S), Histogram(DURATIONS_S), Histogram(BATCH_SIZES)
+    batch = [Answer.ADDED] * _BATCH
+
+    def count_call() -> None:
+        for _ in batch:
+            requests["/webhook/chatwoot", "POST", 202] += 1
+            durations_s.observe(0.002)
+            events["chatwoot", "message_created", Outcome.QUEUED.value] += 1
+        calls_s.observe(0.002)
+        batch_sizes.observe(_BATCH)
+        answers.update(answer for answer in batch if isinstance(answer, Answer))
+
+    return 1e6 * min(timeit.repeat(count_call, number=1000, repeat=5)) / 1000 / _BATCH
+
+
+def _counting_pair(cores: Cores, count: int) -> Mapping[str, Sequence[Run]]:
+    with ExitStack() as stack:
+        wrk = Wrk(cores.load)
+        redis = stack.enter_context(BenchRedis(cores.redis))
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="webhookd-bench-")))
+        servers = {
+            "counted": stack.enter_context(Webhookd(cores.server, redis)),
+            "not counted": stack.enter_context(_Uncounted(cores.server, redis, directory)),
+        }
+        for server in servers.values():
+            close_loop(wrk, redis, [server], Shape(_WARM_S))
+
+        def measure(name: str) -> Run:
+            redis.empty()
+            return close_loop(wrk, redis, [servers[name]], Shape(1))
+
+        return rounds(count, list(servers), measure)
+
+
+class _Uncounted(Webhookd):
+    def __init__(self, core: int, redis: BenchRedis, directory: Path) -> None:
+        super().__init__(core, redis)
+        self._build = UNCOUNTED.make(directory)
+
+    def environ(self) -> Mapping[str, str]:
+        return {**super().environ(), **self._build}
+
+
+def scraped(cores: Cores, *, duration_s: int) -> Section:
+    """An open loop, once with nobody who asks for metrics, and once with somebody who asks all the time."""
+    rows, problems = [], []
+    for per_second in (0, _SCRAPES_PER_SECOND):
+        name = f"{per_second} scrapes/s"
+        with ExitStack() as stack:
+            redis = stack.enter_context(BenchRedis(cores.redis))
+            server = stack.enter_context(_Observed(cores.server, redis))
+            close_loop(Wrk(cores.load), redis, [server], Shape(_WARM_S))
+            redis.empty()
+            scraper = stack.enter_context(_Scraper(server.ops_port, per_second)) if per_second else None
+            before_s = cpu_s(server.pid)
+            answers = open_loop(cores.load, server.port, _PER_SECOND, duration_s)
+            busy = (cpu_s(server.pid) - before_s) / answers.duration_s
+            with redis.client() as client:
+                jobs = jobs_settled(client, [server])
+        slowest_ms = 1000 * max(scraper.seconds) if scraper else 0.0
+        done = len(scraper.seconds) / duration_s if scraper else 0.0
+        rows.append(
+            [
+                name,
+                *latencies(answers),
+                f"{number(100 * busy, 0)} %",
+                number(done, 0),
+                number(slowest_ms, 0),
+            ]
+        )
+        problems += [f"{name}: {problem}" for problem in complaints(answers, jobs, repeat=1, under_way=0)]
+    return Section(
+        title=f"Scraped, at {_PER_SECOND} requests/s",
+        note=f"An open loop for {duration_s} s, and beside it a client that fetches /metrics.",
+        header=["", *LATENCIES, "CPU", "scrapes/s", "slowest scrape ms"],
+        rows=rows,
+        problems=problems,
+    )
+
+
+def main() -> int:
+    """Print both tables; the exit code is 1 where their figures are void."""
+    cores = machine.prepare()
+    sections = [counting(cores, pairs=3, count=8), scraped(cores, duration_s=10)]
+    print(report.render(sections, {"cores": cores.text(), "load": machine.describe_load()}))
+    return 1 if report.problems_of(sections) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
