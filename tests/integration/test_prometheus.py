@@ -324,13 +324,18 @@ def _load(daemons: list[ObservedDaemon], prometheus: Prometheus) -> list[TimedLo
     statuses = Counter(sent.status for load in loads for sent in load.sent)
     assert statuses == {202: _NEW, 200: count // 2}
 
-    locks = {("acquired",): statuses[202] + len(daemons), ("held",): statuses[200]}
-    wait_until(
-        lambda: prometheus.query("sum by (outcome) (webhookd_lock_total)") == locks, "each event is recorded"
-    )
+    new = statuses[202] + len(daemons)
     deliveries = 'sum by (code) (webhookd_http_requests_total{route="/webhook/chatwoot"} > 0)'
-    assert prometheus.query(deliveries) == {("200",): statuses[200], ("202",): statuses[202] + len(daemons)}
-    assert prometheus.firing() == set()
+    wait_until(
+        lambda: prometheus.query(deliveries) == {("200",): statuses[200], ("202",): new},
+        "each answer is recorded",
+    )
+    assert prometheus.value("sum(webhookd_events_total{outcome=~'queued|spooled'})") == new
+    assert prometheus.value("sum(webhookd_events_total{outcome='already_queued'})") == statuses[200]
+    wait_until(
+        lambda: prometheus.value("sum(webhookd_lock_total{outcome='acquired'})") == new, "each event is a job"
+    )
+    wait_until(lambda: prometheus.firing() == set(), "nothing is wrong")
     assert _error_of_rate(prometheus, loads, end_s - 0.5) < _TOLERANCE
     return loads
 
