@@ -64,5 +64,5 @@ def _by_standard_webhooks(secret: str, body: bytes) -> str:
 
 
 def _ours(secret: str, body: bytes) -> str:
-    signature = sign(secret.encode(), b"id.%d.%b" % (_NOW_S, b64encode(body)))
+    signature = sign(secret.encode(), b"id.%d" % _NOW_S, b64encode(body))
     return signature.decode().removeprefix("sha256=")
