@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 import click
 from twisted.internet.defer import Deferred
-from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogBeginner
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
 from twisted.python.failure import Failure
+from zope.interface import provider
 
 _T = TypeVar("_T")
 
@@ -36,6 +37,7 @@ def run(main: Callable[[Any], Coroutine[Deferred[Any], Any, _T]]) -> _T:
     return result
 
 
+@provider(ILogObserver)
 def _show(event: LogEvent) -> None:
     """What the daemon's own modules warn of, a line each, where it does not mix with the output."""
     if event["log_level"] >= LogLevel.warn:
