@@ -29,6 +29,7 @@ setup(
     install_requires=[
         "attrs>=23.1",
         "click>=8.1",
+        "cryptography>=42",
         "hiredis>=3.0",
         "httptools>=0.7",
         "klein>=24.8",
