@@ -111,15 +111,16 @@ class Authenticator:
         timestamp = credentials.timestamp or b""
         if not timestamp.isdigit() or len(timestamp) > _MAX_TIMESTAMP_DIGITS:
             raise _unauthorized("malformed_signature")
-        shown = credentials.signature or b""
-        for position, keyed in enumerate(self._keyed):
-            if compare_digest(_signature(keyed, timestamp, body), shown):
-                break
-        else:
-            raise _unauthorized("wrong_signature")
+        position = self._matching_secret(timestamp, body, credentials.signature or b"")
         if abs(now_s - int(timestamp)) > self.tolerance_s:
             raise _unauthorized("stale_signature")
         return position
+
+    def _matching_secret(self, timestamp: bytes, body: bytes, shown: bytes) -> int:
+        for position, keyed in enumerate(self._keyed):
+            if compare_digest(_signature(keyed, timestamp, body), shown):
+                return position
+        raise _unauthorized("wrong_signature")
 
     def _token_matches(self, credentials: Credentials) -> bool:
         shown = [credentials.token, *_tokens_of(credentials.authorization)]
