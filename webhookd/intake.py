@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 from attrs import field, frozen
 from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
 
 from webhookd.auth import Authenticator, Credentials
 from webhookd.bullmq import JobOptions
@@ -19,6 +20,8 @@ from webhookd.model import Delivery, Event, Job, Outcome, Receipt, Unauthorized,
 
 #: Makes a job's data from a delivery.
 Encoder = Callable[[Delivery], bytes]
+
+_log = Logger()
 
 
 @frozen
@@ -84,6 +87,31 @@ class Intake:
         )
 
 
+def told(
+    accept: Callable[[Delivery, Credentials], Deferred[Receipt]], seconds: Callable[[], float]
+) -> Callable[[Delivery, Credentials], Deferred[Receipt]]:
+    """The same, with a line in the log for each delivery that was taken; ``seconds`` is a clock."""
+
+    def accept_and_tell(delivery: Delivery, credentials: Credentials) -> Deferred[Receipt]:
+        began_s = seconds()
+
+        def tell(receipt: Receipt) -> Receipt:
+            _log.debug(
+                "{outcome} {job_id} of {source} in {duration_ms} ms, request {request_id}",
+                outcome=receipt.outcome.value,
+                event=receipt.event,
+                job_id=receipt.job_id,
+                source=delivery.source,
+                request_id=delivery.request_id.decode(),
+                duration_ms=round((seconds() - began_s) * 1000, 3),
+            )
+            return receipt
+
+        return accept(delivery, credentials).addCallback(tell)
+
+    return accept_and_tell
+
+
 def payload(delivery: Delivery) -> bytes:
     """The body, byte for byte as it was sent and signed."""
     return delivery.body
@@ -92,12 +120,14 @@ def payload(delivery: Delivery) -> bytes:
 def envelope(delivery: Delivery) -> bytes:
     """The same bytes under ``payload``, beside what only the receiver knows.
 
-    The delivery id is the sender's to choose, so it is encoded; a source's name needs no escapes.
+    The delivery id is the sender's to choose, so it is encoded; a source's name and a request id need no
+    escapes.
     """
     delivery_id = msgspec.json.encode(delivery.delivery_id)
-    head = b'{"source":"%b","deliveryId":%b,"receivedAt":%d,"payload":' % (
+    head = b'{"source":"%b","deliveryId":%b,"requestId":"%b","receivedAt":%d,"payload":' % (
         delivery.source.encode(),
         delivery_id,
+        delivery.request_id,
         delivery.received_at_ms,
     )
     return head + delivery.body + b"}"

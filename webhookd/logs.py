@@ -1,27 +1,225 @@
-"""Logging as configured: text for people or JSON for machines, from a level up."""
+"""The log: a line of text for people or of JSON for machines, from a level up, and not too many of one kind.
+
+A line holds the plain fields that its event has, bounded in length. What may quote a request (the text of an
+unexpected exception, a value of another type) stays out of it, and nothing can begin a second line.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import sys
+from collections.abc import Callable, Hashable, Mapping
+from datetime import datetime
+from threading import Lock
 
+from attrs import define
+from twisted.application.service import Service
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
 from twisted.logger import (
+    FileLogObserver,
     FilteringLogObserver,
     ILogObserver,
+    LogEvent,
     LogLevel,
     LogLevelFilterPredicate,
-    jsonFileLogObserver,
-    textFileLogObserver,
+    formatEvent,
 )
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from webhookd.model import WebhookdError
+
+#: How long the first lines of a kind are counted, and how many of them are written.
+WINDOW_S = 10.0
+LINES_OF_A_KIND = 10
+MAX_KINDS = 100
+
+_MAX_MESSAGE = 2048
+_MAX_VALUE = 256
+_MAX_FRAMES = 20
+
+# What Twisted's older log puts into an event beside the fields that its author gave.
+_NOT_FIELDS = frozenset({"debugInfo", "failure", "format", "isError", "logLevel", "printed", "system", "why"})
+# The text of any other exception may quote what it was about: int() and dict do.
+_MAY_BE_QUOTED = (WebhookdError, OSError)
 
 
-def make_observer(log_format: str, log_level: str) -> ILogObserver:
+def make_observer(log_format: str, log_level: str) -> RepeatLimiter:
     """An observer that writes to stdout, where systemd and containers look for it."""
-    if log_format == "json":
-        observer = jsonFileLogObserver(sys.stdout, recordSeparator="")
-    else:
-        observer = textFileLogObserver(sys.stdout)
     level = LogLevel.levelWithName(log_level)
     predicate = LogLevelFilterPredicate(level)
     # One line for each attempt to connect, for as long as Redis is away; the pool itself says what changes.
     predicate.setLogLevelForNamespace("twisted.application._client_service", max(level, LogLevel.warn))
-    return FilteringLogObserver(observer, [predicate])
+    writer = FileLogObserver(sys.stdout, FORMATS[log_format])
+    return RepeatLimiter(FilteringLogObserver(writer, [predicate]))
+
+
+# -- lines --------------------------------------------------------------------------------------------------
+
+
+def text_line(event: LogEvent) -> str:
+    """Time, level and message; what a failure tells follows on lines that begin with a tab."""
+    lines = [f"{_time(event)} {_level(event):5} {_message(event)}"]
+    failure = _failure(event)
+    if failure:
+        lines += [*failure["error"].splitlines(), "Traceback, the last call last:"]
+        lines += failure["traceback"].splitlines()
+    return "\n\t".join([_printable(line) for line in lines]) + "\n"
+
+
+def json_line(event: LogEvent) -> str:
+    """One object: ``time``, ``level``, ``logger`` and ``message``, then the event's own fields."""
+    ours = {
+        "time": _time(event),
+        "level": _level(event),
+        "logger": event.get("log_namespace", "-"),
+        "message": _message(event),
+        **_failure(event),
+    }
+    return json.dumps(ours | _fields(event) | ours) + "\n"  # ours come first, and win
+
+
+#: By the value of the option ``log_format``.
+FORMATS: Mapping[str, Callable[[LogEvent], str]] = {"text": text_line, "json": json_line}
+
+
+def _time(event: LogEvent) -> str:
+    return datetime.fromtimestamp(event.get("log_time", 0)).astimezone().isoformat(timespec="milliseconds")
+
+
+def _level(event: LogEvent) -> str:
+    name: str = event.get("log_level", LogLevel.info).name
+    return name
+
+
+def _message(event: LogEvent) -> str:
+    text = formatEvent(event)
+    if "log_failure" in event:
+        text = text.partition("\n")[0]  # Twisted's older log puts the traceback into it
+    return _bounded(text.strip(), _MAX_MESSAGE)
+
+
+def _fields(event: LogEvent) -> dict[str, object]:
+    return {
+        name: _bounded(value, _MAX_VALUE) if isinstance(value, str) else value
+        for name, value in event.items()
+        if _is_plain(value) and not name.startswith("log_") and name not in _NOT_FIELDS
+    }
+
+
+def _is_plain(value: object) -> bool:
+    return type(value) in (str, int, bool) or (type(value) is float and math.isfinite(value))
+
+
+def _failure(event: LogEvent) -> dict[str, str]:
+    """A failure's type, its text where that tells nothing of a request, and where it came from."""
+    failure = event.get("log_failure")
+    if not isinstance(failure, Failure):
+        return {}
+    error = type(failure.value).__qualname__
+    if isinstance(failure.value, _MAY_BE_QUOTED):
+        error = _bounded(f"{error}: {failure.value}", _MAX_VALUE)
+    frames = [f"{path}:{line} in {function}" for function, path, line, *_ in failure.frames[-_MAX_FRAMES:]]
+    return {"error": error, "traceback": "\n".join(frames)}
+
+
+def _bounded(text: str, maximum: int) -> str:
+    return text if len(text) <= maximum else f"{text[:maximum]}…"
+
+
+def _printable(text: str) -> str:
+    """The same without what would move the cursor, begin a line, or turn the direction of writing."""
+    if text.isprintable():
+        return text
+    return "".join([one if one.isprintable() else ascii(one)[1:-1] for one in text])
+
+
+# -- floods -------------------------------------------------------------------------------------------------
+
+
+@define
+class _Kind:
+    """What one kind of line came to in this window."""
+
+    lines: int = 0
+    last: LogEvent | None = None
+
+
+@implementer(ILogObserver)
+class RepeatLimiter:
+    """Writes the first lines of a kind, then counts them, and tells the number when the window ends.
+
+    Only refusals, which have a ``code``, and failures come in floods, and only they are limited: a change of
+    state is always written. Their kind is what does not depend on the single request. Senders can make up
+    sources, so the kinds are limited as well; those that come after are one kind. May be called in threads.
+    """
+
+    def __init__(self, observer: ILogObserver) -> None:
+        self._observer = observer
+        self._kinds: dict[Hashable, _Kind] = {}
+        self._lock = Lock()
+
+    def __call__(self, event: LogEvent) -> None:
+        """Write an event, or count it."""
+        name = _kind(event)
+        if name is None or self._admits(name, event):
+            self._observer(event)
+
+    def _admits(self, name: Hashable, event: LogEvent) -> bool:
+        with self._lock:
+            if name not in self._kinds and len(self._kinds) >= MAX_KINDS:
+                name = None
+            kind = self._kinds.setdefault(name, _Kind())
+            kind.lines += 1
+            if kind.lines > LINES_OF_A_KIND:
+                kind.last = event
+            return kind.last is None
+
+    def end_window(self) -> None:
+        """Tell what was only counted, and begin to count anew."""
+        with self._lock:
+            kinds, self._kinds = self._kinds, {}
+        for name, kind in kinds.items():
+            if kind.last is not None:
+                fields = ("status", "code", "source") if name is not None else ()
+                self._observer(_summary(kind.last, kind.lines - LINES_OF_A_KIND, fields))
+
+
+def _kind(event: LogEvent) -> Hashable:
+    failure = event.get("log_failure")
+    if failure is None and "code" not in event:
+        return None
+    what = event.get("code") if failure is None else type(failure.value)
+    return event.get("log_namespace"), event.get("log_format"), what, event.get("source")
+
+
+def _summary(last: LogEvent, repeated: int, fields: tuple[str, ...]) -> LogEvent:
+    common = ("log_time", "log_level", "log_namespace", *fields)
+    return {
+        **{name: last[name] for name in common if name in last},
+        "log_format": "{repeated} more lines like this one: {log_last}",
+        "log_last": _message(last),
+        "repeated": repeated,
+    }
+
+
+class LogWindows(Service):
+    """Ends the windows of a limiter in time, and the last one with the daemon."""
+
+    def __init__(self, clock: IReactorTime, limiter: RepeatLimiter) -> None:
+        self._limiter = limiter
+        self._loop = LoopingCall(limiter.end_window)
+        self._loop.clock = clock
+
+    def startService(self) -> None:
+        """Begin the first window."""
+        super().startService()
+        self._loop.start(WINDOW_S, now=False)
+
+    def stopService(self) -> None:
+        """End the last window."""
+        super().stopService()
+        self._loop.stop()
+        self._limiter.end_window()

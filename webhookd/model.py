@@ -20,13 +20,15 @@ from zope.interface import Attribute, Interface
 class Delivery(Struct, frozen=True, gc=False):
     """One HTTP request of a source, as it was received.
 
-    ``delivery_id`` is the sender's ``X-Chatwoot-Delivery`` header as sent, or None.
+    ``delivery_id`` is the sender's ``X-Chatwoot-Delivery`` header as sent, or None. ``request_id`` names the
+    request in its answer and in the log: letters, digits, and ``._-``.
     """
 
     source: str
     body: bytes
     delivery_id: str | None
     received_at_ms: int
+    request_id: bytes = b""
 
     def __repr__(self) -> str:
         return f"<Delivery {self.delivery_id!r} of {self.source}, {len(self.body)} bytes>"

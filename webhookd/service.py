@@ -20,7 +20,7 @@ from twisted.application.service import IService
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IReactorTime, IStreamServerEndpoint
-from twisted.logger import ILogObserver, Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python import usage
 
 import webhookd
@@ -34,7 +34,7 @@ from webhookd.delivery import Drain, JobDelivery, resend
 from webhookd.embedded import EmbeddedValkey, find_server
 from webhookd.health import Health, describe_breaker, describe_sources, describe_spool
 from webhookd.http import MAX_CONNECTIONS, WebhookSite
-from webhookd.logs import make_observer
+from webhookd.logs import LogWindows, RepeatLimiter, make_observer
 from webhookd.metrics import DaemonCollector, Exposition, Parts, ReactorLag
 from webhookd.model import ConfigError, ISpool, Job, Receipt
 from webhookd.process import end_on_signals, raise_descriptor_limit, run_on_monotonic_time
@@ -100,7 +100,7 @@ class Options(usage.Options):
         return {name: value for name, value in {**given, **self._repeated}.items() if value is not None}
 
     @property
-    def log_observer(self) -> ILogObserver | None:
+    def log_observer(self) -> RepeatLimiter | None:
         """Where the daemon logs to; None where twistd itself was told."""
         if self.parent is not None and self.parent.get("logfile"):
             return None
@@ -128,7 +128,7 @@ def _wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _build(settings: Config, reactor: Any, log_observer: ILogObserver | None) -> Daemon:
+def _build(settings: Config, reactor: Any, log_observer: RepeatLimiter | None) -> Daemon:
     """The object graph, from the bottom up; the daemon's parts in the order of their start."""
     server = _embedded_server(settings, reactor)
     url = settings.redis if server is None else RedisUrl.parse(server.url)
@@ -144,11 +144,14 @@ def _build(settings: Config, reactor: Any, log_observer: ILogObserver | None) ->
     health_resource = HealthApp(health.report, health.is_ready).app.resource()
     events = _intake(settings, deliver)
     webhooks = WebhookApp(
-        accept=events.accept,
+        accept=intake.told(events.accept, reactor.seconds)
+        if settings.log_level == "debug"
+        else events.accept,
         default_source=DEFAULT_SOURCE,
         now_ms=_wall_clock_ms,
         in_flight=InFlight(settings.max_in_flight, settings.max_in_flight_bytes),
         health=health_resource,
+        trusted_proxies=settings.trusted_proxies,
     )
     receiver = _site(settings, reactor, webhooks, max_connections(raise_descriptor_limit()))
     lag = ReactorLag(reactor)
@@ -172,6 +175,8 @@ def _build(settings: Config, reactor: Any, log_observer: ILogObserver | None) ->
     ops = OpsApp(health_resource, exposition.expose)
 
     daemon = Daemon(log_observer, health.drain)
+    if log_observer is not None:
+        LogWindows(reactor, log_observer).setServiceParent(daemon)
     lag.setServiceParent(daemon)
     if settings.ops_endpoint is not None:
         endpoint = _endpoint(reactor, settings.ops_endpoint)
@@ -219,6 +224,7 @@ def _embedded_server(settings: Config, reactor: Any) -> EmbeddedValkey | None:
 def _redis(settings: Config, reactor: Any, url: RedisUrl) -> _Redis:
     pool = RedisPool(reactor, url)
     breaker = CircuitBreaker(BreakerPolicy(slow_call_s=settings.redis_deadline_s / 2), random.random)
+    breaker.listen(log_breaker)
     recent = RecentJobs(reactor)
 
     def queue(deadline_s: float) -> RedisQueue:
@@ -228,6 +234,12 @@ def _redis(settings: Config, reactor: Any, url: RedisUrl) -> _Redis:
 
     live, draining = queue(settings.redis_deadline_s), queue(_DRAIN_REDIS_DEADLINE_S)
     return _Redis(pool, breaker, recent, live, draining, reactor)
+
+
+def log_breaker(old: State, new: State, _at_s: float) -> None:
+    """A breaker's change, as a line; it listens to the breaker."""
+    level = LogLevel.warn if new is State.OPEN else LogLevel.info
+    _log.emit(level, "the circuit breaker is {state}, and was {before}", state=new.value, before=old.value)
 
 
 def _delivery(redis: _Redis, spool: SpoolService | None) -> tuple[Deliver, Deliver]:

@@ -21,7 +21,7 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from webhookd.auth import Credentials
+from webhookd.auth import Credentials, Network, client_address
 from webhookd.chatwoot import EVENTS
 from webhookd.http import WebhookRequest
 from webhookd.model import (
@@ -41,6 +41,9 @@ from webhookd.model import (
 )
 
 Headers: TypeAlias = Mapping[str | bytes, str | bytes | Sequence[str | bytes]]
+
+#: A WebhookRequest. Klein's own type of an error handler says that it takes every request.
+AnyRequest: TypeAlias = Any
 
 #: A klein.Response. Klein's own type of what a route returns leaves it out.
 Answer: TypeAlias = Any
@@ -122,31 +125,31 @@ def _answer(status: int, content: object, headers: Headers = _PLAIN) -> Response
     return Response(status, {**_JSON, **headers, b"Content-Length": b"%d" % len(body)}, body)
 
 
-def _answer_error(failure: Failure, headers: Headers = _PLAIN) -> Response:
-    """The one place where a failure becomes an answer; it tells nothing of what went wrong inside."""
+def _answer_error(
+    request: WebhookRequest, failure: Failure, headers: Headers = _PLAIN, **known: str | None
+) -> Response:
+    """The one place where a failure becomes an answer; it tells nothing of what went wrong inside.
+
+    The site is told what became of the request, and whatever else is ``known`` of it.
+    """
     error = failure.value
-    if isinstance(error, HTTPException):
-        return _answer_http_error(error, headers)
-    status = STATUS_OF_ERROR.get(type(error), 500)
-    if status in (429, 500):
-        headers = {**headers, **_RETRY_AFTER}
-    if isinstance(error, Refusal):
-        return _answer(status, _error(error.code, str(error)), headers)
-    if type(error) not in STATUS_OF_ERROR:
-        _log.failure("cannot answer a request", failure)
-    return _answer(status, _error("unavailable", "the event could not be taken"), headers)
-
-
-def _answer_http_error(error: HTTPException, headers: Headers) -> Response:
-    """What werkzeug says of a path or a method."""
+    reason = None
+    if isinstance(error, HTTPException):  # what werkzeug says of a path or a method
+        status = error.code or 500
+        code, message = _CODE_OF_HTTP_STATUS.get(status, "bad_request"), error.name
+    elif isinstance(error, Refusal):
+        status, code, message = STATUS_OF_ERROR.get(type(error), 500), error.code, str(error)
+    else:
+        status, code, message = 500, "unavailable", "the event could not be taken"
+        reason = type(error).__name__
+        if type(error) not in STATUS_OF_ERROR:
+            _log.failure("cannot answer a request", failure, request_id=request.request_id.decode())
     if isinstance(error, MethodNotAllowed):
         headers = {**headers, b"Allow": ", ".join(sorted(error.valid_methods or ())).encode()}
-    status = error.code or 500
-    return _answer(status, _error(_CODE_OF_HTTP_STATUS.get(status, "bad_request"), error.name), headers)
-
-
-def _error(code: str, message: str) -> Mapping[str, Mapping[str, str]]:
-    return {"error": {"code": code, "message": message}}
+    elif status in (429, 500):
+        headers = {**headers, **_RETRY_AFTER}
+    request.refused(status, code, reason=reason, **known)
+    return _answer(status, {"error": {"code": code, "message": message}}, headers)
 
 
 # -- routes -------------------------------------------------------------------------------------------------
@@ -156,8 +159,9 @@ def _error(code: str, message: str) -> Mapping[str, Mapping[str, str]]:
 class WebhookApp:
     """The receiver's routes.
 
-    ``default_source`` is the one behind the short path; ``now_ms`` gives the wall clock. ``events`` counts by
-    source, event and outcome, and ``refusals`` by code.
+    ``default_source`` is the one behind the short path; ``now_ms`` gives the wall clock. Only what
+    ``trusted_proxies`` say of a client is believed. ``events`` counts by source, event and outcome, and
+    ``refusals`` by code.
     """
 
     app: ClassVar[Klein] = _klein()
@@ -167,6 +171,7 @@ class WebhookApp:
     now_ms: Callable[[], int]
     in_flight: InFlight
     health: IResource
+    trusted_proxies: Sequence[Network] = ()
     events: Counter[tuple[str, str, str]] = field(factory=Counter)
     refusals: Counter[str] = field(factory=Counter)
 
@@ -187,6 +192,7 @@ class WebhookApp:
             body=body,
             delivery_id=None if delivery_id is None else delivery_id.decode("latin-1"),
             received_at_ms=self.now_ms(),
+            request_id=request.request_id,
         )
         self.in_flight.enter(len(body))
         try:
@@ -222,11 +228,16 @@ class WebhookApp:
         return _branch(request, self.health)
 
     @app.handle_errors(Exception)
-    def failed(self, request: IRequest, failure: Failure) -> Answer:
+    def failed(self, request: AnyRequest, failure: Failure) -> Answer:
         """Whatever went wrong."""
         if isinstance(failure.value, Refusal):
             self.refusals[failure.value.code] += 1
-        return _answer_error(failure, _CORS)
+        client = client_address(_credentials(request), self.trusted_proxies)
+        known = {} if client is None else {"client": str(client)}
+        if not isinstance(failure.value, HTTPException | UnknownSource):
+            path = request.path.decode("ascii", "replace")
+            known["source"] = path.removeprefix("/webhook/chatwoot").strip("/") or self.default_source
+        return _answer_error(request, failure, _CORS, **known)
 
 
 def _answer_receipt(receipt: Receipt) -> Response:
@@ -268,9 +279,9 @@ class HealthApp:
         return 200 if self.is_ready() else 503
 
     @app.handle_errors(Exception)
-    def failed(self, request: IRequest, failure: Failure) -> Answer:
+    def failed(self, request: AnyRequest, failure: Failure) -> Answer:
         """Whatever went wrong."""
-        return _answer_error(failure)
+        return _answer_error(request, failure)
 
 
 @define(eq=False)
@@ -299,9 +310,9 @@ class OpsApp:
         return _branch(request, self.health)
 
     @app.handle_errors(Exception)
-    def failed(self, request: IRequest, failure: Failure) -> Answer:
+    def failed(self, request: AnyRequest, failure: Failure) -> Answer:
         """Whatever went wrong."""
-        return _answer_error(failure)
+        return _answer_error(request, failure)
 
 
 def _branch(request: IRequest, resource: IResource) -> IResource:
@@ -328,7 +339,7 @@ class Shortcut:
     stopped half-way.
     """
 
-    def __init__(self, app: Klein, failed: Callable[[IRequest, Failure], Response]) -> None:
+    def __init__(self, app: Klein, failed: Callable[[WebhookRequest, Failure], Response]) -> None:
         """``failed`` is the app's own error handler."""
         self._app = app
         self._failed = failed

@@ -32,7 +32,7 @@ _DEFECT = """
 import webhookd.intake
 def parse(delivery, fallback):
     secret, body = delivery, delivery.body
-    raise RuntimeError("a defect")
+    raise RuntimeError(f"a defect: {body}")
 webhookd.intake.parse = parse
 """
 

@@ -23,8 +23,8 @@ _PATH = "/webhook/chatwoot"
 _CONNECTIONS = 20
 
 NAMES = (
-    b"x\\r\\n2026-01-01T00:00:00+0000 [webhookd#critical] forged",
-    b"x\\n[webhookd#critical] forged",
+    b"x\\r\\n2026-01-01T00:00:00.000+00:00 critical forged",
+    b'x\\n{\\"time\\": \\"2026-01-01T00:00:00.000+00:00\\", \\"level\\": \\"critical\\"}',
     b"\\u001b[31mred\\u001b[0m",
     b"\\u001b]0;title\\u0007",
     b"\\u0085\\u2028\\u2029\\u009b",
@@ -52,9 +52,8 @@ def attack_logs(target: Target) -> Tally:
     log = target.daemon.log
     lines = log.splitlines()
     tally.expect("all", "unprintable in the log", sorted(set(log) & _UNPRINTABLE), [])
-    tally.expect(
-        "all", "lines that are forged", [line for line in lines if line.startswith("[webhookd#")], []
-    )
+    forged = [line for line in lines if line.startswith(("2026-01-01", '{"time": "2026-01-01'))]
+    tally.expect("all", "lines that are forged", forged, [])
     tally.expect("all", "lines of more than 2,000", [line for line in lines if len(line) > 2000], [])
     tally.problems += target.problems()
     return tally

@@ -157,7 +157,7 @@ class Target:
     def problems(self) -> Sequence[str]:
         """What the daemon's log says that it must not say."""
         log = self.daemon.log
-        words = ("Traceback", "Unhandled", "critical]", "cannot read a request", "cannot answer a request")
+        words = ("Traceback", '"traceback"', "Unhandled", "cannot read a request", "cannot answer a request")
         return [f"the log says {word!r}: {log[-2000:]}" for word in words if word in log]
 
     def __enter__(self) -> Self:

@@ -24,7 +24,15 @@ import trustme
 from tests.integration.conftest import StartDaemon, StartReplicas
 from tests.support.bullmq import Queue
 from tests.support.daemon import Daemon, installed_twistd
-from tests.support.http import ANSWER_DEADLINE_S, Response, exchange, get, read_response, request_bytes
+from tests.support.http import (
+    ANSWER_DEADLINE_S,
+    Response,
+    connect,
+    exchange,
+    get,
+    read_response,
+    request_bytes,
+)
 from tests.support.nginx import FLAVOURS, Load, Nginx, assert_each_is_one_job, nginx_binary
 from tests.support.process import ChildProcess, ReservedPort, wait_until
 from tests.support.proxy import Proxy
@@ -347,6 +355,16 @@ def test_a_request_has_one_name_everywhere(echo: Echo, start_nginx: StartNginx) 
     assert len(set(made)) == len(set(doubtful)) == 1
     assert made[0] != doubtful[0]
     assert re.fullmatch("[0-9a-f]{32}", made[0] and doubtful[0])
+
+
+def test_nginx_and_the_daemon_answer_with_one_name(replica_port: int, start_nginx: StartNginx) -> None:
+    nginx = start_nginx(replica_port)
+    for path in (PATH, "/health/live"):
+        with connect(nginx.port) as connection:
+            connection.sendall(request_bytes("GET", path, {"X-Request-Id": "chatwoot-7"}))
+            answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+
+        assert re.findall(rb"(?i)^x-request-id: (.*)\r$", answer, re.MULTILINE) == [b"chatwoot-7"]
 
 
 def test_the_daemon_learns_where_a_request_came_from(

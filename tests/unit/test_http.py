@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, capturedLogs, formatEvent
+from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.iweb import IRequest
 from twisted.web.resource import Resource
@@ -29,6 +29,7 @@ from webhookd.http import (
     WebhookRequest,
     WebhookSite,
 )
+from webhookd.http.request import request_id
 
 MAX_BODY_BYTES = 100
 HEAD = b"POST /x HTTP/1.1\r\nHost: h\r\n"
@@ -545,7 +546,7 @@ class AccessLogTests(SiteCase):
         self.site = self.make_site(access_log=access_log)
         with capturedLogs() as events:
             self.connect().send(request)
-        return [event for event in events if event["log_namespace"] == "webhookd.http.site"]
+        return [event for event in events if event["log_namespace"] == "webhookd.access"]
 
     def test_one_line_a_request_without_the_query(self) -> None:
         [event] = self.lines(b"GET /webhook/chatwoot?token=s3cret HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -565,6 +566,113 @@ class AccessLogTests(SiteCase):
         [event] = self.lines(b"GET /{client.__class__}{0} HTTP/1.1\r\nHost: h\r\n\r\n")
 
         self.assertEqual(formatEvent(event), "192.168.1.1 GET /{client.__class__}{0} 200")
+
+
+class RequestIdTests(SiteCase):
+    def id_of(self, *given: bytes) -> str:
+        """The id in the answer to a request that brings these."""
+        client = self.connect()
+        lines = b"".join(b"X-Request-Id: %b\r\n" % one for one in given)
+        client.send(HEAD + lines + b"Content-Length: 2\r\n\r\n{}")
+        return client.response().headers["x-request-id"]
+
+    def test_a_harmless_one_is_kept(self) -> None:
+        for name in ("0123456789abcdef0123456789abcdef", "A.b_c-9", "x", "z" * 64):
+            self.assertEqual(self.id_of(name.encode()), name)
+
+    def test_no_two_requests_have_the_same(self) -> None:
+        other_site = self.make_site()
+        names = [self.id_of(), self.id_of()]
+        self.site = other_site
+        names.append(self.id_of())
+
+        self.assertEqual(len(set(names)), 3)
+        for name in names:
+            self.assertRegex(name, r"^[0-9a-f]{12}-[0-9a-f]+$")
+
+    def test_any_other_is_replaced(self) -> None:
+        for sent in ((b"z" * 65,), (b"",), (b"a b",), (b"a;b",), (b"\xe4",), (b"a\tb",), (b"a", b"a")):
+            with self.subTest(sent):
+                self.assertRegex(self.id_of(*sent), r"^[0-9a-f]{12}-[0-9a-f]+$")
+
+    @given(st.binary())
+    def test_whatever_is_given_the_id_can_be_written_anywhere(self, given_id: bytes) -> None:
+        name = request_id({b"x-request-id": given_id}, iter([b"own"]))
+
+        self.assertRegex(name, rb"\A[0-9A-Za-z._-]{1,64}\Z")
+        self.assertIn(name, (given_id, b"own"))
+
+    def test_a_request_has_few_enough_attributes_for_a_shared_dict(self) -> None:
+        seen: list[str] = []
+
+        def shortcut(request: WebhookRequest) -> bool:
+            seen.extend(vars(request))
+            request.respond(200, {b"Content-Length": b"0"}, b"")
+            seen.extend(vars(request))
+            return True
+
+        self.site = self.make_site(shortcut=shortcut)
+        self.connect().send(post())
+
+        self.assertLessEqual(len(set(seen)), 30)  # SHARED_KEYS_MAX_SIZE of CPython
+
+
+class RefusalLineTests(SiteCase):
+    def refused(self, *data: bytes, **limits: Any) -> LogEvent:
+        """The one line about what a client sent, and time that passed after it; its id is in the answer."""
+        self.site = self.make_site(**limits)
+        with capturedLogs() as events:
+            client = self.connect()
+            for part in data:
+                client.send(part)
+            self.pass_time(HEAD_DEADLINE_S)
+        [line] = [event for event in events if event["log_namespace"] == "webhookd.http.site"]
+        self.assertEqual(line["client"], "192.168.1.1")
+        self.assertEqual(line["request_id"], client.response().headers["x-request-id"])
+        return line
+
+    def assert_line(self, line: LogEvent, status: int, code: str, path: str, level: LogLevel) -> None:
+        self.assertEqual((line["status"], line["code"], line["path"]), (status, code, path))
+        self.assertIs(line["log_level"], level)
+        name = line["request_id"]
+        self.assertEqual(
+            formatEvent(line), f"refused {path} from 192.168.1.1: {status} {code}, request {name}"
+        )
+
+    def test_what_is_no_http(self) -> None:
+        self.assert_line(self.refused(b"hello\r\n\r\n"), 400, "bad_request", "-", LogLevel.info)
+
+    def test_a_request_without_a_host(self) -> None:
+        line = self.refused(b"GET /x?token=s3cret HTTP/1.1\r\n\r\n")
+
+        self.assert_line(line, 400, "bad_host", "/x", LogLevel.info)
+        self.assertNotIn("s3cret", repr(line))
+
+    def test_a_path_that_is_no_text(self) -> None:
+        line = self.refused(b"GET /%ff HTTP/1.1\r\nHost: h\r\n\r\n")
+
+        self.assert_line(line, 400, "bad_path", "/%ff", LogLevel.info)
+
+    def test_a_request_that_is_too_slow(self) -> None:
+        line = self.refused(HEAD)
+
+        self.assert_line(line, 408, "too_slow", "-", LogLevel.info)
+
+    def test_a_body_that_is_too_large(self) -> None:
+        line = self.refused(HEAD + b"X-Request-Id: name-1\r\nContent-Length: 500\r\n\r\n")
+
+        self.assert_line(line, 413, "too_large", "/x", LogLevel.info)
+        self.assertEqual(line["request_id"], "name-1")
+
+    def test_a_head_that_is_too_large(self) -> None:
+        line = self.refused(HEAD + b"X: " + b"x" * MAX_HEAD_BYTES)
+
+        self.assert_line(line, 431, "head_too_large", "-", LogLevel.info)
+
+    def test_what_is_too_much_is_a_warning(self) -> None:
+        line = self.refused(max_connections=0)
+
+        self.assert_line(line, 429, "too_many_connections", "-", LogLevel.warn)
 
 
 class DrainTests(SiteCase):

@@ -7,13 +7,15 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.samples import SAMPLES
 from webhookd.auth import Authenticator, Credentials
 from webhookd.bullmq import JobOptions
 from webhookd.chatwoot import hash_of_body
-from webhookd.intake import ENCODERS, Intake, Source, envelope
+from webhookd.intake import ENCODERS, Intake, Source, envelope, told
 from webhookd.model import (
     BadRequest,
     Delivery,
@@ -146,13 +148,38 @@ class IntakeTests(SynchronousTestCase):
 
     def test_the_envelope_of_a_job(self) -> None:
         self.successResultOf(
-            self.intake("envelope").accept(delivery(b'{ "event":"x" }', delivery_id="abc"), Credentials())
+            self.intake("envelope").accept(
+                Delivery("chatwoot", b'{ "event":"x" }', "abc", NOW_MS, b"name-1"), Credentials()
+            )
         )
 
         self.assertEqual(
             self.jobs.taken[0].data,
-            b'{"source":"chatwoot","deliveryId":"abc","receivedAt":%d,"payload":{ "event":"x" }}' % NOW_MS,
+            b'{"source":"chatwoot","deliveryId":"abc","requestId":"name-1","receivedAt":%d,'
+            b'"payload":{ "event":"x" }}' % NOW_MS,
         )
+
+    def test_a_line_for_each_event_that_is_taken(self) -> None:
+        clock = Clock()
+        waiting: Deferred[Receipt] = Deferred()
+        accept = told(lambda _delivery, _credentials: waiting, clock.seconds)
+        with capturedLogs() as lines:
+            taken = accept(Delivery("branch", SAMPLE.body, None, NOW_MS, b"name-1"), Credentials())
+            clock.advance(0.0125)
+            waiting.callback(Receipt(Outcome.SPOOLED, SAMPLE.job_id, SAMPLE.event))
+
+        self.assertEqual(self.successResultOf(taken).outcome, Outcome.SPOOLED)
+        [line] = lines
+        self.assertIs(line["log_level"], LogLevel.debug)
+        self.assertEqual(formatEvent(line), f"spooled {SAMPLE.job_id} of branch in 12.5 ms, request name-1")
+        self.assertEqual((line["event"], line["duration_ms"]), (SAMPLE.event, 12.5))
+
+    def test_no_such_line_for_one_that_is_refused(self) -> None:
+        with capturedLogs() as lines:
+            accept = told(lambda _delivery, _credentials: fail(ValueError()), Clock().seconds)
+            self.failureResultOf(accept(delivery(), Credentials()), ValueError)
+
+        self.assertEqual(lines, [])
 
     @given(st.one_of(st.none(), st.text(alphabet=st.characters(exclude_categories=["Cs"]))))
     def test_an_envelope_is_json_whatever_the_delivery_id(self, delivery_id: str | None) -> None:
@@ -161,6 +188,7 @@ class IntakeTests(SynchronousTestCase):
             {
                 "source": "chatwoot",
                 "deliveryId": delivery_id,
+                "requestId": "",
                 "receivedAt": NOW_MS,
                 "payload": json.loads(SAMPLE.body),
             },

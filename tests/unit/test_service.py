@@ -30,12 +30,13 @@ import webhookd
 from tests.support.fakes import Log
 from tests.support.samples import SAMPLES, SECRET
 from tests.support.web_client import MemoryClient
+from webhookd.breaker import BreakerPolicy, CircuitBreaker
 from webhookd.config import ALL_OPTIONS
 from webhookd.daemon import Daemon, Listener
 from webhookd.http import MAX_CONNECTIONS, WebhookSite
 from webhookd.model import ConfigError
 from webhookd.process import end_on_signals, raise_descriptor_limit
-from webhookd.service import Options, makeService, max_connections
+from webhookd.service import Options, log_breaker, makeService, max_connections
 
 SAMPLE = SAMPLES["message_created"]
 QUIET = ("--spool", "off", "--redis", "unix:///nowhere/redis.sock")
@@ -158,17 +159,20 @@ class MakeServiceTests(OptionsCase):
         with tempfile.TemporaryDirectory() as directory:
             self.assertEqual(
                 self.parts("--spool", f"{directory}/spool"),
-                ["ReactorLag", "Listener", "RedisPool", "SpoolService", "Listener"],
+                ["LogWindows", "ReactorLag", "Listener", "RedisPool", "SpoolService", "Listener"],
             )
-        self.assertEqual(self.parts("--spool", "off"), ["ReactorLag", "Listener", "RedisPool", "Listener"])
         self.assertEqual(
-            self.parts("--spool", "off", "--ops-endpoint", "off"), ["ReactorLag", "RedisPool", "Listener"]
+            self.parts("--spool", "off"), ["LogWindows", "ReactorLag", "Listener", "RedisPool", "Listener"]
+        )
+        self.assertEqual(
+            self.parts("--spool", "off", "--ops-endpoint", "off"),
+            ["LogWindows", "ReactorLag", "RedisPool", "Listener"],
         )
 
     def test_an_embedded_server_starts_before_who_connects_to_it(self) -> None:
         parts = self.parts("--spool", "off", "--ops-endpoint", "off", "--redis", "embedded:")
 
-        self.assertEqual(parts, ["ReactorLag", "EmbeddedValkey", "RedisPool", "Listener"])
+        self.assertEqual(parts, ["LogWindows", "ReactorLag", "EmbeddedValkey", "RedisPool", "Listener"])
 
     def test_a_spool_that_cannot_be_made_is_no_reason_not_to_start(self) -> None:
         with tempfile.NamedTemporaryFile() as file:
@@ -510,3 +514,17 @@ class SignalTests(SynchronousTestCase):
             signal.raise_signal(number)
 
         self.assertEqual(reactor.stops, 1)
+
+
+class BreakerLogTests(SynchronousTestCase):
+    def test_a_line_for_each_change(self) -> None:
+        log = Log.of(self)
+        breaker = CircuitBreaker(BreakerPolicy(failures_in_a_row=1, first_break_s=1.0), lambda: 0.5)
+        breaker.listen(log_breaker)
+        for at_s in (0.0, 20.0):
+            permit = breaker.permit(at_s)
+            assert permit is not None
+            permit.failed(at_s)
+
+        self.assertEqual(log.at(LogLevel.warn)[0], "the circuit breaker is open, and was closed")
+        self.assertEqual(log.at(LogLevel.info), ["the circuit breaker is half_open, and was open"])

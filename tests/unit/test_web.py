@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
+from ipaddress import ip_network
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent, LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import IResource
 
@@ -64,8 +67,8 @@ class WebCase(SynchronousTestCase):
     def set_limits(self, max_requests: int = 100, max_bytes: int = 1_000_000) -> None:
         self.in_flight = InFlight(max_requests, max_bytes)
         self.health: IResource = HealthApp(self.report, lambda: self.is_ready).app.resource()
-        app = WebhookApp(self.accept, "chatwoot", lambda: NOW_MS, self.in_flight, self.health)
-        self.site = self.make_site(app)
+        self.app = WebhookApp(self.accept, "chatwoot", lambda: NOW_MS, self.in_flight, self.health)
+        self.site = self.make_site(self.app)
 
     def make_site(self, app: WebhookApp | OpsApp) -> WebhookSite:
         return WebhookSite(
@@ -159,9 +162,9 @@ class ReceiptTests(WebCase):
         self.assert_nothing_in_flight()
 
     def test_a_delivery_is_the_request_as_it_was_received(self) -> None:
-        self.post(headers={"X-Chatwoot-Delivery": "AbC"})
+        self.post(headers={"X-Chatwoot-Delivery": "AbC", "X-Request-Id": "name-1"})
 
-        self.assertEqual(self.deliveries, [Delivery("chatwoot", SAMPLE.body, "AbC", NOW_MS)])
+        self.assertEqual(self.deliveries, [Delivery("chatwoot", SAMPLE.body, "AbC", NOW_MS, b"name-1")])
 
     def test_a_delivery_without_an_id(self) -> None:
         self.post()
@@ -307,6 +310,75 @@ class RefusalTests(WebCase):
 
     def test_no_traceback_leaves_the_house(self) -> None:
         self.assertFalse(self.site.displayTracebacks)
+
+
+class RefusalLineTests(WebCase):
+    def refused(self, send: Callable[[], Response]) -> tuple[LogEvent, LogEvent | None]:
+        """The line about a request that is refused, and the one about a defect; both have its answer's id."""
+        with capturedLogs() as events:
+            name = send().headers["x-request-id"]
+        [line] = [event for event in events if event["log_namespace"] == "webhookd.http.site"]
+        defect = next((event for event in events if "log_failure" in event), None)
+        self.assertEqual(line["request_id"], name)
+        self.assertEqual(name if defect is None else defect["request_id"], name)
+        return line, defect
+
+    def test_who_what_and_why(self) -> None:
+        unavailable = SpoolUnavailable("full")
+        for error, status, code, reason, level in (
+            (Unauthorized("bad_token", "no"), 401, "bad_token", None, LogLevel.info),
+            (BadRequest("not_json", "no"), 400, "not_json", None, LogLevel.info),
+            (TooMany("too_many", "no"), 429, "too_many", None, LogLevel.warn),
+            (unavailable, 500, "unavailable", "SpoolUnavailable", LogLevel.warn),
+        ):
+            with self.subTest(code):
+                self.fail_with(error)
+                line, defect = self.refused(lambda: self.post(path=f"{PATH}/branch?token=s3cret"))
+                self.assertIsNone(defect)
+                self.assertEqual(
+                    (line["status"], line["code"], line["reason"], line["source"], line["client"]),
+                    (status, code, reason, "branch", PEER),
+                )
+                self.assertEqual(line["path"], f"{PATH}/branch")
+                self.assertNotIn("s3cret", repr(line))
+                self.assertIs(line["log_level"], level)
+
+    def test_the_short_path_has_a_source(self) -> None:
+        self.fail_with(Unauthorized("bad_token", "no"))
+
+        self.assertEqual(self.refused(self.post)[0]["source"], "chatwoot")
+
+    def test_a_source_that_is_not_configured_is_none(self) -> None:
+        self.raise_at_once(UnknownSource("unknown_source", "no"))
+
+        self.assertIsNone(self.refused(lambda: self.post(path=f"{PATH}/nobody"))[0]["source"])
+
+    def test_no_such_path_and_no_such_method(self) -> None:
+        for method, path, status, code in (
+            ("POST", "/nowhere", 404, "not_found"),
+            ("PUT", PATH, 405, "method_not_allowed"),
+            ("GET", "/health/nowhere", 404, "not_found"),
+        ):
+            with self.subTest(path):
+                line, _ = self.refused(partial(self.request, method, path))
+                self.assertEqual(
+                    (line["status"], line["code"], line["path"], line["source"]), (status, code, path, None)
+                )
+
+    def test_a_defect_is_found_by_the_id_of_the_answer(self) -> None:
+        self.fail_with(ZeroDivisionError())
+        line, defect = self.refused(self.post)
+
+        self.assertIsNotNone(defect)
+        self.assertEqual((line["code"], line["reason"]), ("unavailable", "ZeroDivisionError"))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_what_a_trusted_proxy_says_of_the_client(self) -> None:
+        self.fail_with(Unauthorized("bad_token", "no"))
+        for proxies, client in (((), PEER), ((ip_network("192.168.0.0/16"),), "203.0.113.9")):
+            self.app.trusted_proxies = proxies
+            line, _ = self.refused(lambda: self.post(headers={"X-Forwarded-For": "203.0.113.9"}))
+            self.assertEqual(line["client"], client)
 
 
 class MediaTypeTests(WebCase):

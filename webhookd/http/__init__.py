@@ -25,7 +25,7 @@ from webhookd.http.channel import (
     WRITE_DEADLINE_S,
     WebhookChannel,
 )
-from webhookd.http.request import Refusal, WebhookRequest
+from webhookd.http.request import Refusal, Refused, WebhookRequest
 from webhookd.http.site import WebhookSite
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "MAX_PIPELINED",
     "WRITE_DEADLINE_S",
     "Refusal",
+    "Refused",
     "WebhookChannel",
     "WebhookRequest",
     "WebhookSite",

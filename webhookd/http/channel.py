@@ -18,7 +18,7 @@ from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from webhookd.http import request as refusals
-from webhookd.http.request import HEADS, Edge, Fields, Refusal, WebhookRequest
+from webhookd.http.request import HEADS, Edge, Fields, Refusal, Refused, WebhookRequest, address, request_id
 
 #: Longer than nginx keeps an idle connection to its upstream (60 s), so that never both use and close it.
 IDLE_TIMEOUT_S = 75.0
@@ -323,10 +323,13 @@ class WebhookChannel(Protocol):
     def _send_refusal(self, refusal: Refusal) -> None:
         status, headers, body = refusal.response()
         self.site.requests["none", "none", status] += 1
-        lines = [b"%b: %b\r\n" % line for line in headers.items()]
+        name = request_id(self._fields, self.site.request_ids)
+        lines = [b"%b: %b\r\n" % line for line in (*headers.items(), (b"X-Request-Id", name))]
         self.send(
             b"%b%b\r\n%bConnection: close\r\n\r\n%b" % (HEADS[status], self.site.date, b"".join(lines), body)
         )
+        path = _origin_form(self._uri).partition(b"?")[0] if self._is_head_complete else b""
+        self.site.refused(Refused(status, refusal.code, name, path, address(self.getPeer())))
 
     def _answer_refusal(self, refusal: Refusal) -> None:
         self._send_refusal(refusal)

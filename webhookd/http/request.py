@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import string
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from io import BytesIO
+from itertools import count
+from secrets import token_hex
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import unquote_to_bytes
 
@@ -24,17 +27,38 @@ HEADS: Mapping[int, bytes] = {
 
 Fields: TypeAlias = Mapping[bytes, bytes]
 
+_MAX_REQUEST_ID_BYTES = 64
+_OF_A_REQUEST_ID = (string.ascii_letters + string.digits + "._-").encode()
+
+
+def request_ids() -> Iterator[bytes]:
+    """Names for requests that bring none; no other process gives the same."""
+    return map((token_hex(6).encode() + b"-%x").__mod__, count(1))
+
+
+def request_id(fields: Fields, own: Iterator[bytes]) -> bytes:
+    """The name that nginx, or the client, gave to a request, if it is harmless wherever it may be written."""
+    given = fields.get(b"x-request-id")
+    if given is None or len(given) > _MAX_REQUEST_ID_BYTES or not given:
+        return next(own)
+    if given.isalnum() or not given.translate(None, _OF_A_REQUEST_ID):  # most are, and that is quicker
+        return given
+    return next(own)
+
 
 class Edge(Protocol):
     """What a request needs to know of the site that it came to."""
 
     clock: IReactorTime
     date: bytes
+    request_ids: Iterator[bytes]
     shortcut: Callable[[WebhookRequest], bool]
 
     def getResourceFor(self, request: HTTPRequest) -> Any: ...
 
     def log(self, request: HTTPRequest) -> None: ...
+
+    def refused(self, refused: Refused) -> None: ...
 
 
 class Line(Protocol):
@@ -53,7 +77,11 @@ class WebhookRequest(Request):
 
     ``fields`` are its headers by lower-case name; what came several times is joined by commas, as RFC 9110,
     5.3 allows. ``keep_alive`` says whether its client may send another one on the same connection. ``route``
-    is for the metrics: a word from a closed set.
+    is for the metrics: a word from a closed set. ``request_id`` goes into the answer, the log and the job's
+    envelope.
+
+    It must have no more than 30 attributes: beyond that, Python keeps the keys of each request's dict anew,
+    which takes 3 microseconds.
     """
 
     _has_headers: bool
@@ -82,6 +110,7 @@ class WebhookRequest(Request):
         self.content = BytesIO(body)  # of the same bytes: no second copy
         self.is_gone = False
         self.route = "other"
+        self.request_id = request_id(fields, channel.site.request_ids)
         self.began_s = channel.site.clock.seconds()
 
     @property
@@ -112,10 +141,12 @@ class WebhookRequest(Request):
         self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
         self.setHeader(b"Server", SERVER)
         self.setHeader(b"Date", site.date)
+        self.setHeader(b"X-Request-Id", self.request_id)
         try:
             b"/".join(self.postpath).decode()  # Klein would put a traceback for this into the log
             self.render(site.getResourceFor(self))
         except UnicodeDecodeError:
+            self.refused(BAD_PATH.status, BAD_PATH.code)
             self.respond(*BAD_PATH.response())
         except Exception:  # noqa: BLE001  # as twisted.web's own
             self.processingFailed(Failure())
@@ -125,7 +156,7 @@ class WebhookRequest(Request):
         if self.is_gone:
             return
         channel = self.channel
-        parts = [HEADS[status], channel.site.date]
+        parts = [HEADS[status], channel.site.date, b"\r\nX-Request-Id: ", self.request_id]
         for name, value in headers.items():
             parts += (b"\r\n", name, b": ", value)
         parts.append(b"\r\n\r\n" if channel.goes_on_after(self) else b"\r\nConnection: close\r\n\r\n")
@@ -137,10 +168,35 @@ class WebhookRequest(Request):
         self.finished = 1
         self._cleanup()
 
+    def refused(self, status: int, code: str, **known: str | None) -> None:
+        """Tell the site that this request is refused, and what else is known, as `Refused` names it."""
+        edge: Edge = self.site  # type: ignore[assignment]  # as in `process`
+        known = {"client": address(self.client), **known}
+        edge.refused(Refused(status, code, self.request_id, self.path, **known))
+
     def connectionLost(self, reason: Failure) -> None:
         """The client is gone before it had its answer."""
         self.is_gone = True
         super().connectionLost(reason)
+
+
+@frozen
+class Refused:
+    """A request that was refused, at the edge or behind it; ``reason`` is what an answer does not tell."""
+
+    status: int
+    code: str
+    request_id: bytes
+    path: bytes
+    client: str | None = None
+    source: str | None = None
+    reason: str | None = None
+
+
+def address(client: object) -> str | None:
+    """Of a client as Twisted has it; one of a UNIX socket has none."""
+    host: str | None = getattr(client, "host", None)
+    return host
 
 
 @frozen

@@ -11,14 +11,14 @@ from wsgiref.handlers import format_date_time
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.web.http import Request as HTTPRequest
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from webhookd.counts import DURATIONS_S, Histogram
 from webhookd.http.channel import FRESH_GRACE_S, MAX_ARRIVING_BYTES, MAX_CONNECTIONS, WebhookChannel
-from webhookd.http.request import WebhookRequest
+from webhookd.http.request import Refused, WebhookRequest, address, request_ids
 
 _SWEEP_INTERVAL_S = 1.0
 _MAX_LOGGED_PATH = 256
@@ -26,6 +26,7 @@ _MAX_LOGGED_PATH = 256
 _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
 
 _log = Logger()
+_accesses = Logger("webhookd.access")
 
 
 class WebhookSite(Site):
@@ -59,6 +60,7 @@ class WebhookSite(Site):
         self.channels: set[WebhookChannel] = set()
         self.requests: Counter[tuple[str, str, int]] = Counter()
         self.durations_s = Histogram(DURATIONS_S)
+        self.request_ids = request_ids()
         self._access_log = access_log
         self.clock = reactor
         self._drained: Deferred[None] | None = None
@@ -93,13 +95,30 @@ class WebhookSite(Site):
         self.requests[request.route, _METHODS.get(request.method, "other"), request.code] += 1
         self.durations_s.observe(self.clock.seconds() - request.began_s)
         if self._access_log:
-            _log.info(
+            _accesses.info(
                 "{client} {method} {path} {status}",
-                client=getattr(request.getClientAddress(), "host", "-"),
+                client=address(request.client) or "-",
                 method=request.method.decode("ascii", "replace"),
-                path=request.path[:_MAX_LOGGED_PATH].decode("ascii", "replace"),
+                path=_shown(request.path),
                 status=request.code,
+                request_id=request.request_id.decode(),
             )
+
+    def refused(self, refused: Refused) -> None:
+        """Log a refusal: the one place that all of them pass, those of the edge and those behind it."""
+        is_our_fault = refused.status == 429 or refused.status >= 500
+        _log.emit(
+            LogLevel.warn if is_our_fault else LogLevel.info,
+            "refused {path} from {client}: {status} {log_why}, request {request_id}",
+            status=refused.status,
+            code=refused.code,
+            source=refused.source,
+            path=_shown(refused.path),
+            client=refused.client or "-",
+            request_id=refused.request_id.decode(),
+            reason=refused.reason,
+            log_why=refused.code if refused.reason is None else f"{refused.code} ({refused.reason})",
+        )
 
     def body_arrives(self, channel: WebhookChannel, size_bytes: int) -> None:
         """Count a part of a body in, and refuse the largest of those that arrive where all are too much.
@@ -141,6 +160,10 @@ class WebhookSite(Site):
     def _stop_sweeping(self, _result: None) -> None:
         if self._sweeping.running:
             self._sweeping.stop()
+
+
+def _shown(path: bytes) -> str:
+    return path[:_MAX_LOGGED_PATH].decode("ascii", "replace") or "-"
 
 
 def _cancel(_result: None, calls: Iterable[IDelayedCall]) -> None:
