@@ -13,7 +13,7 @@ tools := .venv-dev/.installed
 node_modules := tests/node/node_modules/.package-lock.json
 peers := tests/bench/peers/node_modules/.package-lock.json
 
-sources := setup.py pyproject.toml $(shell find webhookd twisted -name '*.py' -o -name '*.lua')
+sources := setup.py pyproject.toml $(shell find webhookd twisted -name '*.py' -o -name '*.lua' -o -name '*.json')
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -38,12 +38,18 @@ _BACKLOG = 1024
 
 Environment = Mapping[str, str]
 
+#: Where the value of each option comes from: a flag of the command line, the name of an environment variable,
+#: the path of the file, the path and the section in it, or `DEFAULT`.
+Origins = Mapping[str, str]
+
+DEFAULT = "default"
+
 
 @frozen
 class Source:
     """One Chatwoot installation: who may send for it, and where its jobs go.
 
-    ``events`` are the wanted event names; None means all.
+    ``events`` are the wanted event names; None means all. ``origins`` are those of the options per source.
     """
 
     name: str
@@ -53,6 +59,7 @@ class Source:
     events: frozenset[str] | None
     queue: str
     job_options: JobOptions
+    origins: Origins = field(repr=False, eq=False)
 
     @property
     def is_open(self) -> bool:
@@ -62,7 +69,10 @@ class Source:
 
 @frozen
 class Config:
-    """Everything that can be set. One field for each of `OPTIONS`, and what follows from them."""
+    """Everything that can be set. One field for each of `OPTIONS`, and what follows from them.
+
+    ``origins`` are those of all options, before a source says otherwise.
+    """
 
     port: int
     interface: str
@@ -90,6 +100,7 @@ class Config:
     access_log: bool
     sources: Mapping[str, Source]
     warnings: tuple[str, ...]
+    origins: Origins = field(repr=False, eq=False)
 
 
 # -- how a value is read ------------------------------------------------------------------------------------
@@ -452,36 +463,46 @@ def resolve(command_line: Mapping[str, object], environment: Environment) -> Con
     ``command_line`` maps option names to strings, or to a list of strings for repeatable ones, and has
     only those that were given. Raises L{ConfigError} with one line that names the culprit.
     """
-    path = _given(_CONFIG_FILE, command_line, environment, {})
-    document = _read_toml(str(path)) if path is not None else {}
+    path = _parsed(_CONFIG_FILE, *_given(_CONFIG_FILE, command_line, environment, {}))
+    document = _read_toml(path) if path is not None else {}
     sections = _table(document.pop("sources", {}), "[sources]")
     _refuse_unknown(document, {option.name for option in OPTIONS}, "")
-    values = {option.name: _given(option, command_line, environment, document) for option in OPTIONS}
-    sources = {name: _source(name, section, values) for name, section in sections.items()}
-    sources.setdefault(DEFAULT_SOURCE, _source(DEFAULT_SOURCE, {}, values))
+    values, origins = {}, {}
+    for option in OPTIONS:
+        where, value = _given(option, command_line, environment, document)
+        values[option.name] = _parsed(option, where, value)
+        origins[option.name] = path if where == option.name else where
+    sources = {
+        name: _source(name, section, values, origins, f"{path} [sources.{name}]")
+        for name, section in sections.items()
+    }
+    sources.setdefault(DEFAULT_SOURCE, _source(DEFAULT_SOURCE, {}, values, origins, DEFAULT))
     values["endpoint"] = values["endpoint"] or _tcp_endpoint(values["port"], values["interface"])
     values["ops_endpoint"] = _ops_endpoint(values["ops_endpoint"], values["port"])
     fields = {option.field: values[option.name] for option in OPTIONS if not option.per_source}
-    return Config(**fields, sources=sources, warnings=tuple(_warnings(environment, sources)))
+    warnings = tuple(_warnings(environment, sources))
+    return Config(**fields, sources=sources, warnings=warnings, origins=origins)
 
 
 def _given(
     option: Option, command_line: Mapping[str, object], environment: Environment, document: Mapping[str, Any]
-) -> Any:
-    """The value of an option from the highest place that has one."""
+) -> tuple[str, object]:
+    """The highest place that has an option, under the option's name there, and what stands in it."""
     if option.name in command_line:
-        return _parsed(option, command_line[option.name], f"--{option.flag}")
+        return f"--{option.flag}", command_line[option.name]
     for name in option.environment:
         if environment.get(name):
-            return _parsed(option, environment[name], name)
+            return name, environment[name]
         if option.secret and environment.get(f"{name}_FILE"):
-            return _parsed(option, _read_secret(f"{name}_FILE", environment), f"{name}_FILE")
+            return f"{name}_FILE", _read_secret(f"{name}_FILE", environment)
     if option.name in document:
-        return _parsed(option, document[option.name], option.name)
-    return option.parse(option.default) if option.default not in (None, "") else option.default
+        return option.name, document[option.name]
+    return DEFAULT, option.default
 
 
-def _parsed(option: Option, value: object, where: str) -> object:
+def _parsed(option: Option, where: str, value: object) -> Any:
+    if where == DEFAULT and value in (None, ""):
+        return value
     try:
         return option.parse(value)
     except ValueError as error:
@@ -532,8 +553,8 @@ def _shown(key: str) -> str:
     return key if key.isprintable() else repr(key)
 
 
-def _source(name: str, section: object, values: Mapping[str, Any]) -> Source:
-    """A source has its own values where its section says so, and the common ones otherwise."""
+def _source(name: str, section: object, values: Mapping[str, Any], origins: Origins, origin: str) -> Source:
+    """A source has its own values where its section, the ``origin``, has some, and the common ones else."""
     where = f"[sources.{_shown(name)}] "
     if not _SOURCE_NAME.fullmatch(name):
         raise ConfigError(f"{where}: a source's name is a-z, then up to 31 of a-z, 0-9, _ and -")
@@ -541,7 +562,7 @@ def _source(name: str, section: object, values: Mapping[str, Any]) -> Source:
     options = [option for option in OPTIONS if option.per_source]
     _refuse_unknown(table, {option.name for option in options}, where)
     own = {
-        option.name: _parsed(option, table[option.name], where + option.name)
+        option.name: _parsed(option, where + option.name, table[option.name])
         for option in options
         if option.name in table
     }
@@ -554,6 +575,7 @@ def _source(name: str, section: object, values: Mapping[str, Any]) -> Source:
         events=value["events"],
         queue=value["queue"],
         job_options=value["job_options"],
+        origins={option.name: origin if option.name in own else origins[option.name] for option in options},
     )
 
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 from msgspec import Struct
-from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
+
+if TYPE_CHECKING:  # so that `webhookd health`, which containers start every few seconds, needs no Twisted
+    from twisted.internet.defer import Deferred
 
 # The values that each event makes are structs, which take a quarter of the time of attrs' frozen classes.
 # They hold no containers, so the garbage collector need not look at them.

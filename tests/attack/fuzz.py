@@ -21,7 +21,6 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
-from tests.support.samples import SAMPLES
 from tests.support.web_client import MemoryClient
 from webhookd import chatwoot, intake
 from webhookd.auth import REASONS, Authenticator, Credentials
@@ -29,6 +28,7 @@ from webhookd.bullmq import check_job_id
 from webhookd.config import resolve
 from webhookd.http import WebhookSite
 from webhookd.model import BadRequest, ConfigError, Delivery, Job, Outcome, Receipt, Unauthorized
+from webhookd.samples import SAMPLES
 from webhookd.web import HealthApp, InFlight, Shortcut, WebhookApp
 
 from .framing import CASES

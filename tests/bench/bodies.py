@@ -8,8 +8,8 @@ from pathlib import Path
 
 from attrs import frozen
 
-from tests.support.samples import SAMPLES, SECRET
 from tests.support.webhooks import PATH
+from webhookd.samples import SAMPLES, SECRET
 
 ID_MARK = b"@ID@"
 SIGNATURE_MARK = b"@SIGNATURE@"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from tests.support.samples import SECRET
+from webhookd.samples import SECRET
 
 from .bodies import body_of, sample_body
 from .comparison import COLUMNS, medians, problems_of, rounds

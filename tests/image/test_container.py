@@ -125,7 +125,7 @@ class Container:
 
     def is_well(self) -> bool:
         """What its health check says."""
-        return self.ask("python", "-m", "webhookd.healthcheck", "--ready").returncode == 0
+        return self.ask("webhookd", "health", "--ready").returncode == 0
 
     def ask(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a program in it."""
@@ -192,7 +192,7 @@ def test_the_image_says_how_it_is_to_be_run(image: str) -> None:
     assert settings["Volumes"].keys() == {"/var/lib/webhookd"}
     assert settings["ExposedPorts"].keys() == {"3001/tcp", "9101/tcp"}
     assert settings["Labels"]["org.opencontainers.image.version"] == "1.2.3"
-    assert content["Healthcheck"]["Test"] == ["CMD", "python", "-m", "webhookd.healthcheck", "--ready"]
+    assert content["Healthcheck"]["Test"] == ["CMD", "webhookd", "health", "--ready"]
 
 
 def test_a_webhook_becomes_a_job_and_the_end_is_clean(redis: RedisServer, start: Start) -> None:
@@ -236,9 +236,9 @@ def test_it_holds_nothing_that_it_does_not_need(start: Start) -> None:
 def test_the_health_check_fails_where_nobody_answers(start: Start) -> None:
     container = start()
 
-    wrong = container.ask("env", "WEBHOOK_PORT=1", "python", "-m", "webhookd.healthcheck")
+    wrong = container.ask("env", "WEBHOOK_PORT=1", "webhookd", "health")
 
-    assert wrong.returncode == 1
+    assert wrong.returncode == 3
 
 
 def test_the_spool_is_on_the_volume_and_the_next_container_drains_it(

@@ -15,10 +15,10 @@ from twisted.internet.defer import Deferred, gatherResults
 from tests.integration.conftest import StartDaemon
 from tests.support.daemon import Daemon
 from tests.support.http import connect, exchange, read_response, request_bytes
-from tests.support.samples import SAMPLES
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, ODD, PATH, Webhook, connected, webhook, webhooks
 from webhookd.bullmq import QueueKeys
+from webhookd.samples import SAMPLES
 
 KEYS = QueueKeys("bull", "chatwoot")
 JSON = {"Content-Type": "application/json"}

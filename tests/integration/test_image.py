@@ -65,9 +65,9 @@ def test_the_context_holds_what_the_dockerfile_copies() -> None:
 
 def ask(daemon: Daemon, *arguments: str, **environ: str) -> int:
     """The exit code of the image's health check."""
-    python = installed_twistd().with_name("python")
+    webhookd = installed_twistd().with_name("webhookd")
     return subprocess.run(
-        [python, "-m", "webhookd.healthcheck", *arguments],
+        [webhookd, "health", *arguments],
         env={"WEBHOOK_PORT": str(daemon.port), **environ},
         cwd=daemon.directory,
         capture_output=True,
@@ -84,20 +84,20 @@ def test_health_is_an_exit_code(redis: RedisServer, start_daemon: StartDaemon) -
     assert [ask(daemon, "--live"), ask(daemon, "--ready")] == [0, 1]
 
     daemon.suspend()
-    assert ask(daemon, "--live") == 1
+    assert ask(daemon, "--live") == 3
     daemon.kill()
-    assert ask(daemon, "--live") == 1
+    assert ask(daemon, "--live") == 3
 
 
 def test_a_wrong_question_is_neither(redis: RedisServer, start_daemon: StartDaemon) -> None:
     daemon = start_daemon("--redis", redis.url)
 
     assert ask(daemon, "--lively") == 2
-    assert ask(daemon, WEBHOOK_PORT="http") == 1
+    assert ask(daemon, WEBHOOK_PORT="http") == 2
 
 
 def test_it_asks_where_the_daemon_listens(redis: RedisServer, start_daemon: StartDaemon) -> None:
     daemon = start_daemon("--redis", redis.url)
 
     assert ask(daemon, WEBHOOK_PORT="", PORT=str(daemon.port)) == 0
-    assert ask(daemon, WEBHOOK_INTERFACE="127.0.0.2") == 1
+    assert ask(daemon, WEBHOOK_INTERFACE="127.0.0.2") == 3

@@ -25,10 +25,10 @@ from tests.support.bullmq import Queue
 from tests.support.nginx import Load, assert_each_is_one_job
 from tests.support.process import find_tool, wait_until
 from tests.support.prometheus import RULES, SHIPPED, ObservedDaemon, Prometheus, load_rules, promtool
-from tests.support.samples import SECRET
 from tests.support.servers import RedisServer
 from tests.support.webhooks import Webhook, connected, post, webhook
 from webhookd.bullmq import QueueKeys
+from webhookd.samples import SECRET
 
 REPOSITORY = Path(__file__).parents[2]
 DOCKER = REPOSITORY / "docker"

@@ -17,10 +17,10 @@ from tests.support.bullmq import Queue
 from tests.support.daemon import Daemon
 from tests.support.http import ANSWER_DEADLINE_S
 from tests.support.process import find_tool
-from tests.support.samples import SAMPLES, SAMPLES_DIRECTORY, SECRET, Sample
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, connected
 from webhookd.bullmq import QueueKeys
+from webhookd.samples import SAMPLES, SAMPLES_DIRECTORY, SECRET, Sample
 
 SCRIPT = Path(__file__).parents[1] / "ruby" / "send_samples.rb"
 CLIENTS = ("rest-client", "net-http")

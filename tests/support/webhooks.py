@@ -11,10 +11,11 @@ from itertools import cycle, islice
 
 from attrs import evolve, frozen
 
+from webhookd.samples import SAMPLES, Sample
+
 from .daemon import Daemon
 from .http import Response, connect, exchange, read_response, request_bytes
 from .process import wait_until
-from .samples import SAMPLES, Sample
 
 PATH = "/webhook/chatwoot"
 

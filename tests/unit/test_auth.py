@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support.samples import SAMPLES, SECRET, SIGNED_AT_S
 from webhookd.auth import REASONS, Authenticator, Credentials, Network, client_address, sign
 from webhookd.model import Unauthorized
+from webhookd.samples import SAMPLES, SECRET, SIGNED_AT_S
 
 TOLERANCE_S = 300
 PROXIES = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))

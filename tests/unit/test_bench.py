@@ -24,8 +24,8 @@ from tests.bench.outputs import (
 )
 from tests.bench.report import judge, problems_of, render
 from tests.support.process import MissingTool
-from tests.support.samples import SAMPLES, SECRET
 from webhookd.auth import Authenticator, Credentials
+from webhookd.samples import SAMPLES, SECRET
 
 ANSWERS = Answers(
     requests=1000,

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support.samples import SAMPLES, Sample
 from webhookd.bullmq import check_job_id
 from webhookd.chatwoot import FALLBACKS, _decode, _Payload, _read_tolerantly, hash_of_body, parse
 from webhookd.model import BadRequest, Delivery, Event
+from webhookd.samples import SAMPLES, Sample
 
 DELIVERY_ID = "587b7988-4119-4eae-865f-daed46efd912"
 JOB_ID = re.compile(

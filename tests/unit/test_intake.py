@@ -11,7 +11,6 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support.samples import SAMPLES
 from webhookd.auth import Authenticator, Credentials
 from webhookd.bullmq import JobOptions
 from webhookd.chatwoot import hash_of_body
@@ -27,6 +26,7 @@ from webhookd.model import (
     Unauthorized,
     UnknownSource,
 )
+from webhookd.samples import SAMPLES
 
 SAMPLE = SAMPLES["message_created"]
 NOW_MS = 1_788_264_005_123

@@ -19,7 +19,6 @@ from twisted.web.resource import Resource
 from tests.support.fakes import AcceptingSink, MemorySpool
 from tests.support.http import request_bytes
 from tests.support.redis_wire import PoolCase, array, bulk, error, integer
-from tests.support.samples import SAMPLES, SECRET
 from tests.support.spools import make_job
 from tests.support.web_client import MemoryClient
 from webhookd.auth import Authenticator
@@ -33,6 +32,7 @@ from webhookd.metrics import DaemonCollector, Exposition, Parts, ReactorLag
 from webhookd.model import Job, Outcome, Receipt
 from webhookd.redis_queue import QueueSettings, RedisQueue
 from webhookd.redis_watch import JobCounts, RedisWatch
+from webhookd.samples import SAMPLES, SECRET
 from webhookd.web import InFlight, OpsApp, Shortcut, WebhookApp
 
 NOW_MS = 1_788_264_005_123

@@ -17,7 +17,6 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import IResource
 
 from tests.support.http import Response
-from tests.support.samples import SAMPLES
 from tests.support.web_client import MemoryClient
 from webhookd.auth import Credentials
 from webhookd.http import WebhookSite
@@ -36,6 +35,7 @@ from webhookd.model import (
     UnknownSource,
     UnsupportedMedia,
 )
+from webhookd.samples import SAMPLES
 from webhookd.web import HealthApp, InFlight, OpsApp, Shortcut, WebhookApp
 
 SAMPLE = SAMPLES["message_created"]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
-from typing import Any
 
 import click
 
 import webhookd
-from webhookd.cli.terminal import WrongUse
-from webhookd.model import ConfigError
 
 #: The parts, in the order of `--help`: a module of this package each.
-PARTS: tuple[str, ...] = ()
+PARTS = ("send", "sign", "verify", "health", "config", "completion")
 
 
 class Parts(click.Group):
@@ -29,17 +27,11 @@ class Parts(click.Group):
         command: click.Command = import_module(f"webhookd.cli.{name}").command
         return command
 
-    def invoke(self, context: click.Context) -> Any:
-        """Run the part; a configuration that cannot be used is wrong use of the command."""
-        try:
-            return super().invoke(context)
-        except ConfigError as error:
-            raise WrongUse(str(error)) from None
-
 
 @click.command(cls=Parts, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(webhookd.__version__, prog_name="webhookd", message="%(prog)s %(version)s")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Look after webhookd, the daemon that turns Chatwoot's webhooks into BullMQ jobs.
 
     The daemon itself is started by: twistd -n --pidfile= webhookd
@@ -47,3 +39,5 @@ def main() -> None:
     Exit codes: 0 it is so; 1 it is not; 2 the command is used wrongly; 3 what was asked for cannot be reached
     or read.
     """
+    if os.environ.get("NO_COLOR"):
+        context.color = False

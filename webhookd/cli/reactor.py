@@ -12,6 +12,8 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from twisted.python.failure import Failure
 from zope.interface import provider
 
+from webhookd.process import run_on_monotonic_time
+
 _T = TypeVar("_T")
 
 
@@ -20,6 +22,7 @@ def run(main: Callable[[Any], Coroutine[Deferred[Any], Any, _T]]) -> _T:
     from twisted.internet import reactor  # typed as a module, and so not at all
 
     loop: Any = reactor
+    run_on_monotonic_time(loop)
     results: list[_T | Failure] = []
     globalLogBeginner.beginLoggingTo([_show], discardBuffer=True, redirectStandardIO=False)
 

@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
-from webhookd.config import ALL_OPTIONS, resolve
+from webhookd.cli.terminal import WrongUse
+from webhookd.config import ALL_OPTIONS, DEFAULT, DEFAULT_SOURCE, Config, Source, resolve
+from webhookd.model import ConfigError
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # none is bound here
 
 
 def configured(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command those of the daemon's options that concern it, and ``--config``.
 
     It gets the whole L{webhookd.config.Config} as ``settings``, resolved as the daemon resolves it: the
-    command line, the environment, the file, the defaults.
+    command line, the environment, the file, the defaults. One that cannot be used is wrong use.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,7 +31,10 @@ def configured(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
         def call(**arguments: Any) -> Any:
             given = {option.name: arguments.pop(option.name) for option in options}
             given = {name: value for name, value in given.items() if value not in (None, ())}
-            return command(settings=resolve(given, os.environ), **arguments)
+            try:
+                return command(settings=resolve(given, os.environ), **arguments)
+            except ConfigError as error:
+                raise WrongUse(str(error)) from None
 
         for option in reversed(options):
             add = click.option(
@@ -35,3 +45,71 @@ def configured(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
 
     options = [option for option in ALL_OPTIONS if option.name in {"config", *names}]
     return decorate
+
+
+def daemon_url(settings: Config) -> str:
+    """Where the daemon of this configuration answers on this machine, without a slash at the end."""
+    if settings.origins["endpoint"] != DEFAULT:
+        raise WrongUse(f"the daemon listens on {settings.endpoint}: say with --url where that is")
+    host = _ANY_ADDRESS.get(settings.interface, settings.interface)
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def url_option(command: _Command) -> _Command:
+    """Give a command ``--url``, which it gets as ``url``: None, or an address without a slash at its end."""
+    add = click.option(
+        "--url",
+        metavar="URL",
+        callback=_checked_url,
+        help="where the daemon answers  [default: on this machine, as it is configured]",
+    )
+    return add(command)
+
+
+def _checked_url(_context: click.Context, _parameter: click.Parameter, url: str | None) -> str | None:
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # such as a port of letters
+        usable = False
+    if not usable or not url.isascii() or not url.isprintable() or " " in url:
+        raise WrongUse(f"--url: {url!r} is no address such as http://127.0.0.1:3001")
+    return url.rstrip("/")
+
+
+def source_option(command: _Command) -> _Command:
+    """Give a command ``--source``, which it gets as ``source``: a name for L{find_source}."""
+    add = click.option(
+        "--source",
+        metavar="NAME",
+        default=DEFAULT_SOURCE,
+        show_default=True,
+        help="the Chatwoot installation that is meant, if there are several",
+    )
+    return add(command)
+
+
+def find_source(settings: Config, name: str) -> Source:
+    """The source of that name."""
+    if name not in settings.sources:
+        raise WrongUse(f"there is no source {name!r}, but: {', '.join(settings.sources)}")
+    return settings.sources[name]
+
+
+def secrets_of(source: Source) -> tuple[str, ...]:
+    """Its secrets, of which there must be one."""
+    if not source.secrets:
+        raise WrongUse(
+            f"no secret of the source {source.name} is known: set WEBHOOK_SECRET_FILE, or --secret"
+        )
+    return source.secrets
+
+
+def webhook_url(settings: Config, url: str | None, source: str) -> str:
+    """Where webhooks of a source are sent; a URL that names a path is taken as it is."""
+    base = url or daemon_url(settings)
+    if urlsplit(base).path:
+        return base
+    return f"{base}/webhook/chatwoot" + ("" if source == DEFAULT_SOURCE else f"/{source}")

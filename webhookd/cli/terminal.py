@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable, Sequence
+from textwrap import wrap
 from typing import Any, TypeVar
 
 import click
 import msgspec
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_MIN_COLUMN = 20
+_MAX_FILE_BYTES = 64 * 1024**2
 
 
 class Negative(click.ClickException):
@@ -40,9 +46,58 @@ def print_json(value: object) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows below their headings, each column as wide as its widest cell."""
+    """Print rows below their headings, each column as wide as its widest cell.
+
+    On a terminal, the last column is wrapped where the terminal ends.
+    """
     lines = [headings, *rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    for number, line in enumerate(lines):
-        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    *widths, _last = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    indent = sum(widths) + 2 * len(widths)
+    for number, (*cells, last) in enumerate(lines):
+        start = "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=True))
+        text = (start + f"\n{' ' * indent}".join(_wrapped(last, indent))).rstrip()
         click.echo(click.style(text, bold=True) if number == 0 else text)
+
+
+def _wrapped(text: str, indent: int) -> Sequence[str]:
+    room = shutil.get_terminal_size().columns - indent
+    if not sys.stdout.isatty() or room < _MIN_COLUMN:
+        return [text]
+    return wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of a file, or of the standard input where the path is ``-``."""
+    try:
+        with click.open_file(path, "rb") as file:
+            content: bytes = file.read(_MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        raise Unreachable(f"{path}: cannot read the file: {getattr(error, 'strerror', error)}") from None
+    if len(content) > _MAX_FILE_BYTES:
+        raise Unreachable(f"{path}: more than {_MAX_FILE_BYTES} bytes are no webhook")
+    return content
+
+
+class Progress:
+    """A bar on the standard error, once something takes over a second; only on a terminal."""
+
+    def __init__(self, label: str, length: int, now_s: Callable[[], float]) -> None:
+        """``length`` is how much there is to do; the clock says when a second is over."""
+        self._label = label
+        self._length = length
+        self._now_s = now_s
+        self._started_s = now_s()
+        self._bar: Any = None
+
+    def show(self, done: int) -> None:
+        """So much is done."""
+        if self._bar is None:
+            if not sys.stderr.isatty() or self._now_s() - self._started_s < 1:
+                return
+            self._bar = click.progressbar(length=self._length, label=self._label, file=sys.stderr)
+        self._bar.update(done - self._bar.pos)
+
+    def end(self) -> None:
+        """Nothing more comes: the bar's line ends."""
+        if self._bar is not None:
+            self._bar.render_finish()

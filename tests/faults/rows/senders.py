@@ -9,8 +9,8 @@ from tests.faults.bench import OWN, Bench, Row
 from tests.faults.ledger import event
 from tests.faults.preloads import FaultyClock
 from tests.support.http import connect
-from tests.support.samples import SAMPLES
 from tests.support.webhooks import Webhook, outcome, post, post_at_once
+from webhookd.samples import SAMPLES
 
 _STORM = 500
 _SECRET = "of the bench"

@@ -1,4 +1,7 @@
-"""The sample webhooks: exact request bodies and headers, and the job id that each must get."""
+"""Sample webhooks: exact request bodies and headers, and the job id that each must get.
+
+What is in them is invented; the shape is that of Chatwoot 4.15. `webhookd send` sends them, and the tests do.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,19 @@ from typing import Any
 
 from attrs import frozen
 
-SAMPLES_DIRECTORY = Path(__file__).parents[1] / "samples"
+SAMPLES_DIRECTORY = Path(__file__).parent
 
 
 @frozen
 class Sample:
-    """One request as Chatwoot sends it; its name is that of its file without C{.json}."""
+    """One request as Chatwoot sends it; its name is that of its file without C{.json}.
+
+    C{sent_by} says which of Chatwoot's senders does so.
+    """
 
     name: str
     event: str
+    sent_by: str
     body: bytes
     headers: Mapping[str, str]
     job_id: str
@@ -36,6 +43,7 @@ def _sample(name: str, entry: Mapping[str, Any]) -> Sample:
     return Sample(
         name=name,
         event=entry["event"],
+        sent_by=entry["sent_by"],
         body=(SAMPLES_DIRECTORY / f"{name}.json").read_bytes(),
         headers=entry["headers"],
         job_id=entry["job_id"],

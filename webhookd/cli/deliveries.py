@@ -1,0 +1,67 @@
+"""Deliveries like Chatwoot's: events that differ, and the headers of their requests. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from uuid import UUID
+
+from webhookd.auth import sign
+from webhookd.chatwoot import hash_of_body, parse
+from webhookd.config import Source
+from webhookd.model import BadRequest, Delivery
+
+_PARTS_OF_AN_UPDATE = 5  # of its job id: the last one is the delivery id
+
+
+def event_numbers(count: int, duplicates_percent: float) -> Iterator[int]:
+    """A number for each request: a new one, or, for so many of them, that of the request before it."""
+    number = 0
+    for position in range(count):
+        repeats = int((position + 1) * duplicates_percent / 100) > int(position * duplicates_percent / 100)
+        if position and not repeats:
+            number += 1
+        yield number
+
+
+def renumbered(body: bytes, number: int) -> bytes:
+    """The same event of another message, conversation or contact, if that is what makes it another event.
+
+    Otherwise the delivery id does, and the body stays as it is; so does one that is no event.
+    """
+    try:
+        event = parse(Delivery("x", body, None, 0), hash_of_body)
+    except BadRequest:
+        return body
+    parts = event.job_id.split(".")
+    if len(parts) == _PARTS_OF_AN_UPDATE:
+        return body
+    return re.sub(rb'("id"\s*:\s*)%s\b' % parts[-1].encode(), rb"\g<1>%d" % number, body)
+
+
+def delivery_id(number: int) -> str:
+    """What Chatwoot would send as C{X-Chatwoot-Delivery}: the same number has the same one."""
+    return str(UUID(int=number))
+
+
+def signature_headers(secret: str, body: bytes, now_s: int) -> dict[str, str]:
+    """The headers of a signature, for the second in which the request is sent."""
+    timestamp = str(now_s)
+    return {
+        "X-Chatwoot-Timestamp": timestamp,
+        "X-Chatwoot-Signature": sign(secret.encode(), timestamp.encode(), body).decode(),
+    }
+
+
+def headers(source: Source, body: bytes, number: int, now_s: int) -> Mapping[str, str]:
+    """All headers of a request: signed if the source has a secret, else with its token, if it has one."""
+    fields = {
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        "X-Chatwoot-Delivery": delivery_id(number),
+    }
+    if source.secrets:
+        return fields | signature_headers(source.secrets[0], body, now_s)
+    if source.tokens:
+        return fields | {"Authorization": f"Bearer {source.tokens[0]}"}
+    return fields

@@ -1,0 +1,47 @@
+"""Latencies in the terminal: percentiles, and a histogram. Pure."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+
+#: Where one bar ends and the next begins, within a decade.
+_STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_WIDTH_OF_THE_REST = 30
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """The smallest value that is at least as large as so many percent of all; they are in order."""
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
+
+
+def histogram(values_ms: Sequence[float], width: int) -> list[str]:
+    """A line for each range of latencies between the smallest and the largest, none longer than ``width``."""
+    counts = Counter(_step_above(value) for value in values_ms)
+    most = max(counts.values())
+    room = width - _WIDTH_OF_THE_REST
+    lines = []
+    for step in range(min(counts), max(counts) + 1):
+        bar = _bar(counts[step] / most * room, room)
+        lines.append(f"{_bound(step - 1):>7} to {_bound(step):<7} ms  {bar} {counts[step]:>7}")
+    return lines
+
+
+def _step_above(value_ms: float) -> int:
+    """The number of the step that ends a range, counted over all decades."""
+    decade = math.floor(math.log10(max(value_ms, 0.001)))
+    return decade * len(_STEPS) + bisect_left(_STEPS, max(value_ms, 0.001) / 10**decade)
+
+
+def _bound(step: int) -> str:
+    decade, position = divmod(step, len(_STEPS))
+    return f"{_STEPS[position] * 10**decade:g}"
+
+
+def _bar(length: float, room: int) -> str:
+    """A bar in eighths of a character; what is there at all is to be seen."""
+    eighths = max(round(length * 8), 1 if length else 0)
+    return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).strip().ljust(room)

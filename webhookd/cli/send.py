@@ -1,0 +1,193 @@
+"""``webhookd send``: webhooks as Chatwoot sends them, one or many."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+from twisted.internet.task import LoopingCall
+
+from webhookd.cli.deliveries import event_numbers, headers, renumbered
+from webhookd.cli.histogram import histogram, percentile
+from webhookd.cli.reactor import run
+from webhookd.cli.sender import Answer, Post, Sender
+from webhookd.cli.settings import configured, find_source, source_option, url_option, webhook_url
+from webhookd.cli.terminal import (
+    Negative,
+    Progress,
+    Unreachable,
+    json_option,
+    print_json,
+    print_table,
+    read_file,
+)
+from webhookd.config import Config, Source
+from webhookd.samples import SAMPLES
+
+_MAX_REPEAT = 1_000_000
+_MAX_WIDTH = 80
+_TICK_S = 0.1
+_PERCENTS = (50, 90, 95, 99)
+
+
+@click.command()
+@click.argument("what", default="message_created", metavar="[SAMPLE | FILE]")
+@click.option("--list", "only_list", is_flag=True, help="List the samples, and send nothing.")
+@url_option
+@source_option
+@configured("port", "interface", "secret", "token")
+@click.option(
+    "--repeat", type=click.IntRange(1, _MAX_REPEAT), default=1, metavar="N", help="Send N requests."
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0.1, 10_000),
+    metavar="R",
+    help="Send R a second, whether the answers come or not.  [default: the next when one is answered]",
+)
+@click.option(
+    "--duplicates",
+    type=click.FloatRange(0, 100),
+    default=0,
+    metavar="PERCENT",
+    help="So many of the requests are the one before once more.",
+)
+@json_option
+def command(
+    settings: Config,
+    what: str,
+    url: str | None,
+    source: str,
+    repeat: int,
+    rate: float | None,
+    duplicates: float,
+    *,
+    only_list: bool,
+    as_json: bool,
+) -> None:
+    """Send a sample of Chatwoot's webhooks, or a file.
+
+    It is signed if a secret is known, or else shows a token if one is known. A sample, and each repetition of
+    a file, gets ids of its own, so that it becomes a job of its own. "-" reads from the standard input.
+
+    Exit codes: 0 all were taken; 1 some were not; 3 nothing answers.
+    """
+    if only_list:
+        _list_samples(as_json=as_json)
+        return
+    address = webhook_url(settings, url, source)
+    make = _maker(what, find_source(settings, source))
+    answers, took_s = run(lambda reactor: _send(reactor, address, make, repeat, rate, duplicates))
+    if as_json:
+        print_json(_summary(address, answers, took_s))
+    elif repeat == 1:
+        _print_one(answers[0])
+    else:
+        _print_many(answers, took_s, rate)
+    _judge(address, answers)
+
+
+def _list_samples(*, as_json: bool) -> None:
+    if as_json:
+        print_json([{"name": s.name, "sentBy": s.sent_by, "bytes": len(s.body)} for s in SAMPLES.values()])
+        return
+    rows = [(s.name, s.sent_by, str(len(s.body))) for s in SAMPLES.values()]
+    print_table(("SAMPLE", "SENT BY CHATWOOT'S", "BYTES"), rows)
+
+
+def _maker(what: str, source: Source) -> Callable[[int], Post]:
+    """Makes requests by their numbers; another run begins with another microsecond, and so has other ids."""
+    sample = SAMPLES.get(what)
+    body = read_file(what) if sample is None else sample.body
+    first = time.time_ns() // 1000
+
+    def make(number: int) -> Post:
+        is_as_given = sample is None and number == 0
+        content = body if is_as_given else renumbered(body, first + number)
+        return Post(content, headers(source, content, first + number, int(time.time())))
+
+    return make
+
+
+async def _send(
+    reactor: Any,
+    address: str,
+    make: Callable[[int], Post],
+    repeat: int,
+    rate: float | None,
+    duplicates: float,
+) -> tuple[Sequence[Answer], float]:
+    """All answers, and how many seconds they took."""
+    sender = Sender(reactor, address, make)
+    progress = Progress("Sending", repeat, reactor.seconds)
+    ticks = LoopingCall(lambda: progress.show(len(sender.answers)))
+    ticks.start(_TICK_S)
+    started_s = reactor.seconds()
+    answers = await sender.send(event_numbers(repeat, duplicates), rate)
+    took_s = reactor.seconds() - started_s
+    ticks.stop()
+    progress.end()
+    return answers, took_s
+
+
+# -- what is printed ----------------------------------------------------------------------------------------
+
+
+def _counts(answers: Iterable[Answer]) -> Sequence[tuple[int | None, str, int]]:
+    counts = Counter((answer.status, answer.outcome) for answer in answers)
+    return [(status, outcome, count) for (status, outcome), count in counts.most_common()]
+
+
+def _latencies_ms(answers: Iterable[Answer]) -> Mapping[str, float]:
+    ordered = sorted(answer.latency_ms for answer in answers)
+    named = {f"p{percent}": percentile(ordered, percent) for percent in _PERCENTS}
+    return {name: round(value, 2) for name, value in {**named, "max": ordered[-1]}.items()}
+
+
+def _summary(address: str, answers: Sequence[Answer], took_s: float) -> Mapping[str, object]:
+    return {
+        "url": address,
+        "requests": len(answers),
+        "seconds": round(took_s, 3),
+        "answers": [
+            {"status": status, "outcome": outcome, "count": count}
+            for status, outcome, count in _counts(answers)
+        ],
+        "latencyMs": _latencies_ms(answers),
+        "jobId": answers[0].job_id if len(answers) == 1 else None,
+    }
+
+
+def _print_one(answer: Answer) -> None:
+    if answer.is_taken:
+        outcome = click.style(f"{answer.status} {answer.outcome}", fg="green")
+        click.echo(" ".join(filter(None, [outcome, answer.job_id, f"({answer.latency_ms:.0f} ms)"])))
+
+
+def _print_many(answers: Sequence[Answer], took_s: float, rate: float | None) -> None:
+    rows = [
+        (str(count), "-" if status is None else str(status), outcome)
+        for status, outcome, count in _counts(answers)
+    ]
+    print_table(("REQUESTS", "STATUS", "OUTCOME"), rows)
+    asked = "" if rate is None else f" of {rate:g} asked for"
+    click.echo(f"\n{len(answers)} in {took_s:.1f} s, {len(answers) / took_s:.0f} a second{asked}")
+    click.echo("  ".join(f"{name} {value:.1f} ms" for name, value in _latencies_ms(answers).items()) + "\n")
+    width = min(_MAX_WIDTH, shutil.get_terminal_size().columns)
+    for line in histogram([answer.latency_ms for answer in answers], width):
+        click.echo(line)
+
+
+def _judge(address: str, answers: Sequence[Answer]) -> None:
+    refused = [answer for answer in answers if not answer.is_taken]
+    if not refused:
+        return
+    status, outcome, _count = _counts(refused)[0]
+    if all(answer.status is None for answer in answers):
+        raise Unreachable(f"{address}: {outcome}")
+    which = "" if len(answers) == 1 else f"{len(refused)} of {len(answers)} were not taken: "
+    raise Negative(f"{address}: {which}{'' if status is None else f'{status} '}{outcome}")
