@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from webhookd.bullmq import JobOptions, Wire
-from webhookd.config import ALL_OPTIONS, DEFAULT_JOB_OPTIONS, DEFAULT_SOURCE, OPTIONS, Config, Option, resolve
+from webhookd.config import (
+    ALL_OPTIONS,
+    DEFAULT,
+    DEFAULT_JOB_OPTIONS,
+    DEFAULT_SOURCE,
+    OPTIONS,
+    Config,
+    Option,
+    resolve,
+)
 from webhookd.model import ConfigError
 from webhookd.redis_url import RedisUrl
 
@@ -539,6 +548,49 @@ class WarningTests(ConfigCase):
         environment = {name: VALUES[option.name][0].text for option in OPTIONS for name in option.environment}
 
         self.assertEqual(resolve({}, environment).warnings, ())
+
+
+class OriginTests(ConfigCase):
+    def test_the_place_that_a_value_comes_from(self) -> None:
+        toml, secret = self.file("queue = 'q'\nport = 1\nprefix = 'p'"), self.file("a", "secret")
+        config = resolve(
+            {"config": toml, "port": "2", "token": ["t"]},
+            {"WEBHOOK_PREFIX": "b", "WEBHOOK_SECRET_FILE": secret, "WEBHOOK_SPOOL": ""},
+        )
+
+        for name, origin in (
+            ("port", "--port"),
+            ("token", "--token"),
+            ("prefix", "WEBHOOK_PREFIX"),
+            ("secret", "WEBHOOK_SECRET_FILE"),
+            ("queue", toml),
+            ("spool", DEFAULT),
+            ("endpoint", DEFAULT),
+        ):
+            with self.subTest(name):
+                self.assertEqual(config.origins[name], origin)
+
+    def test_of_two_environment_names_the_one_that_counts(self) -> None:
+        self.assertEqual(resolve({}, {"PORT": "2"}).origins["port"], "PORT")
+        self.assertEqual(resolve({}, {"WEBHOOK_PORT": "1", "PORT": "2"}).origins["port"], "WEBHOOK_PORT")
+
+    def test_every_option_has_one(self) -> None:
+        config = resolve({}, {})
+
+        self.assertEqual(config.origins, {option.name: DEFAULT for option in OPTIONS})
+        self.assertEqual(
+            config.sources[DEFAULT_SOURCE].origins,
+            {option.name: DEFAULT for option in OPTIONS if option.per_source},
+        )
+
+    def test_a_source_says_what_is_its_own(self) -> None:
+        toml = self.file("queue = 'q'\nsecret = 'a'\n[sources.other]\nqueue = 'own'\n")
+        origins = resolve({"config": toml}, {"WEBHOOK_EVENTS": "x"}).sources["other"].origins
+
+        self.assertEqual(origins["queue"], f"{toml} [sources.other]")
+        self.assertEqual(origins["secret"], toml)
+        self.assertEqual(origins["events"], "WEBHOOK_EVENTS")
+        self.assertEqual(origins["token"], DEFAULT)
 
 
 class SecrecyTests(ConfigCase):

@@ -12,7 +12,7 @@ from webhookd.cli.terminal import WrongUse
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(context: click.Context, shell: str) -> None:
-    r"""Print the script that makes a shell complete this command.
+    r"""Print what makes a shell complete this command.
 
     \b
     bash, in ~/.bashrc:     eval "$(webhookd completion bash)"

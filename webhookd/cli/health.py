@@ -89,8 +89,10 @@ def _deadline() -> Iterator[None]:
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {_DEADLINE_S:g} s"
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "the connection ended before the answer"
     if isinstance(error, OSError):
-        return error.strerror or "the connection ended without an answer"
+        return error.strerror or type(error).__name__
     return "it does not speak HTTP"
 
 

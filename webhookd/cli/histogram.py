@@ -10,7 +10,8 @@ from collections.abc import Sequence
 #: Where one bar ends and the next begins, within a decade.
 _STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
 _EIGHTHS = " ▏▎▍▌▋▊▉"
-_WIDTH_OF_THE_REST = 30
+_WIDTH_OF_THE_REST = 27
+_SMALLEST_MS = 0.01
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
@@ -26,14 +27,15 @@ def histogram(values_ms: Sequence[float], width: int) -> list[str]:
     lines = []
     for step in range(min(counts), max(counts) + 1):
         bar = _bar(counts[step] / most * room, room)
-        lines.append(f"{_bound(step - 1):>7} to {_bound(step):<7} ms  {bar} {counts[step]:>7}")
+        lines.append(f"{_bound(step - 1):>5} to {_bound(step):<5} ms  {bar} {counts[step]:>7}")
     return lines
 
 
 def _step_above(value_ms: float) -> int:
     """The number of the step that ends a range, counted over all decades."""
-    decade = math.floor(math.log10(max(value_ms, 0.001)))
-    return decade * len(_STEPS) + bisect_left(_STEPS, max(value_ms, 0.001) / 10**decade)
+    value_ms = max(value_ms, _SMALLEST_MS)
+    decade = math.floor(math.log10(value_ms))
+    return decade * len(_STEPS) + bisect_left(_STEPS, value_ms / 10**decade)
 
 
 def _bound(step: int) -> str:

@@ -28,6 +28,7 @@ from webhookd.cli.terminal import (
 from webhookd.config import Config, Source
 from webhookd.samples import SAMPLES
 
+_DEADLINE_S = 5.0  # as long as Chatwoot waits
 _MAX_REPEAT = 1_000_000
 _MAX_WIDTH = 80
 _TICK_S = 0.1
@@ -122,7 +123,7 @@ async def _send(
     duplicates: float,
 ) -> tuple[Sequence[Answer], float]:
     """All answers, and how many seconds they took."""
-    sender = Sender(reactor, address, make)
+    sender = Sender(reactor, address, make, _DEADLINE_S)
     progress = Progress("Sending", repeat, reactor.seconds)
     ticks = LoopingCall(lambda: progress.show(len(sender.answers)))
     ticks.start(_TICK_S)
@@ -130,7 +131,7 @@ async def _send(
     answers = await sender.send(event_numbers(repeat, duplicates), rate)
     took_s = reactor.seconds() - started_s
     ticks.stop()
-    progress.end()
+    progress.end(len(answers))
     return answers, took_s
 
 

@@ -10,13 +10,12 @@ from typing import Any
 from attrs import field, frozen
 from treq.client import HTTPClient
 from twisted.internet import error
-from twisted.internet.defer import DeferredSemaphore, ensureDeferred
+from twisted.internet.defer import CancelledError, DeferredSemaphore, ensureDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.task import deferLater
 from twisted.web.client import Agent, HTTPConnectionPool, ResponseFailed
 from twisted.web.http_headers import Headers
 
-_DEADLINE_S = 5.0  # as long as Chatwoot waits
 _MAX_AT_ONCE = 10  # as many workers as Chatwoot has
 _MAX_AT_ONCE_AT_A_RATE = 256
 _MAX_ANSWER_BYTES = 65_536
@@ -48,18 +47,19 @@ class Answer:
 class Sender:
     """Posts to one address, and never has more than a bounded number of requests under way."""
 
-    def __init__(self, reactor: Any, address: str, make: Callable[[int], Post]) -> None:
+    def __init__(self, reactor: Any, address: str, make: Callable[[int], Post], deadline_s: float) -> None:
         """``make`` makes the request of that number, when it is about to be sent."""
         self.answers: list[Answer] = []
         self._reactor = reactor
         self._address = address
         self._make = make
+        self._deadline_s = deadline_s
         self._pool = HTTPConnectionPool(reactor)
         self._pool.maxPersistentPerHost = _MAX_AT_ONCE_AT_A_RATE
-        self._http = HTTPClient(Agent(reactor, connectTimeout=_DEADLINE_S, pool=self._pool))
+        self._http = HTTPClient(Agent(reactor, pool=self._pool))
 
     async def send(self, numbers: Iterable[int], rate: float | None) -> Sequence[Answer]:
-        """Send a request for each number, and return when all are answered, or given up after 5 s.
+        """Send a request for each number, and return when all are answered, or given up.
 
         At a rate, requests are due so many times a second, whether the answers come or not, and a latency
         counts from then. Without one, the next is sent when one is answered.
@@ -81,15 +81,24 @@ class Sender:
     async def _send(self, number: int, due_s: float) -> None:
         exchange = ensureDeferred(self._exchange(self._make(number)))
         try:
-            status, body = await exchange.addTimeout(_DEADLINE_S, self._reactor)
+            status, body = await exchange.addTimeout(self._deadline_s, self._reactor)
         except Exception as problem:  # noqa: BLE001  # whatever it is, it is counted by what it means
-            self._answered(None, _reason(problem), None, due_s)
+            self._answered(None, self._reason(problem), None, due_s)
         else:
             self._answered(status, *_read(status, body), due_s)
 
     def _answered(self, status: int | None, outcome: str, job_id: str | None, due_s: float) -> None:
         latency_ms = (self._reactor.seconds() - due_s) * 1000
         self.answers.append(Answer(status, outcome, job_id, latency_ms))
+
+    def _reason(self, problem: Exception) -> str:
+        if isinstance(problem, ResponseFailed):
+            problem = problem.reasons[0].value
+        if isinstance(problem, _LATE):
+            return f"no answer within {self._deadline_s:g} s"
+        return next(
+            (reason for kind, reason in _REASONS.items() if isinstance(problem, kind)), "no HTTP answer"
+        )
 
     async def _exchange(self, post: Post) -> tuple[int, bytes]:
         headers = Headers({name: [value] for name, value in post.headers.items()})
@@ -117,19 +126,10 @@ def _read(status: int, body: bytes) -> tuple[str, str | None]:
         return f"{responses.get(status, 'Unknown Status')}, and not from webhookd", None
 
 
-def _reason(problem: Exception) -> str:
-    if isinstance(problem, ResponseFailed):
-        problem = problem.reasons[0].value
-    for kind, reason in _REASONS.items():
-        if isinstance(problem, kind):
-            return reason
-    return "no HTTP answer"
-
-
+_LATE = (DeferredTimeoutError, CancelledError)  # what was cancelled, was so by the deadline
 _REASONS: Mapping[type[Exception] | tuple[type[Exception], ...], str] = {
-    (DeferredTimeoutError, error.TimeoutError): f"no answer within {_DEADLINE_S:g} s",
     error.ConnectionRefusedError: "connection refused",
     error.DNSLookupError: "there is no such host",
     error.ConnectError: "cannot connect",
-    (error.ConnectionDone, error.ConnectionLost): "the connection ended without an answer",
+    (error.ConnectionDone, error.ConnectionLost): "the connection ended before the answer",
 }

@@ -38,13 +38,23 @@ def configured(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
 
         for option in reversed(options):
             add = click.option(
-                f"--{option.flag}", option.name, help=option.help, metavar="VALUE", multiple=option.repeatable
+                f"--{option.flag}",
+                option.name,
+                help=_sentence(option.help),
+                metavar="VALUE",
+                multiple=option.repeatable,
             )
             call = add(call)
         return call
 
     options = [option for option in ALL_OPTIONS if option.name in {"config", *names}]
     return decorate
+
+
+def _sentence(text: str) -> str:
+    """An option's help in click's manner; a URL at its beginning gets no capital."""
+    first, _space, _rest = text.partition(" ")
+    return f"{text[0].upper() if first.isalpha() else text[0]}{text[1:]}."
 
 
 def daemon_url(settings: Config) -> str:
@@ -61,7 +71,7 @@ def url_option(command: _Command) -> _Command:
         "--url",
         metavar="URL",
         callback=_checked_url,
-        help="where the daemon answers  [default: on this machine, as it is configured]",
+        help="Where it answers.  [default: this machine, as the daemon is configured]",
     )
     return add(command)
 
@@ -86,7 +96,7 @@ def source_option(command: _Command) -> _Command:
         metavar="NAME",
         default=DEFAULT_SOURCE,
         show_default=True,
-        help="the Chatwoot installation that is meant, if there are several",
+        help="Which Chatwoot installation is meant, if there are several.",
     )
     return add(command)
 

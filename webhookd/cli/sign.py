@@ -43,9 +43,9 @@ def command(
     as_curl: bool,
     as_json: bool,
 ) -> None:
-    """Print the headers of a signed request with a body: FILE, or the standard input.
+    """Print the headers of a signed request.
 
-    The first secret that is known signs it.
+    Its body is FILE, or the standard input. The first secret that is known signs it.
     """
     secret = secrets_of(find_source(settings, source))[0]
     fields = signature_headers(secret, read_file(file), int(time.time()) if timestamp is None else timestamp)

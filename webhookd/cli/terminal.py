@@ -97,7 +97,8 @@ class Progress:
             self._bar = click.progressbar(length=self._length, label=self._label, file=sys.stderr)
         self._bar.update(done - self._bar.pos)
 
-    def end(self) -> None:
-        """Nothing more comes: the bar's line ends."""
+    def end(self, done: int) -> None:
+        """So much is done, and nothing more comes: the bar's line ends."""
         if self._bar is not None:
+            self.show(done)
             self._bar.render_finish()

@@ -54,7 +54,7 @@ def command(
     *,
     as_json: bool,
 ) -> None:
-    """Say whether a signed delivery would be accepted, and if not, why.
+    """Say why a signed delivery is not accepted.
 
     BODY is a file with the request's body, byte for byte, or "-" for the standard input. No secret is shown.
 
@@ -158,9 +158,9 @@ def _wrong(settings: Config, own: Source, credentials: Credentials, body: bytes)
         if _signed(source, credentials, body):
             yield f"A secret of the source {source.name} signed it, and none of {own.name}."
             return
-    yield f"None of the {len(own.secrets)} secrets of {own.name} signed this body with this timestamp."
-    yield "Either the secret is another one: each webhook, API inbox and bot of Chatwoot has its own."
-    yield "Or the body is not what was sent, in a way that is none of the usual ones."
+    yield f"No secret of {own.name}, of {len(own.secrets)} known, signed this body and this timestamp."
+    yield "It was another secret: each webhook, API inbox and bot of Chatwoot has its own."
+    yield "Or the body or the timestamp is not what was sent."
 
 
 # -- what a body may have been ------------------------------------------------------------------------------
