@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ from twisted.python.failure import Failure
 from webhookd.auth import REASONS
 from webhookd.breaker import CallOutcome, CircuitBreaker, State
 from webhookd.bullmq import Answer
-from webhookd.counts import Histogram
+from webhookd.counts import DURATIONS_S, Histogram
 from webhookd.http import WebhookSite
 from webhookd.intake import Intake
 from webhookd.model import Outcome, RedisErrorKind
@@ -162,6 +162,7 @@ class DaemonCollector(Collector):
 
     def _http(self) -> Iterator[Metric]:
         site = self.parts.site
+        durations_by_route = {route: Histogram(DURATIONS_S) for route in _ROUTES} | site.durations_s
         yield _counter(
             "webhookd_http_requests",
             "Answered requests; those that were no HTTP request have neither route nor method.",
@@ -171,7 +172,8 @@ class DaemonCollector(Collector):
         yield _histogram(
             "webhookd_http_request_duration_seconds",
             "From the last byte of a request to its answer.",
-            [site.durations_s],
+            ["route"],
+            {(route,): [durations_s] for route, durations_s in durations_by_route.items()},
         )
         yield _gauge(
             "webhookd_http_requests_in_flight",
@@ -224,10 +226,14 @@ class DaemonCollector(Collector):
         yield _histogram(
             "webhookd_enqueue_duration_seconds",
             "Calls of Redis that add jobs, those that succeeded.",
-            [queue.durations_s for queue in parts.queues],
+            [],
+            {(): [queue.durations_s for queue in parts.queues]},
         )
         yield _histogram(
-            "webhookd_enqueue_batch_size", "Jobs in one call.", [queue.batch_sizes for queue in parts.queues]
+            "webhookd_enqueue_batch_size",
+            "Jobs in one call.",
+            [],
+            {(): [queue.batch_sizes for queue in parts.queues]},
         )
         errors = {(kind.value,): parts.pool.errors[kind] for kind in RedisErrorKind}
         yield _counter("webhookd_redis_errors", "Failed calls and connections.", ["kind"], errors)
@@ -384,12 +390,14 @@ def _gauge(name: str, help_text: str, labels: list[str], values: Mapping[Any, fl
     return family
 
 
-def _histogram(name: str, help_text: str, histograms: Iterable[Histogram]) -> HistogramMetricFamily:
-    """One metric from the sum of several histograms with the same bounds."""
-    counted = list(histograms)
-    sums = [sum(column) for column in zip(*(one.buckets for one in counted), strict=True)]
-    bounds = [floatToGoString(bound) for bound in (*counted[0].bounds, math.inf)]
-    family = HistogramMetricFamily(name, help_text)
-    buckets = list(zip(bounds, accumulate(sums), strict=True))
-    family.add_metric([], buckets, math.fsum(one.sum for one in counted))
+def _histogram(
+    name: str, help_text: str, labels: list[str], values: Mapping[Any, Sequence[Histogram]]
+) -> HistogramMetricFamily:
+    """Each value is the sum of several histograms with the same bounds."""
+    family = HistogramMetricFamily(name, help_text, labels=labels)
+    for label_values, histograms in values.items():
+        sums = [sum(column) for column in zip(*(one.buckets for one in histograms), strict=True)]
+        bounds = [floatToGoString(bound) for bound in (*histograms[0].bounds, math.inf)]
+        buckets = list(zip(bounds, accumulate(sums), strict=True))
+        family.add_metric(label_values, buckets, math.fsum(one.sum for one in histograms))
     return family

@@ -225,9 +225,19 @@ class HttpTests(MetricsCase):
     def test_durations(self) -> None:
         self.post()
         name = "webhookd_http_request_duration_seconds"
-        self.assertEqual((self.value(f"{name}_count"), self.value(f"{name}_sum")), (1, 0))
-        bounds = [bound for (bound,) in self.values(f"{name}_bucket")]
+        self.assertEqual((self.value(f"{name}_count", PATH), self.value(f"{name}_sum", PATH)), (1, 0))
+        bounds = [bound for route, bound in self.values(f"{name}_bucket") if route == PATH]
         self.assertEqual((bounds[5], bounds[9], bounds[-1]), ("0.05", "1.0", "+Inf"))
+
+    def test_durations_of_deliveries_apart_from_those_of_probes(self) -> None:
+        name = "webhookd_http_request_duration_seconds_count"
+        self.assertEqual(self.values(name), {(PATH,): 0, (f"{PATH}/<source>",): 0})
+        for path in ("/health", "/health/live", "/elsewhere"):
+            MemoryClient(self.site, self.clock).exchange("GET", path)
+        self.post(f"{PATH}/branch")
+        self.assertEqual(
+            self.values(name), {(PATH,): 0, (f"{PATH}/<source>",): 1, ("/health",): 2, ("other",): 1}
+        )
 
     def test_in_flight_and_connections(self) -> None:
         self.app.in_flight.enter(100)
@@ -257,6 +267,7 @@ class EventTests(MetricsCase):
             self.post(f"/elsewhere{number}")
         self.assertLess(len(self.values("webhookd_events_total")), 20)
         self.assertLess(len(self.values("webhookd_http_requests_total")), 30)
+        self.assertLess(len(self.values("webhookd_http_request_duration_seconds_count")), 5)
 
 
 class RedisTests(MetricsCase):

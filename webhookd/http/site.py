@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 from wsgiref.handlers import format_date_time
@@ -34,7 +34,7 @@ class WebhookSite(Site):
 
     ``shortcut`` answers a request and says so, or leaves it to the resource. ``now_s`` and ``date`` are at
     most a second old. ``requests`` counts by route, method and status; what never became a request has none
-    of the first two.
+    of the first two. ``durations_s`` is by route.
     """
 
     displayTracebacks = False
@@ -59,7 +59,7 @@ class WebhookSite(Site):
         self.shortcut = shortcut
         self.channels: set[WebhookChannel] = set()
         self.requests: Counter[tuple[str, str, int]] = Counter()
-        self.durations_s = Histogram(DURATIONS_S)
+        self.durations_s: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(DURATIONS_S))
         self.request_ids = request_ids()
         self._access_log = access_log
         self.clock = reactor
@@ -93,7 +93,7 @@ class WebhookSite(Site):
         """Count an answered request, and log it if wanted; never its query, which may hold a token."""
         assert isinstance(request, WebhookRequest)  # noqa: S101  # Twisted's signature is wider
         self.requests[request.route, _METHODS.get(request.method, "other"), request.code] += 1
-        self.durations_s.observe(self.clock.seconds() - request.began_s)
+        self.durations_s[request.route].observe(self.clock.seconds() - request.began_s)
         if self._access_log:
             _accesses.info(
                 "{client} {method} {path} {status}",
