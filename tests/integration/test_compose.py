@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,15 +30,18 @@ def example() -> Mapping[str, str]:
     return dict(line.split("=", 1) for line in lines)
 
 
-def configuration(environ: Mapping[str, str] | None = None, path: Path = COMPOSE) -> Any:
+def configuration(
+    environ: Mapping[str, str] | None = None, path: Path = COMPOSE, profiles: Sequence[str] = ()
+) -> Any:
     """The compose file with its variables filled in, checked against the specification."""
     program = str(Path(sys.executable).with_name("podman-compose"))
     with TemporaryDirectory() as directory:
         podman = Path(directory, "podman")  # it is asked for its version first, and then needed no more
         podman.write_text("#!/bin/sh\necho podman version 4.3.1\n")
         podman.chmod(0o755)
+        chosen = [f"--profile={profile}" for profile in profiles]
         text = subprocess.run(
-            [program, "--podman-path", str(podman), "--file", str(path), "config"],
+            [program, "--podman-path", str(podman), "--file", str(path), *chosen, "config"],
             env={"PATH": os.defpath, **(environ or {})},
             capture_output=True,
             text=True,
@@ -109,6 +112,21 @@ def test_the_daemon_knows_all_that_it_is_given() -> None:
     assert configuration()["services"]["webhook-api"]["environment"].keys() <= known
 
 
+def test_the_tools_are_no_part_of_the_start_and_only_for_this_machine() -> None:
+    environ = {"WEBHOOK_QUEUE": "events", "BULL_BOARD_LOGIN": "operator:secret"}
+    services = configuration(environ, profiles=["tools"])["services"]
+    board = services["bull-board"]
+
+    assert board["profiles"] == ["tools"]
+    assert board["ports"] == ["127.0.0.1:3003:3003"]
+    assert board["networks"] == ["back"]
+    environment = board["environment"]
+    assert (environment["QUEUES"], environment["LOGIN"]) == ("events", "operator:secret")
+    assert environment["REDIS_URL"] == services["webhook-api"]["environment"]["REDIS_URL"]
+    settings = set(re.findall(r"setting\('(\w+)'", (DOCKER / "bull-board" / "server.js").read_text()))
+    assert environment.keys() < settings
+
+
 def test_replicas_can_be_many_and_end_in_peace() -> None:
     replica = configuration()["services"]["webhook-api"]
 
@@ -118,9 +136,9 @@ def test_replicas_can_be_many_and_end_in_peace() -> None:
     assert grace_s > int(replica["environment"]["WEBHOOK_DRAIN_TIMEOUT"]) + 10  # answering what was accepted
 
 
-@pytest.mark.parametrize("name", ["webhook-api", "nginx", "redis"])
+@pytest.mark.parametrize("name", ["webhook-api", "nginx", "redis", "bull-board"])
 def test_every_container_has_little_to_lose(name: str) -> None:
-    service = configuration()["services"][name]
+    service = configuration(profiles=["tools"])["services"][name]
 
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -164,7 +182,7 @@ class Shell:
 
     def __init__(self, directory: Path) -> None:
         self.docker = directory / "project" / "docker"
-        shutil.copytree(DOCKER, self.docker, ignore=shutil.ignore_patterns("secrets"))
+        shutil.copytree(DOCKER, self.docker, ignore=shutil.ignore_patterns("secrets", "node_modules"))
         self.path = directory / "bin"
         self.path.mkdir()
         docker = self.path / "docker"
