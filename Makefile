@@ -66,6 +66,17 @@ lint: $(tools) ## check style, types, and the layers
 	.venv-dev/bin/mypy
 	.venv-dev/bin/lint-imports
 
+# The Prometheus operator wants the same rules in resources of its own; a test sees that they are the same.
+operator_rules := $(patsubst conf/prometheus/rules/%.yml,conf/kubernetes/monitoring/%.yaml,$(wildcard conf/prometheus/rules/*.yml))
+
+.PHONY: rules
+rules: $(operator_rules) ## take the rules of conf/prometheus over into conf/kubernetes
+
+$(operator_rules): conf/kubernetes/monitoring/%.yaml: conf/prometheus/rules/%.yml
+	{ echo '# Made from $< by "make rules": do not edit.'; \
+	  printf '%s\n' 'apiVersion: monitoring.coreos.com/v1' 'kind: PrometheusRule' 'metadata:' '  name: webhookd-$*' 'spec:'; \
+	  sed 's/^./  &/' $<; } >$@
+
 .PHONY: wheel
 wheel: $(installed) ## build the wheel and install it into .venv: after each change, before an integration test
 

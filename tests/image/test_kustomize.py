@@ -70,7 +70,9 @@ def test_keda_takes_the_place_of_the_autoscaler(kubectl: Path, tmp_path: Path) -
     found = build(kubectl, tmp_path)
 
     assert ("ScaledObject", "webhookd") in found
-    assert ("PrometheusRule", "webhookd-retained-spool") in found
+    rules = {name for kind, name in found if kind == "PrometheusRule"}
+    assert rules == {"webhookd-alerts", "webhookd-recording", "webhookd-retained-spool"}
+    assert ("PodMonitor", "webhookd") in found
     assert ("HorizontalPodAutoscaler", "webhookd") not in found
     (container,) = found["StatefulSet", "webhookd"]["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "registry.example/webhookd:1.2.3"

@@ -10,10 +10,13 @@ import kubernetes_validate
 import pytest
 import yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
+from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 
 from tests.integration.test_compose import configuration
+from tests.support.prometheus import RULES, SHIPPED, load_rules, promtool
 
 BASE = Path(__file__).parents[2] / "conf" / "kubernetes"
+MONITORING = BASE / "monitoring"
 VERSIONS = ("1.30", "1.35")
 
 
@@ -70,8 +73,21 @@ def test_keda_would_take_it(path: Path) -> None:
         jsonschema.validate(resource, schema)
 
 
+@pytest.mark.parametrize("path", resources(MONITORING), ids=lambda path: path.name)
+def test_the_prometheus_operator_would_take_it(path: Path) -> None:
+    (resource,) = documents(path)
+    schemas = {model.__name__: model.model_json_schema() for model in (PodMonitor, PrometheusRule)}
+    # Without a look at the schema itself: its regular expressions are Go's.
+    validator = jsonschema.Draft202012Validator(closed(schemas[resource["kind"]]))
+    validator.validate(resource)
+
+    resource["spec"]["jobLabels"] = "job"
+    with pytest.raises(jsonschema.ValidationError):
+        validator.validate(resource)
+
+
 def test_each_file_belongs_to_a_kustomization() -> None:
-    listed = {path for folder in (BASE, BASE / "keda", BASE / "monitoring") for path in resources(folder)}
+    listed = {path for folder in (BASE, BASE / "keda", MONITORING) for path in resources(folder)}
 
     assert listed == {path for path in BASE.rglob("*.yaml") if path.name != "kustomization.yaml"}
 
@@ -93,7 +109,10 @@ def test_receivers_scale_on_load_and_workers_on_what_waits() -> None:
         for path in resources(BASE / "keda")
     }
 
-    assert "webhookd_http_requests_total" in triggers["webhookd"]["query"]
+    (deliveries,) = (
+        rule["expr"] for rule in load_rules() if rule.get("record") == "job:webhookd_deliveries:rate1m"
+    )
+    assert triggers["webhookd"]["query"] == deliveries.replace("sum by (job) ", "sum")
     queue = configuration()["services"]["webhook-api"]["environment"]["WEBHOOK_QUEUE"]
     assert triggers["chatwoot-workers"]["listName"] == f"bull:{queue}:wait"
 
@@ -121,3 +140,58 @@ def test_the_spool_outlives_its_pod() -> None:
 
 def test_services_leave_no_variables() -> None:
     assert named("StatefulSet")["spec"]["template"]["spec"]["enableServiceLinks"] is False
+
+
+# -- the Prometheus operator --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rules", RULES, ids=lambda path: path.name)
+def test_the_operator_has_the_rules_that_prometheus_has(rules: Path) -> None:
+    (resource,) = documents(MONITORING / f"{rules.stem}.yaml")
+
+    assert resource["spec"] == yaml.safe_load(rules.read_text()), "run `make rules`"
+
+
+def test_the_rules_find_the_pods_of_the_operator() -> None:
+    (monitor,) = documents(MONITORING / "podmonitor.yaml")
+    (kustomization,) = documents(BASE / "kustomization.yaml")
+    prometheus = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
+
+    labels = kustomization["labels"][0]["pairs"]
+    assert monitor["spec"]["selector"]["matchLabels"] == labels
+    assert labels[monitor["spec"]["jobLabel"]] == prometheus["scrape_configs"][0]["job_name"]
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    (container,) = named("StatefulSet")["spec"]["template"]["spec"]["containers"]
+    assert endpoint["port"] in [port["name"] for port in container["ports"]]
+    assert endpoint["interval"] == prometheus["global"]["scrape_interval"]
+
+
+def test_a_spool_that_a_pod_left_behind_is_an_alert_until_the_pod_is_back(tmp_path: Path) -> None:
+    (resource,) = documents(MONITORING / "retained-spool.yaml")
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(resource["spec"]))
+    series = {"webhookd-0": "0x60", "webhookd-1": "5x10 _x30 5x20", "webhookd-2": "5x8 0x2 _x50"}
+    fires = {
+        "exp_labels": {"severity": "warning", "namespace": "webhooks", "pod": "webhookd-1"},
+        "exp_annotations": {
+            "summary": "webhookd-1 is gone, and 5 events wait in its spool",
+            "description": "Scale the StatefulSet up until webhookd-1 is back: it drains its spool by itself."
+            " Then scale down again.",
+            "runbook": 'docs/deployment.md, "What a removed replica leaves behind"',
+        },
+    }
+    test = {
+        "interval": "1m",
+        "input_series": [
+            {"series": f'webhookd_spool_records{{namespace="webhooks",pod="{pod}"}}', "values": values}
+            for pod, values in series.items()
+        ],
+        "alert_rule_test": [
+            {"alertname": "WebhookdRetainedSpool", "eval_time": at, "exp_alerts": alerts}
+            for at, alerts in (("10m", []), ("30m", [fires]), ("50m", []))
+        ],
+    }
+    (tmp_path / "test.yml").write_text(yaml.safe_dump({"rule_files": ["rules.yml"], "tests": [test]}))
+
+    checked = promtool("test", "rules", tmp_path / "test.yml")
+
+    assert checked.returncode == 0, checked.stdout + checked.stderr
