@@ -54,7 +54,11 @@ class JobDelivery:
         """
         if self._spool.is_empty and self._may_call():
             return self._sink.add(job).addErrback(self._not_queued, job)
-        return self.deliver_through_spool(job)
+        opened = self._spool.until_open()
+        if opened is None:
+            return self.deliver_through_spool(job)
+        # Just started. It may hold older events, and if it does not, this one need not go to disk.
+        return opened.addCallback(lambda _: self.deliver(job))
 
     def deliver_through_spool(self, job: Job) -> Deferred[Receipt]:
         """Take a job for good, by way of the disk.

@@ -288,7 +288,7 @@ class DaemonCollector(Collector):
         stats = parts.spool.stats
         age_s = self._age_s(stats.oldest_received_at_ms)
         for name, help_text, value in (
-            ("webhookd_spool_up", "Whether the spool takes events.", int(stats.problem is None)),
+            ("webhookd_spool_up", "Whether the spool takes events.", int(parts.spool.is_up)),
             ("webhookd_spool_records", "Events on disk.", stats.records),
             ("webhookd_spool_bytes", "Their size.", stats.bytes),
             ("webhookd_spool_capacity_bytes", "How much the spool may hold.", parts.spool_capacity_bytes),

@@ -212,6 +212,9 @@ class ISpool(Interface):
     stats: SpoolStats = Attribute("What the spool holds now; cheap to read, no I/O.")
     is_empty: bool = Attribute("Whether no job is in it or on its way into it, so that none is overtaken.")
 
+    def until_open() -> Deferred[None] | None:
+        """Fires once it is known what the spool holds, or that there is none; None where it is by now."""
+
     def append(job: Job) -> Deferred[Receipt]:
         """Put a job at the end.
 

@@ -105,6 +105,9 @@ class Spool:
         """Whether no record is in it or on its way; see L{ISpool}."""
         return self.stats.records == 0 and self._appends == 0
 
+    def until_open(self) -> None:
+        """It is open; see L{ISpool.until_open}."""
+
     def append(self, job: Job) -> Deferred[Receipt]:
         """Put a job at the end; see L{ISpool.append}."""
         if len(self._waiting) >= self._limits.max_waiting:

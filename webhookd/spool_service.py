@@ -70,6 +70,19 @@ class SpoolService(Service):
         """See L{ISpool}; while it is being opened, it may hold something."""
         return self._spool.is_empty if self._spool is not None else self._problem is not None
 
+    @property
+    def is_up(self) -> bool:
+        """Whether it takes events: it is open, and nothing is wrong with it."""
+        return self._spool is not None and self._spool.stats.problem is None
+
+    def until_open(self) -> Deferred[None] | None:
+        """See L{ISpool}."""
+        if self._spool is not None or self._problem is not None:
+            return None
+        opened: Deferred[None] = Deferred()
+        self._until_open.append(opened)
+        return opened
+
     def append(self, job: Job) -> Deferred[Receipt]:
         """See L{ISpool}."""
         return self._once_open(lambda spool: spool.append(job))
@@ -101,10 +114,9 @@ class SpoolService(Service):
     def _once_open(self, operate: Callable[[Spool], Deferred[_T]]) -> Deferred[_T]:
         if self._spool is not None:
             return operate(self._spool)
-        if self._problem is not None:
+        opened = self.until_open()
+        if opened is None:
             return fail(SpoolUnavailable(self._problem))
-        opened: Deferred[None] = Deferred()
-        self._until_open.append(opened)
         return opened.addCallback(lambda _: self._once_open(operate))
 
     # -- Service

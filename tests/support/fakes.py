@@ -127,6 +127,9 @@ class MemorySpool:
     def is_empty(self) -> bool:
         return not self.records and not self.busy
 
+    def until_open(self) -> None:
+        pass
+
     @property
     def numbers(self) -> list[int]:
         """The numbers of the jobs in it."""

@@ -151,6 +151,10 @@ class SpoolWithDrain:
     def stats(self) -> Any:
         return self._spool.stats
 
+    @property
+    def is_up(self) -> bool:
+        return self.stats.problem is None
+
 
 class ZeroTests(MetricsCase):
     """A counter that is not there before its first increment hides that one from every rate."""

@@ -17,8 +17,8 @@ from zope.interface.verify import verifyObject
 
 from tests.support.fakes import AcceptingSink, Log, PickySink, RefusingSink, SilentSink
 from tests.support.spools import Disk, HeldBack, Replica, inline, job_number, make_job
-from webhookd.delivery import Drain
-from webhookd.model import IJobSink, ISpool, JobRefused, Outcome, SpoolUnavailable
+from webhookd.delivery import Drain, JobDelivery
+from webhookd.model import IJobSink, ISpool, JobRefused, Outcome, Receipt, SpoolUnavailable
 from webhookd.spool import Run, Spool, SpoolThread
 from webhookd.spool_database import SpoolLimits, encode_record
 from webhookd.spool_service import SpoolService
@@ -115,12 +115,14 @@ class OpeningTests(ServiceCase):
         for each in receipt, check, expired:
             self.assertNoResult(each)
         self.assertFalse(service.is_empty)  # it may hold something that must not be overtaken
+        self.assertFalse(service.is_up)
         self.assertIsNone(service.stats.problem)
         disk.go()
         self.assertEqual(self.successResultOf(receipt).outcome, Outcome.SPOOLED)
         self.assertIsNone(self.successResultOf(check))
         self.assertEqual(self.successResultOf(expired), 0)
         self.assertEqual(service.stats.records, 1)
+        self.assertTrue(service.is_up)
 
     def test_what_an_earlier_run_left_is_drained(self) -> None:
         self.orphan(1, 2)
@@ -134,6 +136,7 @@ class OpeningTests(ServiceCase):
         service = self.start()
         self.assertTrue(service.is_empty)  # so that Redis is asked
         self.assertTrue((service.stats.problem or "").startswith("broken: "))
+        self.assertFalse(service.is_up)
         reason = str(self.failureResultOf(service.append(make_job(1)), SpoolUnavailable).value)
         self.assertEqual(reason, service.stats.problem)
         self.clock.advance(_HEAL_S)
@@ -152,6 +155,40 @@ class OpeningTests(ServiceCase):
         for receipt in receipts:
             message = str(self.failureResultOf(receipt, SpoolUnavailable).value)
             self.assertTrue(message.startswith("broken: "), message)
+
+    def deliver_while_it_is_opened(self, *job_numbers: int, redis_is_up: bool = True) -> list[Receipt]:
+        """What becomes of events that come before it is known what the spool holds."""
+        disk = HeldBack()
+        service = self.start(run=disk)
+        delivery = JobDelivery(self.sink, service, may_call=lambda: redis_is_up, spooled=service.drain.wake)
+        receipts = [delivery.deliver(make_job(number)) for number in job_numbers]
+        for receipt in receipts:
+            self.assertNoResult(receipt)
+        disk.go()
+        return [self.successResultOf(receipt) for receipt in receipts]
+
+    def test_events_wait_for_it_and_not_on_the_disk_where_nothing_is_before_them(self) -> None:
+        self.sink = sink = AcceptingSink()
+        receipts = self.deliver_while_it_is_opened(1, 2, 3)
+        self.assertEqual({receipt.outcome for receipt in receipts}, {Outcome.QUEUED})
+        self.assertEqual(sink.queue, [1, 2, 3])
+
+    def test_events_go_behind_what_an_earlier_run_left(self) -> None:
+        self.orphan(1, 2)
+        self.sink = sink = AcceptingSink()
+        receipts = self.deliver_while_it_is_opened(3, 4)
+        self.assertEqual({receipt.outcome for receipt in receipts}, {Outcome.SPOOLED})
+        self.assertEqual(sink.queue, [1, 2, 3, 4])
+
+    def test_events_that_waited_are_spooled_where_redis_is_away(self) -> None:
+        (receipt,) = self.deliver_while_it_is_opened(1, redis_is_up=False)
+        self.assertEqual(receipt.outcome, Outcome.SPOOLED)
+
+    def test_events_that_waited_for_one_that_cannot_be_opened_are_queued(self) -> None:
+        self.root.write_text("in the way")
+        self.sink = AcceptingSink()
+        (receipt,) = self.deliver_while_it_is_opened(1)
+        self.assertEqual(receipt.outcome, Outcome.QUEUED)
 
     def test_a_place_where_it_can_never_be(self) -> None:
         mountinfo = f"22 1 0:25 / {self.root.resolve()} rw - nfs4 server:/srv rw\n"
