@@ -12,7 +12,7 @@ from pathlib import Path
 import webhookd
 from tests.support.process import MissingTool, ProcessFailed
 
-from . import arrival, comparison, degraded, floor, growth, machine, report
+from . import arrival, comparison, degraded, floor, growth, machine, observed, report
 from .figures import Section
 from .machine import Cores
 from .outputs import Unreadable
@@ -24,6 +24,10 @@ FULL: Mapping[str, _Measure] = {
     "arrival": lambda cores: [arrival.arrive(cores, duration_s=30)],
     "degraded": lambda cores: [degraded.spooling(cores, duration_s=20)],
     "signature": lambda cores: [growth.signature(cores, pairs=3, count=8)],
+    "observed": lambda cores: [
+        observed.counting(cores, pairs=3, count=8),
+        observed.scraped(cores, duration_s=10),
+    ],
     "waiting": lambda cores: [growth.waiting_jobs(cores, count=5, duration_s=3)],
     "growth": lambda cores: [measure(cores) for measure in growth.SHORT],
     "memory": lambda cores: [degraded.memory(cores, requests=1_000_000, deadline_s=300)],

@@ -1,12 +1,8 @@
-"""What it costs to be observed: the counting of events, and a Prometheus that is in a hurry.
-
-python -m tests.bench.observed
-"""
+"""What it costs to be observed: the counting of events, and a Prometheus that is in a hurry."""
 
 from __future__ import annotations
 
 import http.client
-import sys
 import time
 import timeit
 from collections import Counter
@@ -24,10 +20,9 @@ from webhookd.bullmq import Answer
 from webhookd.counts import BATCH_SIZES, DURATIONS_S, Histogram
 from webhookd.model import Outcome
 
-from . import machine, report
 from .arrival import LATENCIES, latencies
 from .comparison import COLUMNS, medians, problems_of, rounds
-from .figures import Section, number, share
+from .figures import Figure, Section, number, share
 from .load import Run, Shape, Wrk, close_loop, complaints, cpu_s, jobs_settled, open_loop
 from .machine import Cores
 from .servers import BenchRedis, Webhookd
@@ -129,7 +124,8 @@ def counting(cores: Cores, *, pairs: int, count: int) -> Section:
     )
     header = ["", *(column.name for column in COLUMNS)]
     rows = [medians(name, each, COLUMNS) for name, each in runs.items()]
-    return Section("Counting", note, header, rows, problems=problems_of(runs))
+    measured = {Figure.COUNTING: of_cpu.median}
+    return Section("Counting", note, header, rows, measured=measured, problems=problems_of(runs))
 
 
 def _counting_us() -> float:
@@ -183,7 +179,7 @@ class _Uncounted(Webhookd):
 
 def scraped(cores: Cores, *, duration_s: int) -> Section:
     """An open loop, once with nobody who asks for metrics, and once with somebody who asks all the time."""
-    rows, problems = [], []
+    rows, problems, p95_ms = [], [], []
     for per_second in (0, _SCRAPES_PER_SECOND):
         name = f"{per_second} scrapes/s"
         with ExitStack() as stack:
@@ -194,6 +190,7 @@ def scraped(cores: Cores, *, duration_s: int) -> Section:
             scraper = stack.enter_context(_Scraper(server.ops_port, per_second)) if per_second else None
             before_s = cpu_s(server.pid)
             answers = open_loop(cores.load, server.port, _PER_SECOND, duration_s)
+            p95_ms.append(answers.p95_ms)
             busy = (cpu_s(server.pid) - before_s) / answers.duration_s
             with redis.client() as client:
                 jobs = jobs_settled(client, [server])
@@ -214,17 +211,6 @@ def scraped(cores: Cores, *, duration_s: int) -> Section:
         note=f"An open loop for {duration_s} s, and beside it a client that fetches /metrics.",
         header=["", *LATENCIES, "CPU", "scrapes/s", "slowest scrape ms"],
         rows=rows,
+        measured={Figure.P95_SCRAPED: p95_ms[-1]},
         problems=problems,
     )
-
-
-def main() -> int:
-    """Print both tables; the exit code is 1 where their figures are void."""
-    cores = machine.prepare()
-    sections = [counting(cores, pairs=3, count=8), scraped(cores, duration_s=10)]
-    print(report.render(sections, {"cores": cores.text(), "load": machine.describe_load()}))
-    return 1 if report.problems_of(sections) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
