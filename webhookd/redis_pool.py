@@ -93,6 +93,8 @@ def unavailable(error: BaseException | None) -> QueueUnavailable:
         return error
     if isinstance(error, txredisapi.ResponseError):
         message = str(error)
+        if message.startswith("MOVED "):  # slot and address
+            message += ", where the cluster has the queue's keys: the Redis URL must name that server"
         return QueueUnavailable(error_kind(message), message)
     if isinstance(error, DeadlinePassed):
         return QueueUnavailable(RedisErrorKind.TIMEOUT, "Redis did not answer in time", unknown=True)
@@ -185,6 +187,7 @@ class _PoolFactory(txredisapi.RedisFactory):  # type: ignore[misc]  # txredisapi
     protocol = RedisConnection
     initialDelay = 0.1
     maxDelay = 2.0
+    refusals = 0
 
     def __init__(
         self,
@@ -204,6 +207,11 @@ class _PoolFactory(txredisapi.RedisFactory):  # type: ignore[misc]  # txredisapi
         super().addConnection(conn)
         if conn in self.pool:
             self.ready(conn)
+
+    def retryDelay(self, attempt: int) -> float:
+        """Seconds; to connect to a server that then refuses what it is asked is no success."""
+        delay_s: float = super().retryDelay(max(attempt, self.refusals))
+        return delay_s
 
     def stopTrying(self) -> Deferred[None]:
         """Txredisapi stops for good after a failed AUTH; a password can be mended while we run."""
@@ -258,13 +266,15 @@ class RedisPool(Service):
         return disconnected
 
     def _ready(self, connection: RedisConnection) -> None:
-        if len(self._factory.pool) == 1:
+        is_news = self.last_error is None or self.last_error.kind not in _ASK_AGAIN
+        if is_news and len(self._factory.pool) == 1:
             self._log.info("connected to Redis at {url}", url=self.url)
         for listener in self._listeners:
             listener(connection)
 
     def worked(self) -> None:
         """A call has succeeded."""
+        self._factory.refusals = 0
         if self.last_error is not None:
             self._log.info("Redis at {url} takes jobs again", url=self.url)
             self.last_error = None
@@ -272,6 +282,7 @@ class RedisPool(Service):
     def failed(self, reason: QueueUnavailable) -> None:
         """A call, or an attempt to connect, has failed."""
         self.errors[reason.kind] += 1
+        self._factory.refusals += reason.kind in _ASK_AGAIN
         if self.last_error is None or self.last_error.kind is not reason.kind:
             self._log.warn(
                 "Redis at {url} cannot be used: {kind}: {reason}",

@@ -115,8 +115,8 @@ class RedisWatch:
             fsync = await connection.within(
                 self._deadline_s, connection.execute_command("CONFIG", "GET", "appendfsync")
             )
-        except QueueUnavailable:
-            return facts
+        except QueueUnavailable as error:
+            return None if error.unknown else facts
         return evolve(facts, appendfsync=fsync[1].decode() if len(fsync) == 2 else None)
 
     def _warn(self) -> None:

@@ -58,7 +58,7 @@ _TAIL = """
 * D2: a spool is one file, its index included. A bit that flips in SQLite's write-ahead log, within the few
   seconds that a record stays there, costs what was written to it later. The damage of the other rows is found
   by a checksum for each record.
-* R19: MOVED needs a cluster of several nodes; one node answers a queue without a hash tag with CROSSSLOT.
+* R19: MOVED, which needs a cluster of several nodes: it is in `tests/integration/test_cluster.py`.
 
 ## Does it bite?
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,6 +26,13 @@ KEYS_OF_A_BATCH = 10 + 2 * MAX_BATCH
 @pytest.fixture
 def cluster() -> Iterator[ClusterNode]:
     with ClusterNode(config=["slowlog-log-slower-than 0", "slowlog-max-len 1024"]) as node:
+        yield node
+
+
+@pytest.fixture
+def stranger() -> Iterator[ClusterNode]:
+    """A node that belongs to no cluster, and has no slots."""
+    with ClusterNode(slots=False) as node:
         yield node
 
 
@@ -74,3 +84,44 @@ def test_without_a_hash_tag_the_start_says_what_to_set(
     assert int(response.headers["retry-after"]) > 0
     with cluster.client() as client:
         assert client.dbsize() == 0
+
+
+def give_slot(tag: str, owner: ClusterNode, *nodes: ClusterNode) -> None:
+    """Tell all nodes which one of them has the keys with a hash tag."""
+    with owner.client() as client:
+        owner_id = client.execute_command("CLUSTER MYID")
+        slot = client.execute_command("CLUSTER KEYSLOT", tag)
+    for node in nodes:
+        with node.client() as client:
+            client.execute_command("CLUSTER SETSLOT", slot, "NODE", owner_id)
+
+
+def test_events_wait_on_disk_while_another_node_has_the_queue(
+    cluster: ClusterNode, stranger: ClusterNode, start_daemon: StartDaemon
+) -> None:
+    nodes = [cluster, stranger]
+    with cluster.client() as client:
+        client.execute_command("CLUSTER MEET", "127.0.0.1", stranger.port, stranger.bus_port)
+        known = "cluster_known_nodes"
+        for node in nodes:
+            with node.client(decode_responses=True) as other:
+                wait_until(lambda: other.execute_command("CLUSTER INFO")[known] == "2", "they have met")
+    give_slot("bull", stranger, *nodes)
+    daemon = connected(start_daemon("--redis", cluster.url, "--prefix", "{bull}"))
+    events = [webhook(number) for number in range(1, 6)]
+
+    assert [outcome(post(daemon.port, event)) for event in events] == [(202, "spooled")] * len(events)
+    assert json.loads(daemon.get("/health").body)["status"] == "degraded"
+    where = rf"cannot be used: cluster: MOVED \d+ 127.0.0.1:{stranger.port}, where the cluster has"
+    assert len(re.findall(where, daemon.log)) == 1
+    time.sleep(1)  # it goes on asking, and says so once
+    assert daemon.log.count("connected to Redis at") == 1
+
+    give_slot("bull", cluster, *nodes)
+    with cluster.client() as client:
+        queue = Queue(client, QueueKeys("{bull}", "chatwoot"))
+        wait_until(lambda: len(queue.held_ids()) == len(events), "all are jobs")
+        assert queue.held_ids()[::-1] == [
+            event.job_id for event in events
+        ]  # the newest is the first of a list
+    wait_until(lambda: "takes jobs again" in daemon.log, "the log says so")

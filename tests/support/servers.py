@@ -157,13 +157,12 @@ class TlsRedis(RedisServer):
 
 
 class ClusterNode(RedisServer):
-    """A Redis Cluster of one node, which has all the slots."""
+    """A Redis Cluster of one node, which has all the slots, or a node without any, to be met by another."""
 
-    def __init__(
-        self, flavour: str = "redis-7.0", config: Sequence[str] = (), directory: Path | None = None
-    ) -> None:
-        super().__init__(flavour, config, directory)
+    def __init__(self, flavour: str = "redis-7.0", config: Sequence[str] = (), *, slots: bool = True) -> None:
+        super().__init__(flavour, config)
         self.bus_port = self.reserve_port()
+        self._slots = slots
 
     def config_lines(self) -> list[str]:
         return [*super().config_lines(), "cluster-enabled yes", f"cluster-port {self.bus_port}"]
@@ -171,6 +170,8 @@ class ClusterNode(RedisServer):
     def is_ready(self) -> bool:
         if not super().is_ready():
             return False
+        if not self._slots:
+            return True
         with self.client(decode_responses=True) as client:
             info = client.execute_command("CLUSTER INFO")
             if info["cluster_slots_assigned"] == "0":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import txredisapi
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel
@@ -22,7 +23,7 @@ from tests.support.redis_wire import (
     until_attempts,
 )
 from webhookd.model import ConfigError, QueueUnavailable, RedisErrorKind
-from webhookd.redis_pool import RedisEndpoint, RedisPool, error_kind
+from webhookd.redis_pool import RedisEndpoint, RedisPool, error_kind, unavailable
 from webhookd.redis_url import RedisUrl
 
 _SENTINELS = "redis+sentinel://s1:26379,s2:26380,s3:26381/mymaster"
@@ -363,6 +364,29 @@ class ReportTests(PoolCase):
         self.assertEqual(len(self.log.at(LogLevel.info)), 1)
         self.failed(RedisErrorKind.TIMEOUT)
         self.assertEqual(len(self.log.at(LogLevel.warn)), 3)
+
+    async def test_a_server_that_refuses_everything_is_asked_less_and_less(self) -> None:
+        await self.connect()
+        assert self.pool.writer is not None
+        retry_delay = self.pool.writer.factory.retryDelay
+        self.assertLess(retry_delay(1), 0.5)
+        for _ in range(4):
+            self.failed(RedisErrorKind.CLUSTER)
+        self.assertGreater(retry_delay(1), 0.5)
+        self.pool.worked()
+        self.assertLess(retry_delay(1), 0.5)
+
+    async def test_a_connection_is_no_news_where_the_server_refuses(self) -> None:
+        for kind, lines in (RedisErrorKind.CLUSTER, 0), (RedisErrorKind.DISCONNECTED, 1):
+            self.start_pool()
+            self.failed(kind)
+            await self.connect()
+            self.assertEqual(len(self.log.at(LogLevel.info)), lines)
+
+    def test_who_asks_the_wrong_server_of_a_cluster_is_told_which_one_to_name(self) -> None:
+        reason = unavailable(txredisapi.ResponseError("MOVED 3999 10.0.0.2:6381"))
+        self.assertIs(reason.kind, RedisErrorKind.CLUSTER)
+        self.assertTrue(str(reason).startswith("MOVED 3999 10.0.0.2:6381, where the cluster has"))
 
     async def test_a_connection_alone_does_not_mean_that_redis_works(self) -> None:
         reason = self.failed(RedisErrorKind.OOM)

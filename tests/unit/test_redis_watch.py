@@ -152,6 +152,14 @@ class LookTests(WatchCase):
         await self.meet({})
         self.assertEqual((self.watch.facts, self.restarts), (_SAFE, 0))
 
+    async def test_a_server_that_is_gone_in_the_middle_is_the_same_as_before(self) -> None:
+        await self.meet({})
+        line = await self.connect()
+        line.expect(b"INFO")
+        line.reply(bulk(info()))
+        line.hang_up()
+        self.assertEqual((self.watch.facts, self.log.at(LogLevel.warn)), (_SAFE, []))
+
     async def test_a_server_that_does_not_answer(self) -> None:
         line = await self.connect()
         self.clock.advance(_DEADLINE_S)
