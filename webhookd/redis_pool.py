@@ -229,6 +229,7 @@ class RedisPool(Service):
         self.url = url
         self.last_error: QueueUnavailable | None = None
         self.errors: Counter[RedisErrorKind] = Counter()
+        self._is_told = False  # of a connection, since the last failure that was news
         self._log = Logger()
         self._listeners: list[Callable[[RedisConnection], None]] = []
         self._factory = _PoolFactory(url, reactor, self.failed, self._ready)
@@ -266,8 +267,8 @@ class RedisPool(Service):
         return disconnected
 
     def _ready(self, connection: RedisConnection) -> None:
-        is_news = self.last_error is None or self.last_error.kind not in _ASK_AGAIN
-        if is_news and len(self._factory.pool) == 1:
+        if len(self._factory.pool) == 1 and not self._is_told:
+            self._is_told = True
             self._log.info("connected to Redis at {url}", url=self.url)
         for listener in self._listeners:
             listener(connection)
@@ -284,6 +285,7 @@ class RedisPool(Service):
         self.errors[reason.kind] += 1
         self._factory.refusals += reason.kind in _ASK_AGAIN
         if self.last_error is None or self.last_error.kind is not reason.kind:
+            self._is_told = False
             self._log.warn(
                 "Redis at {url} cannot be used: {kind}: {reason}",
                 url=self.url,

@@ -53,7 +53,7 @@ function authenticate(expected) {
 }
 
 const pages = new ExpressAdapter();
-createBullBoard({ queues: setting('QUEUES', 'chatwoot').split(' ').map(board), serverAdapter: pages });
+createBullBoard({ queues: setting('QUEUES', 'chatwoot').split(/\s+/).map(board), serverAdapter: pages });
 
 const app = express();
 app.use((_request, response, next) => {

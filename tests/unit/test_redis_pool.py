@@ -376,12 +376,15 @@ class ReportTests(PoolCase):
         self.pool.worked()
         self.assertLess(retry_delay(1), 0.5)
 
-    async def test_a_connection_is_no_news_where_the_server_refuses(self) -> None:
-        for kind, lines in (RedisErrorKind.CLUSTER, 0), (RedisErrorKind.DISCONNECTED, 1):
-            self.start_pool()
+    async def test_a_connection_is_news_once_after_each_that_failed_otherwise(self) -> None:
+        kinds = RedisErrorKind.DISCONNECTED, RedisErrorKind.CLUSTER, RedisErrorKind.CLUSTER
+        for kind, told in zip(kinds, (1, 2, 2), strict=True):
             self.failed(kind)
-            await self.connect()
-            self.assertEqual(len(self.log.at(LogLevel.info)), lines)
+            line = await self.connect()
+            said = [text for text in self.log.at(LogLevel.info) if text.startswith("connected")]
+            self.assertEqual(len(said), told)
+            line.hang_up()
+            await until_attempts(self.network, 2)
 
     def test_who_asks_the_wrong_server_of_a_cluster_is_told_which_one_to_name(self) -> None:
         reason = unavailable(txredisapi.ResponseError("MOVED 3999 10.0.0.2:6381"))
