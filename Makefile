@@ -77,6 +77,10 @@ $(operator_rules): conf/kubernetes/monitoring/%.yaml: conf/prometheus/rules/%.ym
 	  printf '%s\n' 'apiVersion: monitoring.coreos.com/v1' 'kind: PrometheusRule' 'metadata:' '  name: webhookd-$*' 'spec:'; \
 	  sed 's/^./  &/' $<; } >$@
 
+.PHONY: docs
+docs: $(tools) ## write docs/configuration.md anew, from the options
+	.venv-dev/bin/python -m tests.docs.configuration
+
 .PHONY: wheel
 wheel: $(installed) ## build the wheel and install it into .venv: after each change, before an integration test
 
