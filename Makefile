@@ -10,9 +10,8 @@ SHELL := /bin/bash
 # .venv-dev holds the tools, which work on the checkout.
 installed := .venv/.installed
 tools := .venv-dev/.installed
-node_modules := tests/node/node_modules/.package-lock.json
+node_modules := $(patsubst %,%/node_modules/.package-lock.json,tests/node docker/bull-board docs/worker/node)
 peers := tests/bench/peers/node_modules/.package-lock.json
-bull_board := docker/bull-board/node_modules/.package-lock.json
 
 sources := setup.py pyproject.toml $(shell find webhookd twisted -name '*.py' -o -name '*.lua' -o -name '*.json')
 
@@ -27,7 +26,7 @@ run: $(installed) ## run the daemon on port 3001, with a Redis of its own
 	exec .venv/bin/twistd -n --pidfile= webhookd --port 3001 --redis embedded:
 
 .PHONY: test
-test: debian $(tools) $(node_modules) $(bull_board) $(installed) ## install what the tests need, and run them all
+test: debian $(tools) $(node_modules) $(installed) ## install what the tests need, and run them all
 	PYTHONPATH=. .venv-dev/bin/trial tests.unit
 	.venv-dev/bin/pytest -p no:twisted tests/unit
 	.venv-dev/bin/pytest tests/integration
@@ -86,7 +85,7 @@ wheel: $(installed) ## build the wheel and install it into .venv: after each cha
 
 .PHONY: clean
 clean: ## remove all that the other targets made
-	rm -rf .venv .venv-dev build dist *.egg-info tests/node/node_modules tests/bench/peers/node_modules docker/bull-board/node_modules
+	rm -rf .venv .venv-dev build dist *.egg-info $(dir $(node_modules) $(peers))
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache _trial_temp*
 
 # $(call apt_install,PACKAGES): install Debian packages, with sudo where that is needed.
@@ -133,9 +132,6 @@ $(tools): requirements.txt tests/requirements.txt
 	touch $@
 
 # The lock files name the prebuilt parts of msgpackr for Linux alone, where these tests run.
-$(node_modules): tests/node/package-lock.json
-$(peers): tests/bench/peers/package-lock.json
-$(bull_board): docker/bull-board/package-lock.json
-$(node_modules) $(peers) $(bull_board):
+$(node_modules) $(peers): %/node_modules/.package-lock.json: %/package-lock.json
 	cd $(<D) && npm ci --ignore-scripts --no-audit --no-fund
 	touch $@
