@@ -1,6 +1,7 @@
 # Every target may be run at any time and does only what is still to be done.
 
 PYTHON ?= python3
+PORT ?= 3001
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -22,8 +23,8 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 .PHONY: run
-run: $(installed) ## run the daemon on port 3001, with a Redis of its own
-	exec .venv/bin/twistd -n --pidfile= webhookd --port 3001 --redis embedded:
+run: $(installed) ## run the daemon on port 3001, or PORT, with a Redis of its own
+	exec .venv/bin/twistd -n --pidfile= webhookd --port $(PORT) --redis embedded:
 
 .PHONY: test
 test: debian $(tools) $(node_modules) $(installed) ## install what the tests need, and run them all
