@@ -20,11 +20,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@awk -F ':.*## ' '/^##@ / { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  %-13s%s\n", $$1, $$2 }' \
+	  $(MAKEFILE_LIST)
+
+##@ To use it
 
 .PHONY: run
 run: $(installed) ## run the daemon on port 3001, or PORT, with a Redis of its own
 	exec .venv/bin/twistd -n --pidfile= webhookd --port $(PORT) --redis embedded:
+
+##@ To test it
 
 .PHONY: test
 test: debian $(tools) $(node_modules) $(installed) ## install what the tests need, and run them all
@@ -33,11 +38,11 @@ test: debian $(tools) $(node_modules) $(installed) ## install what the tests nee
 	.venv-dev/bin/pytest tests/integration
 
 .PHONY: bench
-bench: debian $(tools) $(peers) $(installed) ## measure against Express and Fastify, for docs/benchmarks.md; bench-check judges
+bench: debian $(tools) $(peers) $(installed) ## measure against Express and Fastify, and write docs/benchmarks.md
 	.venv-dev/bin/python -m tests.bench --output docs/benchmarks.md
 
 .PHONY: bench-check
-bench-check: debian $(tools) $(peers) $(installed)
+bench-check: debian $(tools) $(peers) $(installed) ## fail where it is slower than what is promised
 	.venv-dev/bin/python -m tests.bench --check
 
 .PHONY: faults
@@ -58,6 +63,8 @@ image-test: debian_lists += tests/image/debian-packages.txt
 image-test: debian $(tools) ## build the container image, and run it with podman
 	.venv-dev/bin/pip install -q --no-deps -r tests/image/requirements.txt
 	.venv-dev/bin/pytest tests/image
+
+##@ To change it
 
 .PHONY: lint
 lint: $(tools) ## check style, types, and the layers
@@ -81,12 +88,16 @@ $(operator_rules): conf/kubernetes/monitoring/%.yaml: conf/prometheus/rules/%.ym
 docs: $(tools) ## write docs/configuration.md anew, from the options
 	.venv-dev/bin/python -m tests.docs.configuration
 
+.PHONY: apidocs
+apidocs: $(tools) ## make pages of the docstrings, in apidocs/
+	.venv-dev/bin/pydoctor
+
 .PHONY: wheel
-wheel: $(installed) ## build the wheel and install it into .venv: after each change, before an integration test
+wheel: $(installed) ## build the wheel, and install it for the integration tests
 
 .PHONY: clean
 clean: ## remove all that the other targets made
-	rm -rf .venv .venv-dev build dist *.egg-info $(dir $(node_modules) $(peers))
+	rm -rf .venv .venv-dev build dist *.egg-info apidocs $(dir $(node_modules) $(peers))
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache _trial_temp*
 
 # $(call apt_install,PACKAGES): install Debian packages, with sudo where that is needed.
@@ -99,7 +110,7 @@ endef
 debian_lists := tests/debian-packages.txt
 
 .PHONY: debian
-debian:
+debian: ## install the Debian packages that the tests need
 	@missing=(); \
 	for package in $$(grep -hv '^#' $(debian_lists)); do \
 	  [[ $$(dpkg-query --show --showformat='$${db:Status-Status}' $$package 2>&1) == installed ]] || missing+=($$package); \
