@@ -11,9 +11,9 @@ import pytest
 
 from tests.integration.conftest import StartDaemon
 from tests.support.process import ChildProcess, MissingTool, find_tool, wait_until
-from tests.support.samples import SAMPLES
 from tests.support.servers import RedisServer
 from tests.support.webhooks import Webhook, connected, outcome, post
+from webhookd.samples import SAMPLES
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "worker"
 
