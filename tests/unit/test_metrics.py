@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred, ensureDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
+from twisted.web.server import Request
 
 from tests.support.fakes import AcceptingSink, MemorySpool
 from tests.support.http import request_bytes
@@ -42,6 +43,15 @@ _OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.
 _DEADLINE_S = 4.0
 
 
+class Health(Resource):
+    """The sibling, as far as its requests are counted."""
+
+    isLeaf = True
+
+    def render_GET(self, _request: Request) -> bytes:
+        return b"well"
+
+
 class MetricsCase(PoolCase):
     """The parts of a daemon, on a Redis that the test plays, and a client of its ops endpoint."""
 
@@ -57,7 +67,7 @@ class MetricsCase(PoolCase):
             {"chatwoot": self.source(), "branch": self.source(SECRET)}, payload, hash_of_body, self.deliver
         )
         self.app = WebhookApp(
-            self.intake.accept, "chatwoot", lambda: NOW_MS, InFlight(2, 100_000), Resource()
+            self.intake.accept, "chatwoot", lambda: NOW_MS, InFlight(2, 100_000), Health()
         )
         self.site = self.make_site(self.app)
         self.collector = DaemonCollector(self.parts())
