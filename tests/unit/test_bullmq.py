@@ -18,6 +18,7 @@ from webhookd.bullmq import (
     add_jobs_arguments,
     check_job_id,
     read_reply,
+    with_telemetry,
 )
 from webhookd.model import Job
 
@@ -231,6 +232,16 @@ def a_job(job_id: str, **changes: object) -> Job:
         **changes,
     }
     return Job(**values)  # type: ignore[arg-type]
+
+
+class TelemetryTests(SynchronousTestCase):
+    @given(st.dictionaries(st.text(), st.text()))
+    def test_it_is_a_string_that_holds_json_beside_the_other_options(self, metadata: dict[str, str]) -> None:
+        options = JobOptions.from_mapping({"attempts": 3, "backoff": {"type": "fixed", "delay": 5}})
+        stored = json.loads(with_telemetry(options.encode("job-1"), metadata))
+
+        self.assertEqual(json.loads(stored.pop("tm")), metadata)
+        self.assertEqual(stored, json.loads(options.encode("job-1")))
 
 
 class ScriptTests(SynchronousTestCase):

@@ -97,6 +97,7 @@ VALUES: Mapping[str, tuple[Value, ...]] = {
     "log_format": (text("json"), text("text")),
     "log_level": (text("debug"), text("error"), text("WARN", "warn")),
     "access_log": (Value("on", "true", True), Value("off", "false", False), Value("ON", '"on"', True)),
+    "tracing": (text("otlp"), text("off"), text("OTLP", "otlp")),
 }
 
 DEFAULTS: Mapping[str, object] = {
@@ -130,6 +131,7 @@ DEFAULTS: Mapping[str, object] = {
     "log_format": "text",
     "log_level": "info",
     "access_log": False,
+    "tracing": "off",
 }
 
 BAD_NUMBERS = ("", " ", "x", "-1", "1.5", "1e3", "0x1", "1_0", "٣", 17 * "9", 5000 * "9", "NaN")
@@ -178,6 +180,7 @@ BAD_TEXTS: Mapping[str, tuple[str, ...]] = {
     "log_format": ("", "xml"),
     "log_level": ("", "critical", "info,debug"),
     "access_log": ("", "yes", "1", "true"),
+    "tracing": ("", "on", "grpc"),
 }
 
 BAD_TOML: Mapping[str, tuple[str, ...]] = {

@@ -1,0 +1,89 @@
+"""An OTLP collector in a thread: it keeps the spans that it is sent."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
+
+from attrs import Factory, frozen
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+
+@frozen
+class ExportedSpan:
+    """What the tests look at; ids in hex, and no parent is an empty one."""
+
+    name: str
+    trace_id: str
+    span_id: str
+    parent_id: str
+    kind: str
+    is_error: bool
+    attributes: Mapping[str, object]
+    resource: Mapping[str, object] = Factory(dict)
+
+
+class Collector:
+    """Takes spans at L{url}, by HTTP."""
+
+    def __init__(self) -> None:
+        self.spans: list[ExportedSpan] = []
+        self.raw = b""
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                collector.take(self.rfile.read(int(self.headers["Content-Length"])))
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_arguments: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+
+    @property
+    def url(self) -> str:
+        """What C{OTEL_EXPORTER_OTLP_ENDPOINT} has to be."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def take(self, data: bytes) -> None:
+        """Keep what came, as it is and read."""
+        self.raw += data
+        for resource in ExportTraceServiceRequest.FromString(data).resource_spans:
+            of_resource = _read(resource.resource.attributes)
+            for scope in resource.scope_spans:
+                self.spans += [_span(span, of_resource) for span in scope.spans]
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _span(span: Span, resource: Mapping[str, object]) -> ExportedSpan:
+    return ExportedSpan(
+        name=span.name,
+        trace_id=span.trace_id.hex(),
+        span_id=span.span_id.hex(),
+        parent_id=span.parent_span_id.hex(),
+        kind=Span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_").lower(),
+        is_error=span.status.code == 2,
+        attributes=_read(span.attributes),
+        resource=resource,
+    )
+
+
+def _read(attributes: object) -> Mapping[str, object]:
+    pairs: list[KeyValue] = list(attributes)  # type: ignore[call-overload]  # a container of protobuf's own
+    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value") or "string_value") for pair in pairs}
