@@ -13,14 +13,16 @@ import tomllib
 from collections.abc import Callable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from webhookd.auth import Network
 from webhookd.bullmq import JobOptions, QueueKeys, Wire
 from webhookd.model import ConfigError
 from webhookd.redis_url import RedisUrl
+
+if TYPE_CHECKING:  # `webhookd health`, which containers start every few seconds, needs no cryptography
+    from webhookd.auth import Network
 
 #: The source behind ``/webhook/chatwoot``.
 DEFAULT_SOURCE = "chatwoot"
