@@ -199,11 +199,18 @@ WRONG = {
         "the connection ended before the answer",
         "200, but not as webhookd answers",
     ),
-    "no TLS": Wrong(b"220 mail.example ESMTP\r\n", "no HTTP answer", "SSL", "https:"),
+    "no TLS": Wrong(
+        b"220 mail.example ESMTP\r\n", "no TLS, or a certificate that is not trusted", "SSL", "https:"
+    ),
     "html": Wrong(
         b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n<p/>",
         "OK, and not from webhookd",
         "200, but not as webhookd answers",
+    ),
+    "escapes": Wrong(
+        b'HTTP/1.1 500 X\r\nContent-Length: 37\r\n\r\n{"status":"a\\u001b[31m\\nb","jobId":7}',
+        "a?[31m?b",
+        "500 a?[31m?b",
     ),
     "moved": Wrong(
         b"HTTP/1.1 301 Moved\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",

@@ -103,7 +103,7 @@ def _list_samples(*, as_json: bool) -> None:
 def _maker(what: str, source: Source) -> Callable[[int], Post]:
     """Makes requests by their numbers; another run begins with another microsecond, and so has other ids."""
     sample = SAMPLES.get(what)
-    body = read_file(what) if sample is None else sample.body
+    body = _read(what) if sample is None else sample.body
     first = time.time_ns() // 1000
 
     def make(number: int) -> Post:
@@ -112,6 +112,13 @@ def _maker(what: str, source: Source) -> Callable[[int], Post]:
         return Post(content, headers(source, content, first + number, int(time.time())))
 
     return make
+
+
+def _read(path: str) -> bytes:
+    try:
+        return read_file(path)
+    except Unreachable as error:
+        raise Unreachable(f"{error.message}; --list names the samples") from None
 
 
 async def _send(

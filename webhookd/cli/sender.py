@@ -8,13 +8,17 @@ from http.client import responses
 from typing import Any
 
 from attrs import field, frozen
+from OpenSSL import SSL
+from service_identity import VerificationError
 from treq.client import HTTPClient
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, DeferredSemaphore, ensureDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.task import deferLater
-from twisted.web.client import Agent, HTTPConnectionPool, ResponseFailed
+from twisted.web.client import Agent, HTTPConnectionPool, RequestTransmissionFailed, ResponseFailed
 from twisted.web.http_headers import Headers
+
+from webhookd.cli.terminal import printable
 
 _MAX_AT_ONCE = 10  # as many workers as Chatwoot has
 _MAX_AT_ONCE_AT_A_RATE = 256
@@ -72,27 +76,29 @@ class Sender:
             due_s = self._reactor.seconds() if rate is None else started_s + position / rate
             if due_s > self._reactor.seconds():
                 await deferLater(self._reactor, due_s - self._reactor.seconds())
-            ensureDeferred(self._send(number, due_s)).addBoth(lambda _: places.release())
+            ensureDeferred(self._send(number, due_s, places))
         for _ in range(at_once):
             await places.acquire()
         await self._pool.closeCachedConnections()
         return self.answers
 
-    async def _send(self, number: int, due_s: float) -> None:
-        exchange = ensureDeferred(self._exchange(self._make(number)))
+    async def _send(self, number: int, due_s: float, places: DeferredSemaphore) -> None:
         try:
+            exchange = ensureDeferred(self._exchange(self._make(number)))
             status, body = await exchange.addTimeout(self._deadline_s, self._reactor)
         except Exception as problem:  # noqa: BLE001  # whatever it is, it is counted by what it means
             self._answered(None, self._reason(problem), None, due_s)
         else:
             self._answered(status, *_read(status, body), due_s)
+        finally:
+            places.release()
 
     def _answered(self, status: int | None, outcome: str, job_id: str | None, due_s: float) -> None:
         latency_ms = (self._reactor.seconds() - due_s) * 1000
         self.answers.append(Answer(status, outcome, job_id, latency_ms))
 
     def _reason(self, problem: Exception) -> str:
-        if isinstance(problem, ResponseFailed):
+        if isinstance(problem, ResponseFailed | RequestTransmissionFailed):
             problem = problem.reasons[0].value
         if isinstance(problem, _LATE):
             return f"no answer within {self._deadline_s:g} s"
@@ -120,8 +126,9 @@ def _read(status: int, body: bytes) -> tuple[str, str | None]:
     try:
         content = json.loads(body)
         if "error" in content:
-            return f"{content['error']['code']}: {content['error']['message']}", None
-        return str(content["status"]), content.get("jobId")
+            return printable(f"{content['error']['code']}: {content['error']['message']}"), None
+        job_id = content.get("jobId")
+        return printable(str(content["status"])), None if job_id is None else printable(str(job_id))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{responses.get(status, 'Unknown Status')}, and not from webhookd", None
 
@@ -131,5 +138,6 @@ _REASONS: Mapping[type[Exception] | tuple[type[Exception], ...], str] = {
     error.ConnectionRefusedError: "connection refused",
     error.DNSLookupError: "there is no such host",
     error.ConnectError: "cannot connect",
+    (SSL.Error, VerificationError): "no TLS, or a certificate that is not trusted",
     (error.ConnectionDone, error.ConnectionLost): "the connection ended before the answer",
 }

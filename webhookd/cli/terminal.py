@@ -14,6 +14,7 @@ import msgspec
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _MIN_COLUMN = 20
+_MAX_FOREIGN = 300  # characters; a job id has at most 190
 _MAX_FILE_BYTES = 64 * 1024**2
 
 
@@ -64,6 +65,11 @@ def _wrapped(text: str, indent: int) -> Sequence[str]:
     if not sys.stdout.isatty() or room < _MIN_COLUMN:
         return [text]
     return wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def printable(text: str) -> str:
+    """A text of somebody else's, on one line of bounded length, that cannot control a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text[:_MAX_FOREIGN])
 
 
 def read_file(path: str) -> bytes:
