@@ -281,7 +281,7 @@ def test_what_the_daemon_refuses(daemon: Daemon) -> None:
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text(f'secret = "{SECRET}')
     for arguments, environ, code, words in (
-        (["send", "no-such-sample"], {}, 3, "cannot read the file: No such file"),
+        (["send", "no-such-sample"], {}, 3, "neither a sample"),
         (["send", str(tmp_path)], {}, 3, "cannot read the file: Is a directory"),
         (["send", "/dev/zero"], {}, 3, "more than"),
         (["send", "--source", "x"], {}, 2, "there is no source 'x'"),

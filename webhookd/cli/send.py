@@ -6,6 +6,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -115,10 +116,9 @@ def _maker(what: str, source: Source) -> Callable[[int], Post]:
 
 
 def _read(path: str) -> bytes:
-    try:
-        return read_file(path)
-    except Unreachable as error:
-        raise Unreachable(f"{error.message}; --list names the samples") from None
+    if path != "-" and not Path(path).exists():
+        raise Unreachable(f"{path!r} is neither a sample (--list names them) nor a file")
+    return read_file(path)
 
 
 async def _send(
