@@ -97,9 +97,8 @@ def examine(settings: Config, source: str, credentials: Credentials, body: bytes
             case _:
                 findings = _wrong(settings, own, credentials, body)
         return Verdict(error.code, list(findings))
-    return Verdict(
-        None, [f"It is accepted: secret {position + 1} of {len(own.secrets)} of {own.name} signed it."]
-    )
+    which = f"secret {position + 1} of {len(own.secrets)} of the source {own.name}"
+    return Verdict(None, [f"It is accepted, signed with {which}."])
 
 
 def _verify(source: Source, credentials: Credentials, body: bytes, now_s: float, tolerance_s: int) -> int:
@@ -135,7 +134,8 @@ def _stale(settings: Config, credentials: Credentials, now_s: float) -> Iterator
         f"The timestamp is {_duration(abs(age_s))} {'old' if age_s > 0 else 'ahead'}; "
         f"{settings.tolerance_s} s are tolerated, either way."
     )
-    yield "If that is not when it arrived, say so with --at; if it is, compare the clocks of both machines."
+    yield "If that is not when it arrived, say when, with --at."
+    yield "If it is, compare the clocks of the two machines."
 
 
 def _duration(seconds: int) -> str:
