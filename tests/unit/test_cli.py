@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import frozen
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -72,6 +73,14 @@ class HelpTests(CommandCase):
         for shell in ("bash", "zsh", "fish"):
             self.assertIn("_WEBHOOKD_COMPLETE", self.succeed("completion", shell))
 
+    def test_the_samples_are_completed(self) -> None:
+        found = ShellComplete(main, {}, "webhookd", "").get_completions(["send"], "contact_")
+
+        self.assertEqual(
+            [(item.value, item.type) for item in found],
+            [("contact_created", "plain"), ("contact_updated", "plain"), ("contact_", "file")],
+        )
+
 
 class AddressTests(SynchronousTestCase):
     def test_where_the_daemon_answers(self) -> None:
@@ -81,13 +90,15 @@ class AddressTests(SynchronousTestCase):
             ({"interface": "192.0.2.1"}, "http://192.0.2.1:3001"),
             ({"interface": "::"}, "http://[::1]:3001"),
             ({"interface": "2001:db8::1"}, "http://[2001:db8::1]:3001"),
+            ({"endpoint": "tcp:80"}, "http://127.0.0.1:80"),
+            ({"endpoint": "tcp:port=80:interface=192.0.2.1:backlog=9"}, "http://192.0.2.1:80"),
         ):
             self.assertEqual(daemon_url(resolve(options, {})), url)
 
-    def test_an_endpoint_tells_nobody(self) -> None:
-        settings = resolve({"endpoint": "unix:/run/webhookd.sock"}, {})
-
-        self.assertIn("--url", str(self.assertRaises(WrongUse, daemon_url, settings)))
+    def test_an_endpoint_that_does_not_tell(self) -> None:
+        for endpoint in ("unix:/run/webhookd.sock", "systemd:domain=INET:index=0", "ssl:443:privateKey=k"):
+            settings = resolve({"endpoint": endpoint}, {})
+            self.assertIn("--url", str(self.assertRaises(WrongUse, daemon_url, settings)))
 
 
 class ConfigTests(CommandCase):

@@ -29,7 +29,7 @@ _COLOURS = {"ok": "green", "up": "green", "closed": "green", "degraded": "yellow
 @click.option("--ready", "path", flag_value="/health/ready", help="It could accept an event now.")
 @click.option("--full", "path", flag_value="/health", help="All that it knows of itself; it is ready.")
 @url_option
-@configured("port", "interface")
+@configured("port", "interface", "endpoint")
 @json_option
 def command(settings: Config, path: str, url: str | None, *, as_json: bool) -> None:
     """Ask the daemon how it is.

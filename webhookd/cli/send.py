@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 from twisted.internet.task import LoopingCall
 
 from webhookd.cli.deliveries import event_numbers, headers, renumbered
@@ -36,12 +37,18 @@ _TICK_S = 0.1
 _PERCENTS = (50, 90, 95, 99)
 
 
+def _complete(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The samples, and whatever files the shell finds."""
+    names = [CompletionItem(name) for name in SAMPLES if name.startswith(incomplete)]
+    return [*names, CompletionItem(incomplete, type="file")]
+
+
 @click.command()
-@click.argument("what", default="message_created", metavar="[SAMPLE | FILE]")
+@click.argument("what", default="message_created", metavar="[SAMPLE | FILE]", shell_complete=_complete)
 @click.option("--list", "only_list", is_flag=True, help="List the samples, and send nothing.")
 @url_option
 @source_option
-@configured("port", "interface", "secret", "token")
+@configured("port", "interface", "endpoint", "secret", "token")
 @click.option(
     "--repeat", type=click.IntRange(1, _MAX_REPEAT), default=1, metavar="N", help="Send N requests."
 )

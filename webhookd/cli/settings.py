@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
@@ -11,11 +12,13 @@ from urllib.parse import urlsplit
 import click
 
 from webhookd.cli.terminal import WrongUse
-from webhookd.config import ALL_OPTIONS, DEFAULT, DEFAULT_SOURCE, Config, Source, resolve
+from webhookd.config import ALL_OPTIONS, DEFAULT_SOURCE, Config, Source, resolve
 from webhookd.model import ConfigError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+_TCP_PORT = re.compile(r"tcp:(?:port=)?(\d+)(?::|$)")
+_INTERFACE = re.compile(r":interface=((?:\\:|[^:])+)")
 _ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # none is bound here
 
 
@@ -59,10 +62,13 @@ def _sentence(text: str) -> str:
 
 def daemon_url(settings: Config) -> str:
     """Where the daemon of this configuration answers on this machine, without a slash at the end."""
-    if settings.origins["endpoint"] != DEFAULT:
+    port = _TCP_PORT.match(settings.endpoint)
+    if port is None:
         raise WrongUse(f"the daemon listens on {settings.endpoint}: say with --url where that is")
-    host = _ANY_ADDRESS.get(settings.interface, settings.interface)
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    interface = _INTERFACE.search(settings.endpoint)
+    host = "" if interface is None else interface[1].replace("\\:", ":")
+    host = _ANY_ADDRESS.get(host, host)
+    return f"http://[{host}]:{port[1]}" if ":" in host else f"http://{host}:{port[1]}"
 
 
 def url_option(command: _Command) -> _Command:

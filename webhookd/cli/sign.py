@@ -23,7 +23,7 @@ from webhookd.config import Config
 @click.command()
 @click.argument("file", default="-", metavar="[FILE]")
 @source_option
-@configured("port", "interface", "secret")
+@configured("port", "interface", "endpoint", "secret")
 @click.option(
     "--timestamp",
     type=click.IntRange(0, 10**12 - 1),
