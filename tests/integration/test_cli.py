@@ -144,7 +144,7 @@ def test_it_starts_without_twisted() -> None:
     """Containers start it every few seconds."""
     code = (
         "import sys; from webhookd.cli.main import main; import webhookd.cli.health;"
-        "print([name for name in sys.modules if name.startswith('twisted')])"
+        "print([name for name in sys.modules if name.startswith(('twisted', 'cryptography'))])"
     )
     python = installed_twistd().with_name("python")
 
@@ -236,6 +236,26 @@ async def test_whoever_answers_instead(name: str) -> None:
         if wrong.health:  # (who is silent costs 3 s: see test_image.py)
             result = await deferToThread(run_command, "health", "--url", url)
             assert_one_line(result, 1 if wrong.health[0].isdigit() else 3, wrong.health)
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize(("rate", "at_least", "at_most"), [(None, 2, 10), (10_000, 11, 256)])
+async def test_a_bounded_number_is_under_way(rate: float | None, at_least: int, at_most: int) -> None:
+    from twisted.internet import reactor
+
+    under_way = []
+
+    def make(number: int) -> Post:
+        under_way.append(number + 1 - len(sender.answers))
+        return Post(b"{}", {})
+
+    with closing(Listener(None)) as listener:
+        sender = Sender(reactor, listener.url, make, deadline_s=0.2)
+        answers = await sender.send(range(at_most + 10), rate)
+
+    assert at_least <= max(under_way) <= at_most
+    assert len(answers) == at_most + 10
+    assert {answer.status for answer in answers} == {None}
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], code: int, words: str) -> None:
