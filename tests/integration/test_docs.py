@@ -1,25 +1,21 @@
-"""Every command in the docs is run, page by page, as somebody would who reads it from top to bottom.
+"""Every command in the docs is run, page by page, as by somebody who reads it from top to bottom.
 
-A page's C{sh} blocks run in one terminal after another, in a clean copy of the repository, with the installed
-webhookd. What cannot run here is in L{ELSEWHERE}, with what stands for it; a new command is run, or fails.
+It is run in a clean copy of the repository, with the installed webhookd. What cannot be run here stands in
+L{ELSEWHERE}, with what stands in for it: a new command is run, or fails.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
-import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from attrs import frozen
 
-from tests.support.checkout import REPOSITORY, copy_repository
 from tests.support.daemon import installed_twistd
-from tests.support.process import ChildProcess, ReservedPort
+from tests.support.process import ReservedPort
+from tests.support.reader import REPOSITORY, Running, Terminal, blocks, commands, copy_repository
 from tests.support.servers import RedisServer
 
 TRANSLATION = "README.pt-BR.md"
@@ -34,6 +30,9 @@ ELSEWHERE: Mapping[str, str] = {
     "docker/start-webhook-api.sh": DOCKER,
     "docker/start-webhook-api.sh --status": DOCKER,
     "docker compose -f docker/docker-compose.yml up --detach --scale webhook-api=5 webhook-api nginx": DOCKER,
+    "docker compose -f docker/docker-compose.yml --profile monitoring up --detach"
+    " prometheus alertmanager grafana": DOCKER,
+    "docker compose -f docker/docker-compose.yml --profile tools up --detach --build bull-board": DOCKER,
     "kubectl create secret generic webhookd --from-file=secret"
     " --from-literal=redis-url=redis://redis:6379/0": KUBERNETES,
     "kubectl apply -k conf/kubernetes": KUBERNETES,
@@ -54,152 +53,80 @@ ELSEWHERE: Mapping[str, str] = {
 DAEMON = re.compile(r"make run|([A-Z_]+=\S+ )*twistd .*")
 WORKER = re.compile(r".*\bnode docs/worker/node/worker\.js")
 OTHER_TARGET = re.compile(r"make (?!run$|help$).*")
-"""What only `make` is asked about, and not done: it would be the whole test run, or another hour."""
+"""Make is only asked whether there is such a target: it would be the test run itself, or another hour."""
 
-
-@frozen
-class Block:
-    """The commands of one C{sh} block, and what the page says that they print, if it does."""
-
-    commands: Sequence[str]
-    output: Sequence[str]
+ANY_DAEMON = "REDIS_URL=redis://127.0.0.1:6379/0 twistd -n --pidfile= webhookd --port 3001 --token TOKEN"
+"""For a page that has commands for a daemon, and none that starts it."""
 
 
 def pages() -> list[str]:
     """All pages with commands in them."""
     found = [path for glob in ("*.md", "docs/*.md", "docs/worker/*.md") for path in REPOSITORY.glob(glob)]
     names = sorted(str(path.relative_to(REPOSITORY)) for path in found)
-    return [name for name in names if blocks(name)]
+    return [name for name in names if commands(name)]
 
 
-def blocks(page: str) -> list[Block]:
-    """The C{sh} blocks of a page."""
-    pattern = re.compile(r"^```sh\n(.*?)^```\n(?:\n^```\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
-    found = pattern.findall((REPOSITORY / page).read_text(encoding="utf-8"))
-    return [Block(commands(text), output.splitlines()) for text, output in found]
+class Reader:
+    """Enters commands: a daemon runs on until the next one, and a worker ends once it was seen to work."""
 
-
-def commands(text: str) -> list[str]:
-    """The commands of a block: a line each, without its comment, with the indented lines that follow it."""
-    lines = re.findall(r"^\S.*\n(?:^[ \t].*\n)*", text, re.MULTILINE)
-    return [re.sub(r"\s+# .*$", "", line).rstrip() for line in lines]
-
-
-class Server(ChildProcess):
-    """A command of a page that does not end by itself."""
-
-    name = "server"
-
-    def __init__(self, terminal: Terminal, command: str, sign_of_life: str) -> None:
-        super().__init__()
+    def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
-        self._command = command
-        self._sign_of_life = sign_of_life
-
-    def argv(self) -> Sequence[str]:
-        return self._terminal.argv(f"exec env {self._command}")
-
-    def environ(self) -> Mapping[str, str]:
-        return self._terminal.environ
-
-    def is_ready(self) -> bool:
-        return self._sign_of_life in self.log
-
-
-class Terminal:
-    """A reader's terminal in a copy of the repository: directory and environment stay from block to block.
-
-    Where a page says 3001, 6379 or HOST:PORT, the port of this test stands.
-    """
-
-    def __init__(self, copy: Path, redis: RedisServer) -> None:
-        self._resources = ExitStack()
-        port = ReservedPort()
-        self._resources.callback(port.close)
-        self._words = {
-            "3001": str(port.number),
-            "6379": str(redis.port),
-            "HOST:PORT": f"127.0.0.1:{port.number}",
-        }
-        self._daemon: Server | None = None
-        self._state = copy / "state.sh"
-        self._state.write_text(
-            f'cd {shlex.quote(str(copy))}\nredis-cli() {{ command redis-cli -p {redis.port} "$@"; }}\n'
-        )
-        self.environ = {
-            "PATH": f"{installed_twistd().parent}:{os.environ['PATH']}",
-            "HOME": os.environ["HOME"],
-            "LANG": "C.UTF-8",
-            "PORT": str(port.number),
-            "NPM_CONFIG_PREFER_OFFLINE": "true",  # from what `make test` has fetched
-        }
-
-    def argv(self, command: str) -> Sequence[str]:
-        """How a command is run in it; the state is what its shell leaves to the next one."""
-        for word, here in self._words.items():
-            command = command.replace(word, here)
-        state = shlex.quote(str(self._state))
-        keep = f"{{ declare -px; declare -f; printf 'cd %q\n' \"$PWD\"; }} >{state}"
-        return ["bash", "-euo", "pipefail", "-c", f"source {state}\n{command}\n{keep}"]
+        self._daemon: Running | None = None
 
     def enter(self, command: str) -> str:
-        """Run a command as it is meant, and return what it printed; it must succeed."""
         if DAEMON.fullmatch(command):
-            self.serve(command)
+            self.stop()
+            self._daemon = Running(self._terminal, command, "connected to Redis")
+            self._daemon.start()
             return ""
         if WORKER.fullmatch(command):
-            with Server(self, command, "waiting for jobs") as worker:
+            with Running(self._terminal, command, "waiting for jobs") as worker:
                 return worker.log
-        return self.run(command.replace("make", "make -n", 1) if OTHER_TARGET.fullmatch(command) else command)
-
-    def serve(self, command: str) -> None:
-        """Start a daemon, in the place of the one before."""
-        self.stop()
-        self._daemon = Server(self, command, "connected to Redis")
-        self._daemon.start()
+        if OTHER_TARGET.fullmatch(command):
+            command = command.replace("make", "make -n", 1)
+        return self._terminal.enter(command)
 
     def stop(self) -> None:
         """End the daemon, if there is one."""
         if self._daemon is not None:
             self._daemon.stop()
             self._daemon.close()
-            self._daemon = None
-
-    def run(self, command: str) -> str:
-        result = subprocess.run(
-            self.argv(command), env=self.environ, text=True, capture_output=True, timeout=60, check=False
-        )
-        printed = result.stdout + result.stderr
-        assert result.returncode == 0, f"{command}\n{printed}"
-        return printed
-
-    def close(self) -> None:
-        self.stop()
-        self._resources.close()
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is in the repository and nothing else, with the venv that `make` would make."""
+    """What is in the repository and nothing else, with the venvs that `make` would make."""
     copy = copy_repository(tmp_path_factory.mktemp("docs") / "webhookd")
+    (copy / ".venv-dev").symlink_to(REPOSITORY / ".venv-dev")
     (copy / ".venv").mkdir()
     (copy / ".venv" / "bin").symlink_to(installed_twistd().parent)
-    (copy / ".venv-dev").symlink_to(REPOSITORY / ".venv-dev")
     for stamp in (".created", ".installed"):
         (copy / ".venv" / stamp).touch()
     return copy
 
 
 @pytest.fixture
-def terminal(copy: Path) -> Iterator[Terminal]:
-    """A terminal beside a Redis that is as it should be."""
+def reader(copy: Path) -> Iterator[Reader]:
+    """Somebody with a clone of it, and a Redis that is as it should be."""
+    port = ReservedPort()
     safe = ["appendonly yes", "appendfsync always", "maxmemory-policy noeviction"]
     with RedisServer(config=safe) as redis:
-        terminal = Terminal(copy, redis)
+        terminal = Terminal(
+            copy,
+            {
+                "PATH": f"{installed_twistd().parent}:{os.environ['PATH']}",
+                "PORT": str(port.number),
+                "NPM_CONFIG_PREFER_OFFLINE": "true",  # from what `make test` has fetched
+            },
+            {"3001": str(port.number), "6379": str(redis.port), "HOST:PORT": f"127.0.0.1:{port.number}"},
+            f'redis-cli() {{ command redis-cli -p {redis.port} "$@"; }}; git init -q',
+        )
+        reader = Reader(terminal)
         try:
-            yield terminal
+            yield reader
         finally:
-            terminal.close()
+            reader.stop()
+    port.close()
 
 
 def numberless(lines: Iterable[str]) -> set[str]:
@@ -208,28 +135,21 @@ def numberless(lines: Iterable[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("page", [page for page in pages() if page != TRANSLATION])
-def test_the_commands_of_a_page_do_what_it_says(page: str, terminal: Terminal) -> None:
-    entered = [command for block in blocks(page) for command in block.commands if command not in ELSEWHERE]
-    if entered and not any(DAEMON.fullmatch(command) for command in entered):
-        terminal.serve(
-            "REDIS_URL=redis://127.0.0.1:6379/0 twistd -n --pidfile= webhookd --port 3001 --token TOKEN"
-        )
+def test_the_commands_of_a_page_do_what_it_says(page: str, reader: Reader) -> None:
+    to_be_run = [command for command in commands(page) if command not in ELSEWHERE]
+    if to_be_run and not any(DAEMON.fullmatch(command) for command in to_be_run):
+        reader.enter(ANY_DAEMON)
     for block in blocks(page):
-        printed = {command: terminal.enter(command) for command in block.commands if command not in ELSEWHERE}
+        printed = {command: reader.enter(command) for command in block.commands if command in to_be_run}
         assert numberless(block.output) <= numberless("".join(printed.values()).splitlines())
-        assert all(
-            "HTTP/1.1 20" in output for command, output in printed.items() if command.startswith("curl -i")
-        )
+        answers = [output for command, output in printed.items() if command.startswith("curl -i")]
+        assert all("HTTP/1.1 20" in answer for answer in answers)
 
 
 def test_the_translation_has_the_same_commands() -> None:
-    def all_commands(page: str) -> list[str]:
-        return [command for block in blocks(page) for command in block.commands]
-
-    own = [command for command in all_commands(TRANSLATION) if command not in all_commands("README.md")]
+    own = [command for command in commands(TRANSLATION) if command not in commands("README.md")]
     assert own == ["docker/start-webhook-api.sh"]
 
 
 def test_what_is_run_elsewhere_is_still_in_the_docs() -> None:
-    documented = {command for page in pages() for block in blocks(page) for command in block.commands}
-    assert set(ELSEWHERE) <= documented
+    assert set(ELSEWHERE) <= {command for page in pages() for command in commands(page)}
