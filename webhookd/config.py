@@ -105,6 +105,17 @@ class Config:
     warnings: tuple[str, ...]
     origins: Origins = field(repr=False, eq=False)
 
+    @property
+    def queues(self) -> list[QueueKeys]:
+        """The queues of all sources, by name."""
+        names = {source.queue for source in self.sources.values()}
+        return [QueueKeys(self.prefix, name) for name in sorted(names)]
+
+    @property
+    def spool_fingerprint(self) -> str:
+        """What the records of a spool are for; an embedded Redis keeps its data when its port changes."""
+        return f"{self.redis} {self.prefix} {' '.join(keys.queue for keys in self.queues)}"
+
 
 # -- how a value is read ------------------------------------------------------------------------------------
 # A parser takes a string from the command line or the environment, or a TOML value, and raises ValueError
@@ -603,14 +614,15 @@ def _ops_endpoint(given: str, port: int) -> str | None:
     return f"tcp:{ops_port if ops_port < 65536 else port - _OPS_PORT_DISTANCE}:interface=127.0.0.1"
 
 
-def _warnings(environment: Environment, sources: Mapping[str, Source]) -> list[str]:
+def unknown_names(environment: Environment) -> list[str]:
+    """The names in the environment that look like options of ours, and are none."""
     known = {name for option in ALL_OPTIONS for name in option.environment}
     known |= {f"{name}_FILE" for option in ALL_OPTIONS if option.secret for name in option.environment}
-    warnings = [
-        f"{name} in the environment is no option of webhookd"
-        for name in sorted(environment)
-        if name.startswith("WEBHOOK_") and name not in known
-    ]
+    return [name for name in sorted(environment) if name.startswith("WEBHOOK_") and name not in known]
+
+
+def _warnings(environment: Environment, sources: Mapping[str, Source]) -> list[str]:
+    warnings = [f"{name} in the environment is no option of webhookd" for name in unknown_names(environment)]
     warnings += [
         f"source {source.name} has neither a secret nor a token: anybody who reaches it can add jobs"
         for source in sources.values()

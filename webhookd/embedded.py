@@ -37,6 +37,9 @@ from twisted.python.failure import Failure
 
 from .model import ConfigError
 
+DIRECTORY = Path("var/embedded")
+"""Where the daemon has it, below its working directory."""
+
 STOP_DEADLINE_S = 5.0
 """How long the server may take to end after SIGTERM, before it gets SIGKILL."""
 
@@ -130,6 +133,12 @@ def _packaged_server() -> str | None:
         return None
     system = f"{platform.system()}-{platform.machine()}".lower()
     return str(Path(spec.origin).parent / "_binaries" / system / "valkey-server")
+
+
+def running_url(directory: Path) -> str | None:
+    """Where the server of this directory listens, for another process to find; None while none runs."""
+    port = _remembered_port(directory)
+    return f"redis://{_HOST}:{port}/0" if port is not None and _has_server(directory) else None
 
 
 class EmbeddedValkey(Service):

@@ -28,9 +28,8 @@ class ServerFacts:
 
     @classmethod
     def from_info(cls, info: bytes) -> ServerFacts:
-        """Read the lines ``name:value`` of an INFO reply."""
-        lines = (line.partition(":") for line in info.decode("utf-8", "replace").splitlines())
-        values = {name: value for name, colon, value in lines if colon}
+        """Read an INFO reply."""
+        values = read_info(info)
         return cls(
             version=values.get("valkey_version") or values.get("redis_version"),
             run_id=values.get("run_id"),
@@ -41,15 +40,24 @@ class ServerFacts:
 
     @property
     def dangers(self) -> Sequence[str]:
-        """Why this server may lose what it acknowledged."""
-        dangers = []
-        if self.maxmemory_policy not in (None, "noeviction"):
-            dangers.append(f"maxmemory-policy {self.maxmemory_policy} evicts jobs and locks; set noeviction")
+        """Why this server may lose what it acknowledged, and what to do about it."""
+        return [danger for danger in (self.eviction_danger, self.persistence_danger) if danger]
+
+    @property
+    def eviction_danger(self) -> str | None:
+        """The one from too little memory."""
+        if self.maxmemory_policy in (None, "noeviction"):
+            return None
+        return f"maxmemory-policy {self.maxmemory_policy} evicts jobs and locks; set noeviction"
+
+    @property
+    def persistence_danger(self) -> str | None:
+        """The one from a crash, or a restart."""
         if self.has_aof is False:
-            dangers.append("appendonly is off: a restart loses jobs; set appendonly yes")
-        elif self.appendfsync == "no":
-            dangers.append("appendfsync no: a crash loses jobs; set always or everysec")
-        return dangers
+            return "appendonly is off: a restart loses jobs; set appendonly yes"
+        if self.appendfsync == "no":
+            return "appendfsync no: a crash loses jobs; set always or everysec"
+        return None
 
     @property
     def safety(self) -> str:
@@ -58,6 +66,12 @@ class ServerFacts:
             return "unsafe"
         known = None not in (self.maxmemory_policy, self.has_aof, self.appendfsync)
         return "safe" if known else "unknown"
+
+
+def read_info(info: bytes) -> Mapping[str, str]:
+    """The lines ``name:value`` of an INFO reply."""
+    lines = (line.partition(":") for line in info.decode("utf-8", "replace").splitlines())
+    return {name: value for name, colon, value in lines if colon}
 
 
 def _flag(values: Mapping[str, str], name: str) -> bool | None:

@@ -24,10 +24,9 @@ from twisted.logger import Logger, LogLevel
 from twisted.python import usage
 
 import webhookd
-from webhookd import chatwoot, intake
+from webhookd import chatwoot, embedded, intake
 from webhookd.auth import Authenticator
 from webhookd.breaker import BreakerPolicy, CircuitBreaker, State
-from webhookd.bullmq import QueueKeys
 from webhookd.config import ALL_OPTIONS, DEFAULT_SOURCE, Config, resolve
 from webhookd.daemon import Daemon, Listener, fatal
 from webhookd.delivery import Drain, JobDelivery, resend
@@ -56,7 +55,6 @@ if TYPE_CHECKING:
 Deliver: TypeAlias = Callable[[Job], Deferred[Receipt]]
 
 _DRAIN_REDIS_DEADLINE_S = 4.0  # below the time after which the breaker takes a probe for lost
-_EMBEDDED_DIRECTORY = Path("var/embedded")
 _OPS_CONNECTIONS = 100
 _OTHER_DESCRIPTORS = 200  # the connections of the ops endpoint and to Redis, the spool's files, logs
 
@@ -136,11 +134,11 @@ def _build(settings: Config, reactor: Any, log_observer: RepeatLimiter | None) -
     server = _embedded_server(settings, reactor)
     url = settings.redis if server is None else RedisUrl.parse(server.url)
     redis = _redis(settings, reactor, url)
-    spool = None if settings.spool is None else _spool_service(settings, settings.spool, reactor, url, redis)
+    spool = None if settings.spool is None else _spool_service(settings, settings.spool, reactor, redis)
     deliver, send_again = _delivery(redis, spool)
     # As patient as the drain: with less, it would give the connection up that a slow drain works on.
     watch = RedisWatch(
-        _queue_keys(settings), _DRAIN_REDIS_DEADLINE_S, lambda: resend(redis.recent.take(), send_again)
+        settings.queues, _DRAIN_REDIS_DEADLINE_S, lambda: resend(redis.recent.take(), send_again)
     )
     redis.pool.on_ready(watch.connected)
     health = _health(settings, reactor, redis, spool, watch)
@@ -224,7 +222,7 @@ class _Redis:
 def _embedded_server(settings: Config, reactor: Any) -> EmbeddedValkey | None:
     if not settings.redis.embedded:
         return None
-    return EmbeddedValkey(reactor, find_server(), _EMBEDDED_DIRECTORY, settings.redis.embedded_port)
+    return EmbeddedValkey(reactor, find_server(), embedded.DIRECTORY, settings.redis.embedded_port)
 
 
 def _redis(settings: Config, reactor: Any, url: RedisUrl) -> _Redis:
@@ -315,11 +313,6 @@ def _exposition(
     return Exposition(clock, registry, collector, count_jobs)
 
 
-def _queue_keys(settings: Config) -> list[QueueKeys]:
-    names = {source.queue for source in settings.sources.values()}
-    return [QueueKeys(settings.prefix, name) for name in sorted(names)]
-
-
 def _queue_settings(settings: Config) -> QueueSettings:
     replica = _replica(settings)
     return QueueSettings(
@@ -331,12 +324,9 @@ def _queue_settings(settings: Config) -> QueueSettings:
     )
 
 
-def _spool_service(
-    settings: Config, directory: str, reactor: Any, url: RedisUrl, redis: _Redis
-) -> SpoolService:
-    queues = " ".join(keys.queue for keys in _queue_keys(settings))
+def _spool_service(settings: Config, directory: str, reactor: Any, redis: _Redis) -> SpoolService:
     # twistd may change its directory before the service starts.
-    root = SpoolRoot(Path(directory).absolute(), f"{_identity(settings, url)} {settings.prefix} {queues}")
+    root = SpoolRoot(Path(directory).absolute(), settings.spool_fingerprint)
     with suppress(OSError):  # the service will say so, and try again
         root.prepare()
     thread = SpoolThread(reactor)
@@ -348,11 +338,6 @@ def _spool_service(
         return Drain(reactor, spool, redis.draining, redis.retry_in_s, replayed)
 
     return SpoolService(reactor, thread, spools, make_drain, settings.drain_timeout_s)
-
-
-def _identity(settings: Config, url: RedisUrl) -> str:
-    """What tells one Redis from another; an embedded one keeps its data when its port changes."""
-    return str(settings.redis if settings.redis.embedded else url)
 
 
 def _intake(settings: Config, deliver: Deliver) -> intake.Intake:
