@@ -112,8 +112,8 @@ class Config:
         return [QueueKeys(self.prefix, name) for name in sorted(names)]
 
     @property
-    def spool_fingerprint(self) -> str:
-        """What the records of a spool are for; an embedded Redis keeps its data when its port changes."""
+    def destination(self) -> str:
+        """Where jobs go, without secrets: Redis, prefix and queues. A spool's records are for one."""
         return f"{self.redis} {self.prefix} {' '.join(keys.queue for keys in self.queues)}"
 
 

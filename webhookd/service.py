@@ -326,7 +326,7 @@ def _queue_settings(settings: Config) -> QueueSettings:
 
 def _spool_service(settings: Config, directory: str, reactor: Any, redis: _Redis) -> SpoolService:
     # twistd may change its directory before the service starts.
-    root = SpoolRoot(Path(directory).absolute(), settings.spool_fingerprint)
+    root = SpoolRoot(Path(directory).absolute(), settings.destination)
     with suppress(OSError):  # the service will say so, and try again
         root.prepare()
     thread = SpoolThread(reactor)

@@ -16,8 +16,9 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 
 from attrs import Factory, define, field, frozen
@@ -29,6 +30,7 @@ SCHEMA_VERSION = 1
 LOCK_NAME = "lock"
 DATABASE_NAME = "spool.sqlite"
 _PREFIX = "replica-"
+_MAX_LABEL_BYTES = 65_536
 
 # As /proc/self/mountinfo names them. A FUSE file system has a name of its own after "fuse.".
 _NETWORK_FILE_SYSTEMS = frozenset(
@@ -143,6 +145,14 @@ def _try_lock(path: Path) -> int | None:
     return None
 
 
+class Tenancy(Enum):
+    """Whose a directory is: a running replica's, nobody's, or one for another destination."""
+
+    HELD = "held"
+    FREE = "free"
+    FOREIGN = "foreign"
+
+
 @define
 class SpoolRoot:
     """The root below which all replicas have their directories.
@@ -165,6 +175,13 @@ class SpoolRoot:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.path.chmod(0o700)
             fsync_directory(self.path.parent)
+        self.check_file_system()
+
+    def check_file_system(self) -> None:
+        """Check that a spool can be where it is, or will be.
+
+        @raise ConfigError: it is on a network file system, where neither locks nor fsync can be trusted.
+        """
         kind = file_system_type(self.path.resolve(), self._mountinfo)
         if kind in _NETWORK_FILE_SYSTEMS:
             raise ConfigError(f"the spool {self.path} is on a network file system, {kind}: use a local disk")
@@ -195,6 +212,29 @@ class SpoolRoot:
                 if directory is not None:
                     yield directory
 
+    def survey(self) -> Mapping[Path, Tenancy]:
+        """Whose each directory is; for others to look at, nothing is made or changed.
+
+        Each lock is tried for an instant: a replica that starts in it passes that directory over.
+        """
+        return {path: self._tenancy(path) for path in sorted(self.path.glob(f"{_PREFIX}*"))}
+
+    def _tenancy(self, path: Path) -> Tenancy:
+        try:
+            with (path / LOCK_NAME).open("rb") as lock:
+                if lock.read(_MAX_LABEL_BYTES) != self._label:
+                    return Tenancy.FOREIGN
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return Tenancy.HELD
+        except OSError:
+            return Tenancy.FOREIGN
+        return Tenancy.FREE
+
+    @property
+    def _label(self) -> bytes:
+        return json.dumps({"schema": SCHEMA_VERSION, "fingerprint": self._fingerprint}).encode()
+
     def _claim(self, path: Path) -> SpoolDirectory | None:
         descriptor = _try_lock(path)
         if descriptor is None:
@@ -211,7 +251,7 @@ class SpoolRoot:
 
     def _is_ours(self, path: Path, descriptor: int) -> bool:
         """Whether the label is ours; a directory with nothing in it gets our label."""
-        label = json.dumps({"schema": SCHEMA_VERSION, "fingerprint": self._fingerprint}).encode()
+        label = self._label
         if os.pread(descriptor, len(label) + 1, 0) == label:
             return True
         if _names(path) > {LOCK_NAME}:

@@ -1,0 +1,197 @@
+"""``webhookd doctor``: whether all is well around the daemon, and what to do where it is not.
+
+Facts are gathered first (`look_at_…`, the only I/O), each within a deadline. Each check is a function from
+facts to a finding, and a line in the table of its part: `CONFIGURATION`, `SERVER`, `QUEUE`, `SPOOL`, ….
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
+
+import click
+
+from webhookd.cli.doctor import machine, redis
+from webhookd.cli.doctor.findings import Finding, Level, Result, fail, run_checks, skip_checks, warn
+from webhookd.cli.reactor import run
+from webhookd.cli.redis import NOT_RUNNING, find_redis
+from webhookd.cli.settings import configured
+from webhookd.cli.terminal import Negative, json_option, print_json
+from webhookd.config import OPTIONS, Config
+from webhookd.embedded import find_server
+from webhookd.model import ConfigError, QueueUnavailable
+
+_DISK_DEADLINE_S = 10.0
+_COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red", Level.SKIPPED: "blue"}
+_MAX_WIDTH = 100
+_INDENT = 24
+_T = TypeVar("_T")
+
+
+@click.command()
+@configured(*(option.name for option in OPTIONS))
+@click.option("--strict", is_flag=True, help="Exit with 1 for a warning, too.")
+@json_option
+def command(settings: Config, *, strict: bool, as_json: bool) -> None:
+    """Check the configuration, Redis, the queues, the spool, the ports and the system.
+
+    Takes the options of the daemon, all of them, and reads the same environment and file. It changes nothing:
+    in Redis it adds one job to a scratch queue, and removes it again.
+
+    Exit code 1 where something fails; 2 where the configuration cannot be used.
+    """
+    results = [
+        *run_checks("Configuration", machine.CONFIGURATION, machine.Given(settings, os.environ)),
+        *run(lambda reactor: _look_around(reactor, settings)),
+        *_check_spool(settings),
+        *run_checks("System", machine.LIMITS, machine.look_at_limits()),
+    ]
+    levels = Counter(result.finding.level for result in results)
+    if as_json:
+        print_json({"levels": {level.value: levels[level] for level in Level}, "checks": _as_json(results)})
+    else:
+        _print(results, levels)
+    if levels[Level.FAIL] or (strict and levels[Level.WARN]):
+        raise click.exceptions.Exit(Negative.exit_code)
+
+
+# -- the parts that need I/O --------------------------------------------------------------------------------
+
+
+async def _look_around(reactor: Any, settings: Config) -> list[Result]:
+    """The parts at the other end of a network."""
+    return [*await _check_redis(reactor, settings), *await _check_ports(reactor, settings)]
+
+
+async def _check_redis(reactor: Any, settings: Config) -> list[Result]:
+    url = find_redis(settings)
+    if url is None:
+        return _no_redis(settings, Result("Redis", "connection", _no_embedded_redis()))
+    try:
+        facts = await redis.look_at_redis(reactor, settings, url)
+    except QueueUnavailable as error:
+        return _no_redis(settings, Result("Redis", "connection", redis.no_connection(url, error)))
+    results = run_checks("Redis", redis.SERVER, facts)
+    for queue in facts.queues:
+        results += run_checks(f"Queue {queue.keys.queue}", redis.QUEUE, queue)
+    return results
+
+
+def _no_embedded_redis() -> Finding:
+    try:
+        find_server()
+    except ConfigError as error:
+        return fail(str(error), "or set REDIS_URL to a Redis of your own")
+    return warn(NOT_RUNNING, "start webhookd, and run this in its working directory")
+
+
+def _no_redis(settings: Config, connection: Result) -> list[Result]:
+    why = "needs Redis"
+    results = [connection, *skip_checks("Redis", redis.SERVER[1:], why)]
+    for keys in settings.queues:
+        results += skip_checks(f"Queue {keys.queue}", redis.QUEUE, why)
+    return results
+
+
+async def _check_ports(reactor: Any, settings: Config) -> list[Result]:
+    webhooks = await machine.look_at_port(reactor, settings.endpoint, is_needed=True)
+    results = run_checks("Ports", machine.WEBHOOKS, webhooks)
+    if settings.ops_endpoint is not None:
+        ops = await machine.look_at_port(reactor, settings.ops_endpoint, is_needed=False)
+        results += run_checks("Ports", machine.OPS, ops)
+    return results
+
+
+def _check_spool(settings: Config) -> list[Result]:
+    directory = settings.spool
+    if directory is None:
+        return [Result("Spool", "directory", machine.SPOOL_OFF)]
+    facts = _within_deadline(lambda: machine.look_at_spool(directory, settings))
+    if isinstance(facts, machine.SpoolFacts):
+        return run_checks("Spool", machine.SPOOL, facts)
+    reason = f"the disk does not answer within {_DISK_DEADLINE_S:g} s" if facts is None else str(facts)
+    finding = fail(f"{directory}: {reason}", "set --spool to a directory on a local disk that works")
+    return [
+        Result("Spool", "directory", finding),
+        *skip_checks("Spool", machine.SPOOL[1:], "needs a disk"),
+    ]
+
+
+def _within_deadline(look: Callable[[], _T]) -> _T | OSError | None:
+    """What it returns; the error of a disk, or None where that hangs: then its thread is left behind."""
+    outcome: SimpleQueue[_T | OSError] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            outcome.put(look())
+        except OSError as error:
+            outcome.put(error)
+
+    Thread(target=work, daemon=True).start()
+    try:
+        return outcome.get(timeout=_DISK_DEADLINE_S)
+    except Empty:
+        return None
+
+
+# -- what is printed ----------------------------------------------------------------------------------------
+
+
+def _as_json(results: Sequence[Result]) -> list[dict[str, str]]:
+    return [
+        {
+            "part": result.part,
+            "check": result.check,
+            "level": result.finding.level.value,
+            "detail": result.finding.detail,
+            "advice": result.finding.advice,
+        }
+        for result in results
+    ]
+
+
+def _print(results: Sequence[Result], levels: Counter[Level]) -> None:
+    for part, of_part in groupby(results, key=lambda result: result.part):
+        click.echo(click.style(part, bold=True))
+        for result in _merged(of_part):
+            _print_result(result)
+        click.echo()
+    click.echo(", ".join(f"{levels[level]} {_coloured(level)}" for level in Level if levels[level]))
+
+
+def _merged(results: Iterable[Result]) -> Iterator[Result]:
+    """Those that were skipped for one reason are one line."""
+    for skipped, group in groupby(results, key=lambda result: result.finding.level is Level.SKIPPED):
+        if not skipped:
+            yield from group
+            continue
+        first, *others = group
+        names = ", ".join(result.check for result in (first, *others))
+        yield Result(first.part, first.finding.detail, Finding(Level.SKIPPED, names))
+
+
+def _print_result(result: Result) -> None:
+    finding = result.finding
+    head = f"  {_coloured(finding.level)}{' ' * (8 - len(finding.level.value))}{result.check:<{_INDENT - 10}}"
+    first, *others = _wrapped(finding.detail)
+    click.echo(head + first)
+    for line in (*others, *(_wrapped(f"→ {finding.advice}", "  ") if finding.advice else ())):
+        click.echo(" " * _INDENT + line)
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    room = min(shutil.get_terminal_size().columns, _MAX_WIDTH) - _INDENT
+    return textwrap.wrap(
+        text, max(room, 20), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _coloured(level: Level) -> str:
+    return click.style(level.value, fg=_COLOURS[level])

@@ -1,0 +1,483 @@
+"""Redis and its queues: what is asked, and what is judged by the answers.
+
+Harmless to a Redis at work: a few dozen commands, none of which is slow, and one job that is added to a
+scratch queue of its own and removed again.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from attrs import evolve, frozen
+
+from webhookd.breaker import BreakerPolicy, CircuitBreaker
+from webhookd.bullmq import QueueKeys, Wire
+from webhookd.cli.doctor.findings import Checks, Finding, fail, milliseconds, ok, warn
+from webhookd.cli.redis import ANSWER_DEADLINE_S, Redis, connected, describe
+from webhookd.config import Config, Source
+from webhookd.model import Job, JobRefused, Outcome, QueueUnavailable, RedisErrorKind
+from webhookd.redis_queue import QueueSettings, RedisQueue
+from webhookd.redis_url import RedisUrl
+from webhookd.redis_watch import ServerFacts, read_info
+
+_OLDEST = (6, 2)
+_SCRATCH_QUEUE = "webhookd-doctor"
+_SCRATCH_KEY = "rights"
+_SCRATCH_TTL_MS = 10_000
+_MUCH_MEMORY = 0.8
+_SKEW_S = 1.0
+
+# -- what is asked ------------------------------------------------------------------------------------------
+
+
+@frozen
+class QueueFacts:
+    """One queue.
+
+    ``refused`` are the commands that the user may not run on its keys. ``problem`` is why no job can be added
+    to a scratch queue beside it; without one, ``script_s`` is how long that takes, None where it was not
+    tried.
+    """
+
+    keys: QueueKeys
+    settings: Config
+    server: ServerFacts
+    refused: Sequence[str]
+    problem: str | None
+    script_s: float | None
+    is_paused: bool
+    version: str | None
+    waiting: int
+    paused: int
+
+
+@frozen
+class RedisFacts:
+    """The server. ``info`` is empty where the user may not ask; ``ahead_s`` is its clock's lead over ours."""
+
+    url: RedisUrl
+    settings: Config
+    round_trip_s: float
+    info: Mapping[str, str]
+    server: ServerFacts
+    has_snapshots: bool | None
+    ahead_s: float | None
+    queues: Sequence[QueueFacts]
+
+    def number(self, name: str) -> int:
+        """A number of INFO; 0 where it is not told."""
+        value = self.info.get(name, "")
+        return int(value) if value.isdigit() else 0
+
+
+async def look_at_redis(reactor: Any, settings: Config, url: RedisUrl) -> RedisFacts:
+    """All that the checks need; raises L{QueueUnavailable} where Redis cannot be asked."""
+    async with connected(reactor, url) as redis:
+        round_trip_s = min([await _round_trip(redis) for _ in range(3)])
+        info, ahead_s = await _info(redis)
+        server = ServerFacts.from_info(info)
+        fsync = await _setting(redis, "appendfsync")
+        server = evolve(server, appendfsync=fsync)
+        saves = await _setting(redis, "save")
+        return RedisFacts(
+            url=url,
+            settings=settings,
+            round_trip_s=round_trip_s,
+            info=read_info(info),
+            server=server,
+            has_snapshots=None if saves is None else bool(saves),
+            ahead_s=ahead_s,
+            queues=[await _look_at_queue(reactor, redis, settings, server, keys) for keys in settings.queues],
+        )
+
+
+async def _if_allowed(redis: Redis, *command: str | bytes | int) -> Any:
+    """The answer; None where the user may not ask."""
+    try:
+        return await redis.ask(*command)
+    except QueueUnavailable as error:
+        if error.kind is RedisErrorKind.NOPERM:
+            return None
+        raise
+
+
+async def _round_trip(redis: Redis) -> float:
+    began_s = time.monotonic()
+    await _if_allowed(redis, "PING")
+    return time.monotonic() - began_s
+
+
+async def _info(redis: Redis) -> tuple[bytes, float | None]:
+    """INFO's text, and how far Redis' clock was ahead of ours halfway through the question."""
+    began_s = time.time()
+    info = await _if_allowed(redis, "INFO") or b""
+    halfway_s = (began_s + time.time()) / 2
+    its_time = read_info(info).get("server_time_usec")
+    return info, int(its_time) / 1_000_000 - halfway_s if its_time else None
+
+
+async def _setting(redis: Redis, name: str) -> str | None:
+    answer = await _if_allowed(redis, "CONFIG", "GET", name)
+    return answer[1].decode() if answer is not None and len(answer) == 2 else None
+
+
+async def _look_at_queue(
+    reactor: Any, redis: Redis, settings: Config, server: ServerFacts, keys: QueueKeys
+) -> QueueFacts:
+    # Below the queue's own name, so that whatever an ACL or a cluster says of its keys holds here too. No key
+    # of BullMQ's and no job's is hit: none has a colon and such a name there.
+    scratch = QueueKeys(f"{keys.prefix}:{keys.queue}", _SCRATCH_QUEUE)
+    source = next(source for source in settings.sources.values() if source.queue == keys.queue)
+    job = _scratch_job(source)
+    problem, script_s = None, None
+    refused = await _refused(redis, [("DEL", scratch.meta)])
+    if not refused:  # whoever may not clean up must not begin
+        try:
+            refused = await _refused(redis, _commands(settings, scratch.job(_SCRATCH_KEY)))
+            problem, script_s = await _add_twice(reactor, redis, settings, scratch, job)
+        finally:
+            # Crash window: who is killed before this leaves a few small keys, which the next run removes.
+            await _remove(redis, scratch, job)
+    meta = await _if_allowed(redis, "HMGET", keys.meta, "paused", "version") or [None, None]
+    return QueueFacts(
+        keys=keys,
+        settings=settings,
+        server=server,
+        refused=refused,
+        problem=problem,
+        script_s=script_s,
+        is_paused=meta[0] is not None,
+        version=None if meta[1] is None else meta[1].decode("utf-8", "replace"),
+        waiting=await _if_allowed(redis, "LLEN", keys.wait) or 0,
+        paused=await _if_allowed(redis, "LLEN", keys.paused) or 0,
+    )
+
+
+def _scratch_job(source: Source) -> Job:
+    options = source.job_options
+    job_id = f"doctor-{secrets.token_hex(8)}"
+    return Job(
+        queue=_SCRATCH_QUEUE,
+        id=job_id,
+        name="doctor",
+        data=b"{}",
+        options=options.encode(job_id),
+        timestamp_ms=time.time_ns() // 1_000_000,
+        delay_ms=options.delay_ms,
+        priority=options.priority,
+        lifo=options.lifo,
+    )
+
+
+async def _add_twice(
+    reactor: Any, redis: Redis, settings: Config, scratch: QueueKeys, job: Job
+) -> tuple[str | None, float | None]:
+    """As the daemon adds jobs: one, and the same again. What went wrong, and how long the second took."""
+    queue = RedisQueue(
+        reactor,
+        redis,
+        CircuitBreaker(BreakerPolicy(), random.random),
+        QueueSettings(scratch.prefix, settings.wire, _SCRATCH_TTL_MS, lambda: "doctor", settings.ack),
+        deadline_s=ANSWER_DEADLINE_S,
+        acknowledged=lambda _jobs: None,
+    )
+    try:
+        first = await queue.add(job)
+        began_s = time.monotonic()
+        second = await queue.add(job)
+    except (QueueUnavailable, JobRefused) as error:
+        return " ".join(str(error).split()), None
+    took_s = time.monotonic() - began_s
+    outcomes = first.outcome, second.outcome
+    is_right = outcomes == (Outcome.QUEUED, Outcome.ALREADY_QUEUED)
+    return None if is_right else f"a job that was added twice was {outcomes}", took_s
+
+
+async def _remove(redis: Redis, scratch: QueueKeys, job: Job) -> None:
+    names = (scratch.wait, scratch.paused, scratch.meta, scratch.id, scratch.delayed, scratch.active)
+    more = (scratch.prioritized, scratch.pc, scratch.events, scratch.marker)
+    with suppress(
+        QueueUnavailable
+    ):  # READONLY: then there are none; or it is gone, which the next question says
+        for name in (*names, *more, *(map(scratch.job, (job.id, _SCRATCH_KEY))), scratch.create_lock(job.id)):
+            await redis.ask("DEL", name)
+
+
+_Command = tuple[str | int, ...]
+
+
+def _commands(settings: Config, key: str) -> Sequence[_Command]:
+    """Each command of ``conf/redis-acl.conf``, tried on a scratch key.
+
+    Redis looks at the rights first. So it does not matter that most of these then fail, on a key that is of
+    another type.
+    """
+    return (
+        ("EVAL", "return 1", 0),
+        ("EVALSHA", "0" * 40, 0),
+        ("INCR", key),
+        ("INCRBY", key, 1),
+        ("SET", key, "1", "PX", _SCRATCH_TTL_MS),
+        ("TYPE", key),
+        ("EXISTS", key),
+        ("HMGET", key, "field"),
+        ("HSET", key, "field", "value"),
+        ("HMSET", key, "field", "value"),
+        ("XADD", key, "*", "field", "value"),
+        ("XDEL", key, "0-1"),
+        ("LLEN", key),
+        ("LPUSH", key, "value"),
+        ("RPUSH", key, "value"),
+        ("LREM", key, 1, "value"),
+        ("ZADD", key, 0, "member"),
+        ("ZREM", key, "member"),
+        ("ZRANGE", key, 0, 0),
+        ("ZREVRANGEBYSCORE", key, 0, 0),
+        *((("WAIT", 0, 1),) if settings.ack else ()),
+        *((("ROLE",),) if settings.redis.sentinel_name else ()),
+        *_FOR_HEALTH,
+        ("LINDEX", key, -1),
+        ("ZCARD", key),
+    )
+
+
+_FOR_HEALTH: Sequence[_Command] = (("INFO", "server"), ("CONFIG", "GET", "appendfsync"))
+_OPTIONAL = {"INFO", "CONFIG GET", "LINDEX", "ZCARD"}
+
+
+async def _refused(redis: Redis, commands: Sequence[_Command]) -> Sequence[str]:
+    refused = []
+    for command in commands:
+        try:
+            await redis.ask(*command)
+        except QueueUnavailable as error:
+            if error.kind is RedisErrorKind.NOPERM:
+                refused.append("CONFIG GET" if command[0] == "CONFIG" else str(command[0]))
+            elif error.unknown:
+                raise
+    return refused
+
+
+# -- the server ---------------------------------------------------------------------------------------------
+
+
+def connection(facts: RedisFacts) -> Finding:
+    """How long a round trip takes, against the deadline of a request."""
+    took, deadline_s = milliseconds(facts.round_trip_s), facts.settings.redis_deadline_s
+    if facts.round_trip_s > deadline_s / 2:
+        return (fail if facts.round_trip_s > deadline_s else warn)(
+            f"{facts.url} takes {took} to answer, of the {deadline_s:g} s of --redis-deadline: "
+            "beyond half of it, events go to the spool",
+            "move Redis nearer, or raise --redis-deadline",
+        )
+    return ok(f"{facts.url} answers in {took}")
+
+
+def no_connection(url: RedisUrl, error: QueueUnavailable) -> Finding:
+    """Why there is none, by the kind of the error."""
+    advice = {
+        RedisErrorKind.NOAUTH: "correct the user and password of REDIS_URL (redis://USER:PASSWORD@HOST)",
+        RedisErrorKind.NOPERM: "give the user the rights of conf/redis-acl.conf",
+        RedisErrorKind.LOADING: "wait: it reads its data",
+        RedisErrorKind.READONLY: "Sentinel named a replica: wait for the failover to end, and ask again",
+        RedisErrorKind.TIMEOUT: "see whether it hangs, or a firewall swallows what is sent to it",
+        RedisErrorKind.DISCONNECTED: "start Redis, or correct REDIS_URL",
+    }
+    reason = describe(error)
+    return fail(
+        f"{url}: {reason}", advice.get(error.kind, "correct REDIS_URL, or what Redis complains about")
+    )
+
+
+_MAY_NOT_ASK = "give the user +info and +config|get, as conf/redis-acl.conf does"
+
+
+def version(facts: RedisFacts) -> Finding:
+    """Redis 6.2 or newer, or any Valkey."""
+    name = "Valkey" if "valkey_version" in facts.info else "Redis"
+    if facts.server.version is None:
+        return warn("unknown: the user may not ask", _MAY_NOT_ASK)
+    numbers = tuple(int(number) for number in re.findall(r"\d+", facts.server.version)[:2])
+    if numbers < _OLDEST:
+        return fail(f"{name} {facts.server.version} is too old", "install Redis 6.2 or newer, or Valkey")
+    return ok(f"{name} {facts.server.version}")
+
+
+def persistence(facts: RedisFacts) -> Finding:
+    """Whether a crash or a restart loses jobs."""
+    if facts.info.get("aof_last_write_status", "ok") != "ok":
+        return fail("the last write of the append-only file failed", "look at the disk of Redis, and its log")
+    danger = facts.server.persistence_danger
+    if danger is not None:
+        problem, _, advice = danger.partition("; ")
+        snapshots = "" if not facts.has_snapshots else " (but for those of the last snapshot)"
+        return fail(problem + snapshots, advice)
+    if facts.server.appendfsync is None or facts.server.has_aof is None:
+        return warn("unknown: the user may not ask", _MAY_NOT_ASK)
+    return ok(f"append-only file, fsync {facts.server.appendfsync}")
+
+
+def eviction(facts: RedisFacts) -> Finding:
+    """Whether a full Redis throws jobs away."""
+    danger = facts.server.eviction_danger
+    if danger is not None:
+        problem, _, advice = danger.partition("; ")
+        return fail(problem, f"{advice}: CONFIG SET maxmemory-policy noeviction, and in redis.conf")
+    if facts.server.maxmemory_policy is None:
+        return warn("unknown: the user may not ask", _MAY_NOT_ASK)
+    return ok("noeviction")
+
+
+def memory(facts: RedisFacts) -> Finding:
+    """How far Redis is from taking no more jobs."""
+    used, limit = facts.number("used_memory"), facts.number("maxmemory")
+    if not limit:
+        return ok(f"{_mebibytes(used)} used, no limit set")
+    said = f"{_mebibytes(used)} of {_mebibytes(limit)} used"
+    if used < limit * _MUCH_MEMORY:
+        return ok(said)
+    advice = "raise maxmemory, or keep fewer finished jobs (removeOnComplete in --job-options)"
+    return (fail if used >= limit else warn)(said, advice)
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
+
+
+def replication(facts: RedisFacts) -> Finding:
+    """Whether it takes writes, and has the replicas that ``--ack`` waits for."""
+    replicas, wanted = facts.number("connected_slaves"), facts.settings.ack
+    if facts.info.get("role", "master") != "master":
+        return fail(
+            "this is a replica: it takes no jobs",
+            "name the primary in REDIS_URL, or the Sentinels: redis+sentinel://HOST,HOST/NAME",
+        )
+    if replicas < wanted:
+        return fail(
+            f"{replicas} replicas, but --ack replicas:{wanted} waits for {wanted}: each event waits on disk",
+            "connect the replicas, or set --ack redis",
+        )
+    return ok(f"primary, replicas: {replicas}")
+
+
+def clock(facts: RedisFacts) -> Finding:
+    """How far the two machines' clocks are apart."""
+    if facts.ahead_s is None:
+        return warn("unknown: Redis does not tell its time", _MAY_NOT_ASK)
+    off_s, tolerance_s = abs(facts.ahead_s), facts.settings.tolerance_s
+    if off_s <= _SKEW_S:
+        return ok(f"within {_SKEW_S:g} s of ours")
+    said = f"Redis' clock is {off_s:.0f} s {'ahead of' if facts.ahead_s > 0 else 'behind'} ours"
+    advice = "set both clocks by NTP: delays and signatures go by them"
+    if off_s > tolerance_s:
+        return fail(f"{said}: more than --tolerance, {tolerance_s} s, lets a signature be off", advice)
+    return warn(said, advice)
+
+
+SERVER: Checks[RedisFacts] = (
+    ("connection", connection),
+    ("version", version),
+    ("persistence", persistence),
+    ("eviction", eviction),
+    ("memory", memory),
+    ("replication", replication),
+    ("clock", clock),
+)
+
+# -- a queue ------------------------------------------------------------------------------------------------
+
+
+def rights(facts: QueueFacts) -> Finding:
+    """What the user may do."""
+    needed = [command for command in facts.refused if command not in _OPTIONAL]
+    advice = f"give it the rights of conf/redis-acl.conf, and the keys ~{facts.keys.job('*')}"
+    if needed:
+        return fail(f"the user may not run {', '.join(needed)} on the queue's keys", advice)
+    if facts.refused:
+        return warn(f"the user may not run {', '.join(facts.refused)}: health and metrics lack it", advice)
+    return ok("the user may run all that adds and counts jobs")
+
+
+def script(facts: QueueFacts) -> Finding:
+    """Whether a job is added, once, as the daemon adds it."""
+    if facts.problem is not None:
+        return fail(f"no job can be added: {facts.problem}", _script_advice(facts.problem))
+    if facts.script_s is None:
+        return fail("not tried: what it adds could not be removed again", "see to the rights first")
+    took, deadline_s = milliseconds(facts.script_s), facts.settings.redis_deadline_s
+    if facts.script_s > deadline_s / 2:
+        return warn(
+            f"a job takes {took}, of the {deadline_s:g} s of --redis-deadline", "see what slows Redis"
+        )
+    return ok(f"adds a job once, in {took}")
+
+
+def _script_advice(problem: str) -> str:
+    advice = {
+        "OOM": "raise maxmemory, or remove finished jobs",
+        "READONLY": "name the primary in REDIS_URL",
+        "MISCONF": "see why Redis cannot save to its disk",
+        "NOREPLICAS": "connect the replicas that min-replicas-to-write asks for",
+        "NOPERM": "give the user the rights of conf/redis-acl.conf",
+        "MOVED": "use one prefix with a hash tag, and the node that has its slot",
+        "CROSSSLOT": "set --prefix '{bull}' here and in the workers",
+    }
+    return advice.get(problem.partition(" ")[0], "see the other lines, and Redis' log")
+
+
+def slot(facts: QueueFacts) -> Finding:
+    """In a cluster, whether the keys of the queue are on one node."""
+    if not facts.server.is_cluster:
+        return ok("no cluster")
+    if facts.keys.is_hash_tagged:
+        return ok("the keys share a slot of the cluster")
+    return fail(
+        "Redis is a cluster, where the keys of a queue must share a slot",
+        "set --prefix '{bull}' here and in the workers",
+    )
+
+
+def paused(facts: QueueFacts) -> Finding:
+    """Whether workers take jobs from it."""
+    if facts.waiting and facts.paused:
+        return fail(
+            f"jobs are in two lists, {facts.waiting} in wait and {facts.paused} in paused: "
+            "resume() of BullMQ 5 would lose those in wait",
+            "resume the queue with BullMQ 6, and set --wire to the version of the workers",
+        )
+    if facts.is_paused:
+        return warn(
+            f"paused, jobs waiting: {facts.waiting + facts.paused}", "resume it: queue.resume() in BullMQ"
+        )
+    return ok(f"not paused, jobs waiting: {facts.waiting}")
+
+
+def bullmq(facts: QueueFacts) -> Finding:
+    """Which BullMQ shares the queue."""
+    wire = facts.settings.wire
+    if facts.version is None:
+        return ok("no Queue of BullMQ's has opened it yet")
+    match = re.fullmatch(r"bullmq(?:-pro)?:(\d+)\..*", facts.version)
+    if match is None or match[1] not in ("5", "6"):
+        return warn(
+            f"{facts.version} opened it last; webhookd is tested with BullMQ 5 and 6",
+            "use BullMQ 5 or 6 in the workers",
+        )
+    if wire is not Wire.AUTO and match[1] != wire.value:
+        return warn(f"{facts.version} opened it last, but --wire is {wire.value}", "set --wire auto")
+    return ok(f"{facts.version} opened it last")
+
+
+QUEUE: Checks[QueueFacts] = (
+    ("rights", rights),
+    ("script", script),
+    ("cluster", slot),
+    ("paused", paused),
+    ("BullMQ", bullmq),
+)

@@ -1,0 +1,446 @@
+"""``webhookd jobs``: what is in the queues, and why an event became a job, or did not.
+
+The daemon's Redis user may count jobs, and no more. Everything else here takes that of an operator:
+``conf/redis-acl.conf`` has both.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from attrs import frozen
+
+from webhookd import chatwoot
+from webhookd.bullmq import QueueKeys, check_job_id
+from webhookd.cli.redis import Redis, ask_redis
+from webhookd.cli.settings import configured
+from webhookd.cli.terminal import Negative, WrongUse, json_option, print_json, print_table
+from webhookd.config import DEFAULT_SOURCE, Config
+from webhookd.model import Delivery
+
+# BullMQ's states, in the order in which a job goes through them. Each is a key of the queue: a sorted set of
+# that name, or one of these lists.
+_LISTS = {"waiting": "wait", "paused": "paused", "active": "active"}
+_STATES = (
+    "waiting",
+    "paused",
+    "delayed",
+    "prioritized",
+    "waiting-children",
+    "active",
+    "completed",
+    "failed",
+)
+_FIELDS = (
+    "name",
+    "opts",
+    "timestamp",
+    "processedOn",
+    "finishedOn",
+    "atm",
+    "ats",
+    "failedReason",
+)
+_CONTENT = ("data", "returnvalue")
+# What one look may cost Redis: this much of a list from each end, this many keys of all.
+_LIST_DEPTH = 10_000
+_SCAN_STEP = 1_000
+_SCAN_LIMIT = 5_000_000
+_SLOW_SCAN_KEYS = 50_000
+
+_redis_options = configured("redis", "queue", "prefix")
+
+
+@click.group()
+def command() -> None:
+    """See what is in the queues, and why an event is a job, or not."""
+
+
+# -- counts -------------------------------------------------------------------------------------------------
+
+
+@command.command()
+@_redis_options
+@json_option
+def counts(settings: Config, *, as_json: bool) -> None:
+    """Count the jobs of each queue, by state."""
+    counted = ask_redis(settings, lambda redis: _count(redis, settings.queues))
+    if as_json:
+        print_json(counted)
+        return
+    states = {queue: {state: str(count) for state, count in of.items()} for queue, of in counted.items()}
+    width = max(len(cell) for of in states.values() for cell in (*of.values(), *states))
+    rows = [[state, *(of[state].rjust(width) for of in states.values())] for state in _STATES]
+    print_table(["state", *(queue.rjust(width) for queue in states)], rows)
+    for queue, of in counted.items():
+        if of["isPaused"]:
+            click.echo(f"{queue} is paused: its workers take nothing until it is resumed")
+
+
+async def _count(redis: Redis, queues: Sequence[QueueKeys]) -> Mapping[str, Mapping[str, int]]:
+    return {keys.queue: await _count_one(redis, keys) for keys in queues}
+
+
+async def _count_one(redis: Redis, keys: QueueKeys) -> Mapping[str, int]:
+    found = {
+        state: int(await redis.ask("LLEN" if state in _LISTS else "ZCARD", _key(keys, state)))
+        for state in _STATES
+    }
+    [paused] = await redis.ask("HMGET", keys.meta, "paused")
+    return {**found, "isPaused": paused is not None}
+
+
+def _key(keys: QueueKeys, state: str) -> str:
+    """Where the jobs in that state are."""
+    return keys.job(_LISTS.get(state, state))
+
+
+# -- one job ------------------------------------------------------------------------------------------------
+
+
+@frozen
+class Lock:
+    """A creation lock: by which replica it was set and when, as far as it says, and how long it holds on."""
+
+    set_by: str
+    set_at_ms: int | None
+    expires_in_ms: int
+
+
+@frozen
+class Found:
+    """What Redis has of one job id.
+
+    ``fields`` are those of the job's hash, None where there is no such job. ``state`` is BullMQ's word, or
+    ``unknown`` where no list was seen to hold it.
+    """
+
+    queue: str
+    id: str
+    fields: Mapping[str, str] | None
+    state: str | None
+    lock: Lock | None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is anything of it."""
+        return self.fields is not None or self.lock is not None
+
+    @property
+    def verdict(self) -> str:
+        """What would become of the event if it came now, and why."""
+        if self.fields is not None:
+            kept = "and its lock is held" if self.lock else "though its lock has ended"
+            return f"a duplicate: the job is in Redis, {kept}"
+        if self.lock is not None:
+            return "a duplicate: the job is done and removed, and its lock is still held"
+        return "a job: Redis has neither a job nor a lock of this id"
+
+    def as_json(self) -> Mapping[str, Any]:
+        """For programs: BullMQ's names, and times in ms."""
+        fields = self.fields or {}
+        lock = self.lock
+        return {
+            "id": self.id,
+            "queue": self.queue,
+            "exists": self.fields is not None,
+            "state": self.state,
+            "name": fields.get("name"),
+            "opts": _parsed(fields.get("opts")),
+            "timestamp": _number(fields.get("timestamp")),
+            "processedOn": _number(fields.get("processedOn")),
+            "finishedOn": _number(fields.get("finishedOn")),
+            "attemptsMade": _number(fields.get("atm")),
+            "attemptsStarted": _number(fields.get("ats")),
+            "failedReason": fields.get("failedReason"),
+            **{name: _parsed(fields[name]) for name in _CONTENT if name in fields},
+            "lock": lock
+            and {"setBy": lock.set_by, "setAt": lock.set_at_ms, "expiresInMs": lock.expires_in_ms},
+            "again": self.verdict,
+        }
+
+
+@command.command()
+@click.argument("job_id", metavar="ID")
+@click.option("--data", is_flag=True, help="Show the job's data and result too: they hold messages.")
+@_redis_options
+@json_option
+def show(settings: Config, job_id: str, *, data: bool, as_json: bool) -> None:
+    """Show one job, by its id, and its creation lock."""
+    _check_id(job_id)
+    found = ask_redis(settings, lambda redis: _look_in_all(redis, settings.queues, job_id, with_data=data))
+    if as_json:
+        print_json(found.as_json())
+    else:
+        _print_found(found)
+    if found.fields is None:
+        raise click.exceptions.Exit(Negative.exit_code)
+
+
+async def _look_in_all(
+    redis: Redis, queues: Sequence[QueueKeys], job_id: str, *, with_data: bool = False
+) -> Found:
+    """What the first queue has that has anything of the id."""
+    found = [await _look(redis, keys, job_id, with_data=with_data) for keys in queues]
+    return next((one for one in found if one.is_known), found[0])
+
+
+async def _look(redis: Redis, keys: QueueKeys, job_id: str, *, with_data: bool = False) -> Found:
+    names = (*_FIELDS, *_CONTENT) if with_data else _FIELDS
+    lock = await _look_at_lock(redis, keys, job_id)
+    values = await redis.ask("HMGET", keys.job(job_id), *names)
+    fields = {name: _text(value) for name, value in zip(names, values, strict=True) if value is not None}
+    if not fields:
+        return Found(keys.queue, job_id, None, None, lock)
+    # A worker may have moved it back while we looked.
+    state = await _state(redis, keys, job_id) or await _state(redis, keys, job_id) or "unknown"
+    return Found(keys.queue, job_id, fields, state, lock)
+
+
+async def _look_at_lock(redis: Redis, keys: QueueKeys, job_id: str) -> Lock | None:
+    value = await redis.ask("GET", keys.create_lock(job_id))
+    expires_in_ms = await redis.ask("PTTL", keys.create_lock(job_id))
+    if value is None or expires_in_ms < 0:
+        return None
+    set_at_ms, _, set_by = _text(value).partition(" ")
+    return Lock(set_by, _number(set_at_ms), expires_in_ms)
+
+
+async def _state(redis: Redis, keys: QueueKeys, job_id: str) -> str | None:
+    for state in _STATES:
+        if state in _LISTS:
+            holds = await _is_in_list(redis, _key(keys, state), job_id)
+        else:
+            holds = await redis.ask("ZSCORE", _key(keys, state), job_id) is not None
+        if holds:
+            return state
+    return None
+
+
+async def _is_in_list(redis: Redis, key: str, job_id: str) -> bool:
+    """Whether it is near either end: a list can hold millions, and Redis does nothing else meanwhile."""
+    for rank in (-1, 1):
+        if await redis.ask("LPOS", key, job_id, "RANK", rank, "MAXLEN", _LIST_DEPTH) is not None:
+            return True
+    return False
+
+
+# -- by Chatwoot's ids --------------------------------------------------------------------------------------
+
+
+@command.command()
+@click.option("--inbox", type=click.IntRange(1), required=True, help="Chatwoot's id of the inbox.")
+@click.option("--message", type=click.IntRange(1), required=True, help="Chatwoot's id of the message.")
+@click.option("--event", default="message_created", show_default=True, help="What happened to it.")
+@click.option(
+    "--delivery", metavar="UUID", help="X-Chatwoot-Delivery of an update; without it, all are sought."
+)
+@click.option("--source", default=DEFAULT_SOURCE, show_default=True, help="Which Chatwoot sent it.")
+@_redis_options
+@json_option
+def find(
+    settings: Config,
+    inbox: int,
+    message: int,
+    event: str,
+    delivery: str | None,
+    source: str,
+    *,
+    as_json: bool,
+) -> None:
+    """Find the jobs and locks of a message.
+
+    There is one id for its creation. Updates can be many, and Redis is searched for them, in small steps.
+    """
+    if source not in settings.sources:
+        raise WrongUse(f"there is no source {source!r}: there is {', '.join(settings.sources)}")
+    keys = QueueKeys(settings.prefix, settings.sources[source].queue)
+    job_id = _job_id(source, event, inbox, message, delivery)
+    found = ask_redis(settings, lambda redis: _find(redis, keys, job_id))
+    known = [one for one in found if one.is_known]
+    if as_json:
+        print_json([one.as_json() for one in known])
+    for number, one in enumerate(() if as_json else known):
+        if number:
+            click.echo()
+        _print_found(one)
+    if not known:
+        raise Negative(f"Redis has no job and no lock of {job_id}{'*' if job_id.endswith('.') else ''}")
+
+
+def _job_id(source: str, event: str, inbox: int, message: int, delivery: str | None) -> str:
+    """The id that a job of it has; one that ends with a dot begins the ids of its updates."""
+    payload = {"event": event, "id": message, "inbox": {"id": inbox}, "conversation": {"id": message}}
+    request = Delivery(source, json.dumps(payload).encode(), delivery, 0)
+    job_id = chatwoot.parse(request, lambda _body: "").job_id
+    if f".{inbox}." not in job_id:
+        raise WrongUse(f"the ids of {event} are not made of an inbox: use `webhookd jobs show`")
+    if delivery and job_id.endswith("."):
+        raise WrongUse(f"{delivery!r} is no delivery id")
+    return job_id
+
+
+async def _find(redis: Redis, keys: QueueKeys, job_id: str) -> Sequence[Found]:
+    job_ids = await _scan(redis, keys, job_id) if job_id.endswith(".") else [job_id]
+    return [await _look(redis, keys, one) for one in job_ids]
+
+
+async def _scan(redis: Redis, keys: QueueKeys, beginning: str) -> Sequence[str]:
+    """The ids that begin so, of jobs and of locks; what others add or remove meanwhile may be missed."""
+    total = await redis.ask("DBSIZE")
+    bar = click.progressbar(
+        length=total,
+        label="looking",
+        file=sys.stderr,
+        hidden=total < _SLOW_SCAN_KEYS or not sys.stderr.isatty(),
+    )
+    found: set[str] = set()
+    cursor, looked_at = b"0", 0
+    with bar:
+        while looked_at < _SCAN_LIMIT:
+            pattern = f"{_literal(keys.job(''))}*{_literal(beginning)}*"
+            cursor, names = await redis.ask("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_STEP)
+            found.update(_ids(names, keys, beginning))
+            looked_at += _SCAN_STEP
+            bar.update(_SCAN_STEP)
+            if cursor == b"0":
+                return sorted(found)
+    click.echo(f"stopped after {_SCAN_LIMIT} of {total} keys: there may be more", err=True)
+    return sorted(found)
+
+
+def _ids(names: Sequence[bytes], keys: QueueKeys, beginning: str) -> set[str]:
+    """Of names of keys the ids that begin so, without the further keys that BullMQ has for a job."""
+    heads = (keys.job(beginning), keys.create_lock(beginning))
+    texts = (_text(name) for name in names)
+    return {text.rpartition(":")[2] for text in texts if text.startswith(heads) and _is_id(text, heads)}
+
+
+def _is_id(name: str, heads: Sequence[str]) -> bool:
+    return any(name.startswith(head) and ":" not in name.removeprefix(head) for head in heads)
+
+
+def _literal(text: str) -> str:
+    """A text as Redis' patterns take it for itself."""
+    return "".join(f"\\{character}" if character in "*?[]^\\" else character for character in text)
+
+
+# -- forget -------------------------------------------------------------------------------------------------
+
+
+@command.command()
+@click.argument("job_id", metavar="ID")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_redis_options
+@json_option
+def forget(settings: Config, job_id: str, *, yes: bool, as_json: bool) -> None:
+    """Remove a job's creation lock, so that its event can be sent again."""
+    _check_id(job_id)
+    if not yes:
+        _confirm(job_id)
+    found = ask_redis(settings, lambda redis: _forget(redis, settings.queues, job_id))
+    if as_json:
+        print_json({"id": job_id, "queue": found.queue})
+    else:
+        click.echo(f"Forgotten: the event of {job_id} becomes a job if it is sent again.")
+
+
+async def _forget(redis: Redis, queues: Sequence[QueueKeys], job_id: str) -> Found:
+    found = await _look_in_all(redis, queues, job_id)
+    if found.fields is not None:
+        raise Negative(
+            f"the job is still in {found.queue} ({found.state}), and BullMQ adds none whose id is there: "
+            "remove it first (job.remove() in BullMQ), if it is to be done again"
+        )
+    if found.lock is None:
+        raise Negative(f"no lock is held for {job_id}: its event would become a job")
+    # While the lock is held nobody adds the job, so what was seen still holds.
+    await redis.ask("DEL", *(keys.create_lock(job_id) for keys in queues if keys.queue == found.queue))
+    return found
+
+
+def _confirm(job_id: str) -> None:
+    if not sys.stdin.isatty():
+        raise WrongUse("not on a terminal: say --yes")
+    click.confirm(f"Let the event of {job_id} become a job once more?", abort=True)
+
+
+# -- what is printed ----------------------------------------------------------------------------------------
+
+
+def _print_found(found: Found) -> None:
+    fields, lock = found.fields or {}, found.lock
+    options = _parsed(fields.get("opts"))
+    attempts = options.get("attempts") if isinstance(options, dict) else None
+    lines: dict[str, str | None] = {
+        "queue": found.queue,
+        "state": found.state or "not in Redis",
+        "name": fields.get("name"),
+        "received": _moment(fields.get("timestamp")),
+        "started": _moment(fields.get("processedOn")),
+        "finished": _moment(fields.get("finishedOn")),
+        "attempts": f"{fields.get('atm', '0')} of {attempts or 1}" if fields else None,
+        "failed": fields.get("failedReason"),
+        "options": fields.get("opts"),
+        **{name: fields.get(name) for name in _CONTENT},
+        "lock": f"held for another {_duration(lock.expires_in_ms)}" if lock else "not held",
+        "set by": lock and lock.set_by,
+        "set": lock and _moment(lock.set_at_ms),
+        "sent again": found.verdict,
+    }
+    rows = [(name, _on_one_line(value)) for name, value in lines.items() if value]
+    print_table(("job", found.id), rows)
+
+
+def _moment(ms: str | int | None) -> str | None:
+    number = _number(ms)
+    if number is None:
+        return None
+    try:
+        moment = datetime.fromtimestamp(number / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return f"{number} ms"
+    ago_ms = time.time_ns() // 1_000_000 - number
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC" + (f", {_duration(ago_ms)} ago" if ago_ms > 0 else "")
+
+
+def _duration(ms: int) -> str:
+    """In the largest unit that says something."""
+    for unit, unit_ms in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000)):
+        if ms >= 2 * unit_ms:
+            return f"{ms // unit_ms} {unit}"
+    return f"{ms} ms"
+
+
+def _on_one_line(value: str) -> str:
+    """Whatever stands in Redis, it moves no cursor."""
+    return "".join(character if character.isprintable() else " " for character in value)
+
+
+def _parsed(text: str | None) -> Any:
+    """JSON as its value; what is none, as it is."""
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _number(text: str | int | None) -> int | None:
+    return int(text) if text is not None and str(text).isascii() and str(text).isdigit() else None
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
+
+
+def _check_id(job_id: str) -> None:
+    try:
+        check_job_id(job_id)
+    except ValueError as error:
+        raise WrongUse(f"{error}: webhookd's are like chatwoot.message_created.7.98765") from None

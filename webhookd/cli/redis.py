@@ -1,0 +1,110 @@
+"""The daemon's Redis, for the length of one command."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeadlinePassed
+
+from webhookd import embedded
+from webhookd.cli.reactor import run
+from webhookd.cli.terminal import Unreachable
+from webhookd.config import Config
+from webhookd.model import QueueUnavailable, RedisErrorKind
+from webhookd.redis_pool import RedisConnection, RedisPool, unavailable
+from webhookd.redis_url import RedisUrl
+
+CONNECT_DEADLINE_S = 5.0
+ANSWER_DEADLINE_S = 4.0
+_T = TypeVar("_T")
+
+
+class Redis(RedisPool):
+    """The daemon's own pool, where a failure to connect is an answer, and no reason for a line in a log."""
+
+    def __init__(self, reactor: Any, url: RedisUrl) -> None:
+        self._clock = reactor
+        self._next: Deferred[None] = Deferred()
+        super().__init__(reactor, url)
+        self.on_ready(self._is_ready)
+
+    def _is_ready(self, _connection: RedisConnection) -> None:
+        if not self._next.called:
+            self._next.callback(None)
+
+    def failed(self, reason: QueueUnavailable) -> None:
+        self.last_error = reason
+        if not self._next.called:
+            self._next.errback(reason)
+
+    async def wait(self) -> None:
+        """Return once there is a connection; raises L{QueueUnavailable}."""
+        try:
+            await self._next.addTimeout(CONNECT_DEADLINE_S, self._clock)
+        except DeadlinePassed:
+            raise QueueUnavailable(RedisErrorKind.TIMEOUT, "no connection in time") from None
+
+    async def ask(self, *command: str | bytes | int) -> Any:
+        """The answer to one command; raises L{QueueUnavailable}."""
+        if self.writer is None:  # a failed call gave it up
+            self._next = Deferred()
+            await self.wait()
+        connection: Any = self.writer
+        try:
+            return await connection.execute_command(*command).addTimeout(ANSWER_DEADLINE_S, self._clock)
+        except Exception as error:
+            reason = unavailable(error)
+            if reason.unknown:
+                connection.give_up()
+            raise reason from error
+
+
+@asynccontextmanager
+async def connected(reactor: Any, url: RedisUrl) -> AsyncIterator[Redis]:
+    """Redis, while the block lasts; raises L{QueueUnavailable} where it cannot be used."""
+    redis = Redis(reactor, url)
+    try:
+        redis.startService()
+        await redis.wait()
+        yield redis
+    finally:
+        await redis.stopService()
+
+
+def find_redis(settings: Config) -> RedisUrl | None:
+    """Where Redis is; None where that is the daemon's own server, and none runs below this directory."""
+    if not settings.redis.embedded:
+        return settings.redis
+    url = embedded.running_url(embedded.DIRECTORY)
+    return None if url is None else RedisUrl.parse(url)
+
+
+def ask_redis(settings: Config, question: Callable[[Redis], Coroutine[Deferred[Any], Any, _T]]) -> _T:
+    """What becomes of a question to Redis; raises L{Unreachable} where Redis cannot be asked."""
+    url = find_redis(settings)
+    if url is None:
+        raise Unreachable(NOT_RUNNING)
+
+    async def ask(reactor: Any) -> _T:
+        async with connected(reactor, url) as redis:
+            return await question(redis)
+
+    try:
+        return run(ask)
+    except QueueUnavailable as error:
+        hint = "; conf/redis-acl.conf has what it needs" if error.kind is RedisErrorKind.NOPERM else ""
+        raise Unreachable(f"Redis at {url}: {describe(error)}{hint}") from None
+
+
+NOT_RUNNING = (
+    f"no embedded Redis runs in {embedded.DIRECTORY}: "
+    "it runs with the daemon, and is found from the daemon's working directory"
+)
+
+
+def describe(error: QueueUnavailable) -> str:
+    """What Redis said, or why it said nothing, in one line."""
+    return " ".join(str(error).split()) or error.kind.value
