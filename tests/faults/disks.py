@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.support.process import find_tool
@@ -13,6 +14,16 @@ from .bench import Bench
 _CHUNK_BYTES = 65_536
 _RESERVE_BYTES = 64 << 20
 """What the daemon leaves free for everyone else."""
+
+
+@contextmanager
+def mounted_tmpfs(path: Path, options: str) -> Iterator[None]:
+    """A tmpfs with mount options such as C{ro}, for a while."""
+    _run("mount", "-t", "tmpfs", "-o", options, "tests", str(path))
+    try:
+        yield
+    finally:
+        _run("umount", "--lazy", str(path))
 
 
 def _run(*command: str) -> str:

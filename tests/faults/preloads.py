@@ -1,4 +1,4 @@
-"""Libraries of the bench's own, preloaded into the daemon: its fsync and its wall clock fail on demand."""
+"""Libraries of the tests' own, preloaded into a program: its fsync and its wall clock fail on demand."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from tests.support.process import find_tool
 
-from .bench import Bench
+
+class Workplace(Protocol):
+    """Whoever has a directory for the libraries: the bench, or a child process."""
+
+    directory: Path
 
 
-def _preload(bench: Bench, name: str) -> str:
+def _preload(workplace: Workplace, name: str) -> str:
     """Compile C{name.c} beside this module; the path of the library."""
-    library = bench.directory / f"{name}.so"
+    library = workplace.directory / f"{name}.so"
     compiler = find_tool("gcc", "it is in Debian's package gcc")
     source = Path(__file__).with_name(f"{name}.c")
     command = [
@@ -37,10 +42,10 @@ def _preload(bench: Bench, name: str) -> str:
 class FaultySync:
     """An environment in which fsync fails, or takes 200 ms, while a test wants it."""
 
-    def __init__(self, bench: Bench) -> None:
-        self._fault = bench.directory / "fsync"
+    def __init__(self, workplace: Workplace) -> None:
+        self._fault = workplace.directory / "fsync"
         self.environ: Mapping[str, str] = {
-            "LD_PRELOAD": _preload(bench, "fsync_fault"),
+            "LD_PRELOAD": _preload(workplace, "fsync_fault"),
             "FSYNC_FAULT": str(self._fault),
         }
 
@@ -57,11 +62,11 @@ class FaultySync:
 class FaultyClock:
     """An environment in which the wall clock can be set; the monotonic clock goes on."""
 
-    def __init__(self, bench: Bench) -> None:
-        self._fault = bench.directory / "clock"
+    def __init__(self, workplace: Workplace) -> None:
+        self._fault = workplace.directory / "clock"
         self._fault.write_bytes(bytes(8))
         self.environ: Mapping[str, str] = {
-            "LD_PRELOAD": _preload(bench, "clock_fault"),
+            "LD_PRELOAD": _preload(workplace, "clock_fault"),
             "CLOCK_FAULT": str(self._fault),
         }
 

@@ -390,8 +390,8 @@ def _print_found(found: Found) -> None:
         "options": fields.get("opts"),
         **{name: fields.get(name) for name in _CONTENT},
         "lock": f"held for another {_duration(lock.expires_in_ms)}" if lock else "not held",
-        "set by": lock and lock.set_by,
-        "set": lock and _moment(lock.set_at_ms),
+        "set by": lock.set_by if lock else None,
+        "set": _moment(lock.set_at_ms) if lock else None,
         "sent again": found.verdict,
     }
     rows = [(name, _on_one_line(value)) for name, value in lines.items() if value]

@@ -10,11 +10,7 @@ import click
 import webhookd
 
 #: The parts, in the order of `--help`: a module of this package each.
-<<<<<<< HEAD
-PARTS = ("send", "sign", "verify", "health", "config", "completion")
-=======
-PARTS: tuple[str, ...] = ("doctor", "jobs")
->>>>>>> 9580f8f (webhookd doctor and webhookd jobs)
+PARTS = ("doctor", "send", "sign", "verify", "jobs", "health", "config", "completion")
 
 
 class Parts(click.Group):

@@ -50,7 +50,7 @@ def command(settings: Config, *, strict: bool, as_json: bool) -> None:
     results = [
         *run_checks("Configuration", machine.CONFIGURATION, machine.Given(settings, os.environ)),
         *run(lambda reactor: _look_around(reactor, settings)),
-        *_check_spool(settings),
+        *check_spool(settings),
         *run_checks("System", machine.LIMITS, machine.look_at_limits()),
     ]
     levels = Counter(result.finding.level for result in results)
@@ -67,10 +67,11 @@ def command(settings: Config, *, strict: bool, as_json: bool) -> None:
 
 async def _look_around(reactor: Any, settings: Config) -> list[Result]:
     """The parts at the other end of a network."""
-    return [*await _check_redis(reactor, settings), *await _check_ports(reactor, settings)]
+    return [*await check_redis(reactor, settings), *await check_ports(reactor, settings)]
 
 
-async def _check_redis(reactor: Any, settings: Config) -> list[Result]:
+async def check_redis(reactor: Any, settings: Config) -> list[Result]:
+    """Redis and each queue."""
     url = find_redis(settings)
     if url is None:
         return _no_redis(settings, Result("Redis", "connection", _no_embedded_redis()))
@@ -100,7 +101,8 @@ def _no_redis(settings: Config, connection: Result) -> list[Result]:
     return results
 
 
-async def _check_ports(reactor: Any, settings: Config) -> list[Result]:
+async def check_ports(reactor: Any, settings: Config) -> list[Result]:
+    """Where the daemon listens."""
     webhooks = await machine.look_at_port(reactor, settings.endpoint, is_needed=True)
     results = run_checks("Ports", machine.WEBHOOKS, webhooks)
     if settings.ops_endpoint is not None:
@@ -109,7 +111,8 @@ async def _check_ports(reactor: Any, settings: Config) -> list[Result]:
     return results
 
 
-def _check_spool(settings: Config) -> list[Result]:
+def check_spool(settings: Config) -> list[Result]:
+    """The disk."""
     directory = settings.spool
     if directory is None:
         return [Result("Spool", "directory", machine.SPOOL_OFF)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
@@ -20,7 +21,6 @@ from typing import Any
 
 import treq
 from attrs import frozen
-from twisted.internet.error import ConnectError
 
 import webhookd
 from webhookd.cli.doctor.findings import Checks, Finding, fail, milliseconds, ok, warn
@@ -240,14 +240,14 @@ _ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # w
 class PortFacts:
     """Where the daemon listens, or will.
 
-    ``refusal`` is why the port could not be had where nobody answers on it; ``report`` is the health of the
-    webhookd that answers, and where somebody else does, it is empty.
+    ``refusal`` is why the port could not be had where nobody has it; ``report`` is the health of the webhookd
+    that has it, and empty where somebody else does.
     """
 
     name: str
     is_needed: bool
     is_tcp: bool
-    answers: bool = False
+    is_taken: bool = False
     refusal: str | None = None
     report: Mapping[str, Any] = {}
 
@@ -259,11 +259,12 @@ async def look_at_port(reactor: Any, endpoint: str, *, is_needed: bool) -> PortF
         return PortFacts(endpoint, is_needed, is_tcp=False)
     host, port = address
     name = f"port {port}" + (f" of {host}" if host else "")
-    try:
-        report = await _ask_health(reactor, _ANY.get(host, host), port)
-    except ConnectError:  # nobody is there
-        return PortFacts(name, is_needed, is_tcp=True, refusal=_try_to_bind(host, port))
-    return PortFacts(name, is_needed, is_tcp=True, answers=True, report=report)
+    problem = _try_to_bind(host, port)
+    if problem is None or problem.errno != errno.EADDRINUSE:
+        refusal = None if problem is None else problem.strerror
+        return PortFacts(name, is_needed, is_tcp=True, refusal=refusal)
+    report = await _ask_health(reactor, _ANY.get(host, host), port)
+    return PortFacts(name, is_needed, is_tcp=True, is_taken=True, report=report)
 
 
 def _tcp_address(endpoint: str) -> tuple[str, int] | None:
@@ -291,9 +292,7 @@ async def _ask_health(reactor: Any, host: str, port: int) -> Mapping[str, Any]:
         body = bytearray()
         await treq.collect(response, partial(_collect, body)).addTimeout(_HTTP_DEADLINE_S, reactor)
         report = json.loads(body)
-    except ConnectError:
-        raise
-    except Exception:  # noqa: BLE001  # it speaks something else, or too slowly: it is no webhookd
+    except Exception:  # noqa: BLE001  # it speaks something else, too slowly, or not at all: no webhookd
         return {}
     is_ours = isinstance(report, dict) and {"status", "version", "uptimeSeconds"} <= report.keys()
     return report if is_ours else {}
@@ -305,15 +304,15 @@ def _collect(body: bytearray, data: bytes) -> None:
     body += data
 
 
-def _try_to_bind(host: str, port: int) -> str | None:
-    """Why the daemon could not listen there. It is not listened: a daemon that starts now is not hindered."""
+def _try_to_bind(host: str, port: int) -> OSError | None:
+    """Why the daemon could not listen there. Nor do we: a daemon that starts meanwhile is not hindered."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            return error.strerror or str(error)
+            return error
     return None
 
 
@@ -324,7 +323,7 @@ def port(facts: PortFacts) -> Finding:
         return ok(f"{facts.name}: only tcp: can be looked at")
     if facts.refusal is not None:
         return bad(f"{facts.name} cannot be had: {facts.refusal}", "choose another one")
-    if not facts.answers:
+    if not facts.is_taken:
         return ok(f"{facts.name} is free: webhookd does not run here")
     if not facts.report:
         return bad(f"{facts.name} is another program's", "stop it, or choose another one")

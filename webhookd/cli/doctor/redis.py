@@ -19,7 +19,7 @@ from attrs import evolve, frozen
 from webhookd.breaker import BreakerPolicy, CircuitBreaker
 from webhookd.bullmq import QueueKeys, Wire
 from webhookd.cli.doctor.findings import Checks, Finding, fail, milliseconds, ok, warn
-from webhookd.cli.redis import ANSWER_DEADLINE_S, Redis, connected, describe
+from webhookd.cli.redis import Redis, connected, describe
 from webhookd.config import Config, Source
 from webhookd.model import Job, JobRefused, Outcome, QueueUnavailable, RedisErrorKind
 from webhookd.redis_queue import QueueSettings, RedisQueue
@@ -30,6 +30,7 @@ _OLDEST = (6, 2)
 _SCRATCH_QUEUE = "webhookd-doctor"
 _SCRATCH_KEY = "rights"
 _SCRATCH_TTL_MS = 10_000
+_ADD_DEADLINE_S = 1.0
 _MUCH_MEMORY = 0.8
 _SKEW_S = 1.0
 
@@ -184,7 +185,7 @@ async def _add_twice(
         redis,
         CircuitBreaker(BreakerPolicy(), random.random),
         QueueSettings(scratch.prefix, settings.wire, _SCRATCH_TTL_MS, lambda: "doctor", settings.ack),
-        deadline_s=ANSWER_DEADLINE_S,
+        deadline_s=max(_ADD_DEADLINE_S, settings.redis_deadline_s),
         acknowledged=lambda _jobs: None,
     )
     try:

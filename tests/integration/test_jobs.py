@@ -1,0 +1,207 @@
+"""`webhookd jobs`: what is in the queues, and why an event is a job, or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import command
+from tests.support.bullmq import T0_MS, Queue
+from tests.support.process import ReservedPort
+from tests.support.servers import RedisServer, Sentinels, TlsRedis
+from webhookd.bullmq import QueueKeys
+
+ACL_FILE = Path(__file__).parents[2] / "conf" / "redis-acl.conf"
+KEYS = QueueKeys("bull", "chatwoot")
+CREATED, GONE, NEVER = (f"chatwoot.message_created.7.{number}" for number in (1, 2, 3))
+UPDATES = [f"chatwoot.message_updated.7.1.{number:032x}" for number in range(3)]
+SECRET = "a private message"
+
+
+@pytest.fixture
+def queue(redis: RedisServer) -> Iterator[Queue]:
+    """A queue with one created message and three updates that wait; another message is done and removed."""
+    with redis.client() as client:
+        queue = Queue(client, KEYS, set_by=f"{T0_MS} host-a:3001")
+        jobs = [queue.job(job_id, name="message_created", data=f'{{"content":"{SECRET}"}}', attempts=3)
+                for job_id in (CREATED, GONE, *UPDATES)]  # fmt: skip
+        queue.add(*jobs)
+        client.lrem(KEYS.wait, 1, GONE)
+        client.delete(KEYS.job(GONE))
+        client.set(KEYS.job(f"{UPDATES[0]}:lock"), "a worker's")
+        yield queue
+
+
+def test_counts_of_every_state(redis: RedisServer, queue: Queue) -> None:
+    queue.client.zadd(KEYS.job("failed"), {"x": 1, "y": 2})
+    queue.client.hset(KEYS.meta, "paused", 1)
+
+    found = command.run("jobs", "counts", "--json", "--redis", redis.url)
+    shown = command.run("jobs", "counts", "--redis", redis.url)
+
+    counts = found.json["chatwoot"]
+    assert {state: count for state, count in counts.items() if count} == {
+        "waiting": 4,
+        "failed": 2,
+        "isPaused": True,
+    }
+    assert len(counts) == 9
+    assert "chatwoot is paused" in shown.out
+    assert [line.split() for line in shown.out.splitlines()[:2]] == [["state", "chatwoot"], ["waiting", "4"]]
+
+
+def test_a_job_is_shown_and_its_content_only_where_it_is_asked_for(redis: RedisServer, queue: Queue) -> None:
+    show = "jobs", "show", CREATED, "--redis", redis.url
+    started = [command.start(*show, *more) for more in ((), ("--json",), ("--data",), ("--data", "--json"))]
+    plain, as_json, with_data, with_data_as_json = (one.wait() for one in started)
+
+    assert {one.code for one in (plain, as_json, with_data, with_data_as_json)} == {0}
+    assert "waiting" in plain.out
+    assert "host-a:3001" in plain.out
+    assert "a duplicate: the job is in Redis, and its lock is held" in plain.out
+    assert SECRET not in plain.out + as_json.out
+    assert SECRET in with_data.out
+    assert with_data_as_json.json["data"] == {"content": SECRET}
+    found = as_json.json
+    assert found["lock"].pop("expiresInMs") > 0
+    assert found == {
+        "id": CREATED,
+        "queue": "chatwoot",
+        "exists": True,
+        "state": "waiting",
+        "name": "message_created",
+        "opts": {"attempts": 3, "jobId": CREATED},
+        "timestamp": T0_MS,
+        "processedOn": None,
+        "finishedOn": None,
+        "attemptsMade": None,
+        "attemptsStarted": None,
+        "failedReason": None,
+        "lock": {"setBy": "host-a:3001", "setAt": T0_MS},
+        "again": "a duplicate: the job is in Redis, and its lock is held",
+    }
+
+
+def test_why_a_job_that_is_gone_is_refused_as_a_duplicate_and_how_it_is_forgotten(
+    redis: RedisServer, queue: Queue
+) -> None:
+    options = "--redis", redis.url
+    found = command.run("jobs", "find", "--inbox", "7", "--message", "2", *options)
+    assert (found.code, "not in Redis" in found.out) == (0, True)
+    assert "the job is done and removed, and its lock is still held" in found.out
+
+    started = [
+        command.start("jobs", "forget", GONE, *options),
+        command.start("jobs", "forget", CREATED, "--yes", *options),
+        command.start("jobs", "forget", NEVER, "--yes", *options),
+        command.start("jobs", "show", GONE, *options),
+    ]
+    unconfirmed, still_there, never, shown = (one.wait() for one in started)
+    assert (unconfirmed.code, "say --yes" in unconfirmed.err) == (2, True)
+    assert (still_there.code, "still in chatwoot (waiting)" in still_there.err) == (1, True)
+    assert (never.code, "no lock is held" in never.err) == (1, True)
+    assert (shown.code, "not in Redis" in shown.out) == (1, True)
+    assert queue.client.exists(KEYS.create_lock(GONE), KEYS.create_lock(CREATED)) == 2
+
+    assert command.run("jobs", "forget", GONE, "--yes", *options).code == 0
+    assert not queue.client.exists(KEYS.create_lock(GONE))
+    assert [answer.value for answer in queue.add(queue.job(GONE))] == [1]  # type: ignore[union-attr]
+
+
+def test_updates_are_found_among_other_keys(redis: RedisServer, queue: Queue) -> None:
+    queue.client.mset({f"other:{number}": "x" for number in range(5_000)})
+    queue.client.set(KEYS.create_lock(UPDATES[0].replace(".7.1.", ".7.11.")), "x", px=60_000)
+    find = "jobs", "find", "--inbox", "7", "--message", "1", "--event", "message_updated", "--json"
+
+    found = command.run(*find, "--redis", redis.url)
+
+    assert [one["id"] for one in found.json] == UPDATES
+    assert found.code == 0
+
+
+def test_what_cannot_be_found(redis: RedisServer) -> None:
+    find = "jobs", "find", "--redis", redis.url, "--inbox", "7", "--message", "1"
+    started = {
+        "has no job and no lock of chatwoot.message_created.7.1\n": command.start(*find),
+        "message_updated.7.1.*": command.start(*find, "--event", "message_updated"),
+        "not made of an inbox": command.start(*find, "--event", "contact_created"),
+        "is no delivery id": command.start(*find, "--event", "message_updated", "--delivery", "x"),
+        "there is no source 'other'": command.start(*find, "--source", "other"),
+        "'meta' cannot be a job id": command.start("jobs", "show", "meta", "--redis", redis.url),
+    }
+    ended = {words: one.wait() for words, one in started.items()}
+
+    assert {words: words in one.err for words, one in ended.items()} == dict.fromkeys(ended, True)
+    assert [one.code for one in ended.values()] == [1, 1, 2, 2, 2, 2]
+
+
+def test_the_user_of_an_operator_and_that_of_the_daemon() -> None:
+    """Those rights, and no others, are what the file's comment says."""
+    lines = ACL_FILE.read_text().splitlines()
+    (daemons,) = (line for line in lines if line.startswith("user webhookd"))
+    (operators,) = (line.lstrip("# ") for line in lines if line.startswith("#") and "user operator" in line)
+    with RedisServer(config=[daemons, operators]) as server, server.client() as client:
+        queue = Queue(client, KEYS)
+        queue.add(queue.job(CREATED))
+        queue.client.set(KEYS.create_lock(GONE), "1 x", px=60_000)
+        operator, daemon = (
+            f"redis://{name}:change-me@127.0.0.1:{server.port}" for name in ("operator", "webhookd")
+        )
+        find = "jobs", "find", "--inbox", "7", "--message", "1"
+        started = {
+            "counts": command.start("jobs", "counts", "--redis", operator),
+            "show": command.start("jobs", "show", CREATED, "--redis", operator),
+            "find": command.start(*find, "--redis", operator),
+            "search": command.start(*find, "--event", "message_updated", "--redis", operator),
+            "forget": command.start("jobs", "forget", GONE, "--yes", "--redis", operator),
+            "the daemon counts": command.start("jobs", "counts", "--redis", daemon),
+            "the daemon shows": command.start("jobs", "show", CREATED, "--redis", daemon),
+        }
+        ended = {name: one.wait() for name, one in started.items()}
+
+    codes = {name: one.code for name, one in ended.items()}
+    assert codes == {**dict.fromkeys(started, 0), "search": 1, "the daemon shows": 3}, ended
+    assert "conf/redis-acl.conf has what it needs" in ended["the daemon shows"].err
+
+
+def test_tls_and_sentinel() -> None:
+    with TlsRedis() as tls, Sentinels() as sentinels:
+        started = [
+            command.start("jobs", "counts", "--redis", f"{tls.url}?ca_file={tls.ca_file}"),
+            command.start("jobs", "counts", "--redis", sentinels.url),
+        ]
+        assert [one.wait().code for one in started] == [0, 0]
+
+
+PARTS = {
+    "counts": (),
+    "show": (CREATED,),
+    "find": ("--inbox", "7", "--message", "1"),
+    "forget": (CREATED, "--yes"),
+}
+
+
+def test_no_redis_is_one_clear_line(tmp_path: Path) -> None:
+    port = ReservedPort()
+    with RedisServer(config=["requirepass right"]) as locked:
+        urls = {
+            "http://127.0.0.1": (2, "not a Redis URL"),
+            f"redis://127.0.0.1:{port.number}": (3, "refused"),
+            f"redis://:wrong@127.0.0.1:{locked.port}": (3, "WRONGPASS"),
+            "embedded:": (3, "no embedded Redis runs"),
+        }
+        started = {
+            (part, url): command.start("jobs", part, *arguments, "--redis", url, cwd=tmp_path)
+            for part, arguments in PARTS.items()
+            for url in urls
+        }
+        ended = {key: one.wait() for key, one in started.items()}
+    port.close()
+
+    for (_, url), one in ended.items():
+        code, words = urls[url]
+        assert (one.code, one.out, len(one.err.splitlines())) == (code, "", 1), one
+        assert words in one.err
+        assert "wrong" not in one.err.replace("WRONGPASS", "")
