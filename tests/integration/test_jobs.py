@@ -190,12 +190,13 @@ def test_no_redis_is_one_clear_line(tmp_path: Path) -> None:
             "http://127.0.0.1": (2, "not a Redis URL"),
             f"redis://127.0.0.1:{port.number}": (3, "refused"),
             f"redis://:wrong@127.0.0.1:{locked.port}": (3, "WRONGPASS"),
+            "rediss://127.0.0.1?ca_file=/nowhere": (2, "ca_file cannot be read"),
             "embedded:": (3, "no embedded Redis runs"),
         }
         started = {
             (part, url): command.start("jobs", part, *arguments, "--redis", url, cwd=tmp_path)
             for part, arguments in PARTS.items()
-            for url in urls
+            for url in (urls if part == "counts" else list(urls)[:2])
         }
         ended = {key: one.wait() for key, one in started.items()}
     port.close()

@@ -411,11 +411,11 @@ def _moment(ms: str | int | None) -> str | None:
 
 
 def _duration(ms: int) -> str:
-    """In the largest unit that says something."""
-    for unit, unit_ms in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000)):
+    """In the largest unit that there are two of."""
+    for unit, unit_ms in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000)):
         if ms >= 2 * unit_ms:
             return f"{ms // unit_ms} {unit}"
-    return f"{ms} ms"
+    return f"{ms // 1000} s" if ms >= 1000 else "less than 1 s"
 
 
 def _on_one_line(value: str) -> str:

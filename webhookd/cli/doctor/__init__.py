@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import click
 
 from webhookd.cli.doctor import machine, redis
-from webhookd.cli.doctor.findings import Finding, Level, Result, fail, run_checks, skip_checks, warn
+from webhookd.cli.doctor.findings import Finding, Level, Result, fail, run_checks, skip_checks, skipped, warn
 from webhookd.cli.reactor import run
 from webhookd.cli.redis import NOT_RUNNING, find_redis
 from webhookd.cli.settings import configured
@@ -171,13 +171,16 @@ def _print(results: Sequence[Result], levels: Counter[Level]) -> None:
 
 def _merged(results: Iterable[Result]) -> Iterator[Result]:
     """Those that were skipped for one reason are one line."""
-    for skipped, group in groupby(results, key=lambda result: result.finding.level is Level.SKIPPED):
-        if not skipped:
+    for why, group in groupby(results, key=_why_skipped):
+        if why is None:
             yield from group
             continue
         first, *others = group
-        names = ", ".join(result.check for result in (first, *others))
-        yield Result(first.part, first.finding.detail, Finding(Level.SKIPPED, names))
+        yield Result(first.part, why, skipped(", ".join(result.check for result in (first, *others))))
+
+
+def _why_skipped(result: Result) -> str | None:
+    return result.finding.detail if result.finding.level is Level.SKIPPED else None
 
 
 def _print_result(result: Result) -> None:

@@ -42,6 +42,11 @@ def fail(detail: str, advice: str) -> Finding:
     return Finding(Level.FAIL, detail, advice)
 
 
+def skipped(why: str) -> Finding:
+    """It cannot be told, for a reason of at most 12 characters; what lacks has a finding of its own."""
+    return Finding(Level.SKIPPED, why)
+
+
 @frozen
 class Result:
     """The finding of one check of one part."""
@@ -64,7 +69,7 @@ def run_checks(part: str, checks: Checks[_Facts], facts: _Facts) -> list[Result]
 
 def skip_checks(part: str, checks: Checks[_Facts], why: str) -> list[Result]:
     """The results where the facts are not to be had."""
-    return [Result(part, name, Finding(Level.SKIPPED, why)) for name, _ in checks]
+    return [Result(part, name, skipped(why)) for name, _ in checks]
 
 
 def milliseconds(duration_s: float) -> str:
