@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from attrs import frozen
 
 from tests.faults.disks import mounted_tmpfs
 from tests.faults.preloads import FaultyClock, FaultySync
-from tests.support import command
+from tests.support.command import start_command
 from tests.support.process import ReservedPort
 from tests.support.proxy import Proxy
 from tests.support.servers import FLAVOURS, ClusterNode, RedisServer, server_binary
@@ -365,18 +366,19 @@ def test_a_machine_with_every_fault_of_its_own(tmp_path: Path) -> None:
     """The limits, the disk's speed, and the configuration; in a network namespace of its own."""
     with RedisServer(config=SAFE, unix_socket=True) as server, FaultySync(server).faulty("SLOW"):
         environ = {**FaultySync(server).environ, "WEBHOOK_PROT": "1"}
-        limits = "echo 16 >/proc/sys/net/core/somaxconn; ulimit -n 256; exec"
-        program = f'{limits} "$0" doctor --json --redis {server.unix_url}'
-        path = str(command.program())
-        ended = command.start_program(
-            "unshare", "--net", "sh", "-c", program, path, environ=environ, cwd=tmp_path
-        ).wait()
+        limits = 'echo 16 >/proc/sys/net/core/somaxconn; ulimit -n 256; exec "$0" "$@"'
+        ended = start_command(
+            *("doctor", "--json", "--redis", server.unix_url),
+            within=("unshare", "--net", "sh", "-c", limits),
+            environ=environ,
+            cwd=tmp_path,
+        ).end()
 
-    levels = {one["check"]: one["level"] for one in ended.json["checks"]}
+    levels = {one["check"]: one["level"] for one in json.loads(ended.stdout)["checks"]}
     bad = {name for name, level in levels.items() if level != "ok"}
     assert bad == {"options", "secrets", "fsync", "open files", "backlog"}, ended
-    assert ended.json["levels"]["fail"] == 0
-    assert ended.code == 0
+    assert json.loads(ended.stdout)["levels"]["fail"] == 0
+    assert ended.returncode == 0
 
 
 def test_exit_codes_and_words(tmp_path: Path, redis: RedisServer, port: int) -> None:
@@ -386,31 +388,31 @@ def test_exit_codes_and_words(tmp_path: Path, redis: RedisServer, port: int) -> 
         stack.callback(free.close)
         common = ("--port", str(free.number), "--ops-endpoint", "off")
         commands = {
-            "warnings alone": command.start("doctor", *common, "--redis", safe.url, cwd=tmp_path),
-            "strict": command.start("doctor", *common, "--strict", "--redis", safe.url, cwd=tmp_path),
-            "a failure": command.start("doctor", *common, "--redis", dead, cwd=tmp_path),
-            "no configuration": command.start("doctor", *common, "--redis", "http://x", cwd=tmp_path),
-            "nowhere": command.start("doctor", *common, "--redis", "embedded:", cwd=tmp_path),
+            "warnings alone": start_command("doctor", *common, "--redis", safe.url, cwd=tmp_path),
+            "strict": start_command("doctor", *common, "--strict", "--redis", safe.url, cwd=tmp_path),
+            "a failure": start_command("doctor", *common, "--redis", dead, cwd=tmp_path),
+            "no configuration": start_command("doctor", *common, "--redis", "http://x", cwd=tmp_path),
+            "nowhere": start_command("doctor", *common, "--redis", "embedded:", cwd=tmp_path),
         }
-        ended = {name: one.wait() for name, one in commands.items()}
+        ended = {name: one.end() for name, one in commands.items()}
 
-    codes = {name: one.code for name, one in ended.items()}
+    codes = {name: one.returncode for name, one in ended.items()}
     assert codes == {"warnings alone": 0, "strict": 1, "a failure": 1, "no configuration": 2, "nowhere": 0}
-    assert "skipped needs Redis   version, persistence" in ended["a failure"].out
-    assert "1 fail, 11 skipped" in ended["a failure"].out
-    assert "no embedded Redis runs" in ended["nowhere"].out
-    assert len(ended["no configuration"].err.splitlines()) == 1
+    assert "skipped needs Redis   version, persistence" in ended["a failure"].stdout
+    assert "1 fail, 11 skipped" in ended["a failure"].stdout
+    assert "no embedded Redis runs" in ended["nowhere"].stdout
+    assert len(ended["no configuration"].stderr.splitlines()) == 1
     for one in ended.values():
-        assert "Traceback" not in one.out + one.err
-        assert all(len(line) <= 80 or "/" in line for line in one.out.splitlines())  # a path is not broken
+        assert "Traceback" not in one.stdout + one.stderr
+        assert all(len(line) <= 80 or "/" in line for line in one.stdout.splitlines())  # a path is not broken
     assert not (tmp_path / "var").exists()
 
 
 def test_an_embedded_redis_is_found_while_the_daemon_runs(start_daemon: StartDaemon) -> None:
     daemon = connected(start_daemon("--redis", "embedded:"))
     options = ("--port", str(daemon.port), "--interface", "127.0.0.1", "--ops-endpoint", "off")
-    ended = command.run("doctor", "--json", "--redis", "embedded:", *options, cwd=daemon.directory)
+    ended = start_command("doctor", "--json", "--redis", "embedded:", *options, cwd=daemon.directory).end()
 
-    levels = {one["check"]: one["level"] for one in ended.json["checks"]}
+    levels = {one["check"]: one["level"] for one in json.loads(ended.stdout)["checks"]}
     assert {name for name, level in levels.items() if level != "ok"} == {"secrets"}, ended
-    assert ended.code == 0
+    assert ended.returncode == 0

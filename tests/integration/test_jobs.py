@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import command
 from tests.support.bullmq import T0_MS, Queue
+from tests.support.command import run_command, start_command
 from tests.support.process import ReservedPort
 from tests.support.servers import RedisServer, Sentinels, TlsRedis
 from webhookd.bullmq import QueueKeys
@@ -38,33 +39,36 @@ def test_counts_of_every_state(redis: RedisServer, queue: Queue) -> None:
     queue.client.zadd(KEYS.job("failed"), {"x": 1, "y": 2})
     queue.client.hset(KEYS.meta, "paused", 1)
 
-    found = command.run("jobs", "counts", "--json", "--redis", redis.url)
-    shown = command.run("jobs", "counts", "--redis", redis.url)
+    found = run_command("jobs", "counts", "--json", "--redis", redis.url)
+    shown = run_command("jobs", "counts", "--redis", redis.url)
 
-    counts = found.json["chatwoot"]
+    counts = json.loads(found.stdout)["chatwoot"]
     assert {state: count for state, count in counts.items() if count} == {
         "waiting": 4,
         "failed": 2,
         "isPaused": True,
     }
     assert len(counts) == 9
-    assert "chatwoot is paused" in shown.out
-    assert [line.split() for line in shown.out.splitlines()[:2]] == [["state", "chatwoot"], ["waiting", "4"]]
+    assert "chatwoot is paused" in shown.stdout
+    assert [line.split() for line in shown.stdout.splitlines()[:2]] == [
+        ["state", "chatwoot"],
+        ["waiting", "4"],
+    ]
 
 
 def test_a_job_is_shown_and_its_content_only_where_it_is_asked_for(redis: RedisServer, queue: Queue) -> None:
     show = "jobs", "show", CREATED, "--redis", redis.url
-    started = [command.start(*show, *more) for more in ((), ("--json",), ("--data",), ("--data", "--json"))]
-    plain, as_json, with_data, with_data_as_json = (one.wait() for one in started)
+    started = [start_command(*show, *more) for more in ((), ("--json",), ("--data",), ("--data", "--json"))]
+    plain, as_json, with_data, with_data_as_json = (one.end() for one in started)
 
-    assert {one.code for one in (plain, as_json, with_data, with_data_as_json)} == {0}
-    assert "waiting" in plain.out
-    assert "host-a:3001" in plain.out
-    assert "a duplicate: the job is in Redis, and its lock is held" in plain.out
-    assert SECRET not in plain.out + as_json.out
-    assert SECRET in with_data.out
-    assert with_data_as_json.json["data"] == {"content": SECRET}
-    found = as_json.json
+    assert {one.returncode for one in (plain, as_json, with_data, with_data_as_json)} == {0}
+    assert "waiting" in plain.stdout
+    assert "host-a:3001" in plain.stdout
+    assert "a duplicate: the job is in Redis, and its lock is held" in plain.stdout
+    assert SECRET not in plain.stdout + as_json.stdout
+    assert SECRET in with_data.stdout
+    assert json.loads(with_data_as_json.stdout)["data"] == {"content": SECRET}
+    found = json.loads(as_json.stdout)
     assert found["lock"].pop("expiresInMs") > 0
     assert found == {
         "id": CREATED,
@@ -88,24 +92,24 @@ def test_why_a_job_that_is_gone_is_refused_as_a_duplicate_and_how_it_is_forgotte
     redis: RedisServer, queue: Queue
 ) -> None:
     options = "--redis", redis.url
-    found = command.run("jobs", "find", "--inbox", "7", "--message", "2", *options)
-    assert (found.code, "not in Redis" in found.out) == (0, True)
-    assert "the job is done and removed, and its lock is still held" in found.out
+    found = run_command("jobs", "find", "--inbox", "7", "--message", "2", *options)
+    assert (found.returncode, "not in Redis" in found.stdout) == (0, True)
+    assert "the job is done and removed, and its lock is still held" in found.stdout
 
     started = [
-        command.start("jobs", "forget", GONE, *options),
-        command.start("jobs", "forget", CREATED, "--yes", *options),
-        command.start("jobs", "forget", NEVER, "--yes", *options),
-        command.start("jobs", "show", GONE, *options),
+        start_command("jobs", "forget", GONE, *options),
+        start_command("jobs", "forget", CREATED, "--yes", *options),
+        start_command("jobs", "forget", NEVER, "--yes", *options),
+        start_command("jobs", "show", GONE, *options),
     ]
-    unconfirmed, still_there, never, shown = (one.wait() for one in started)
-    assert (unconfirmed.code, "say --yes" in unconfirmed.err) == (2, True)
-    assert (still_there.code, "still in chatwoot (waiting)" in still_there.err) == (1, True)
-    assert (never.code, "no lock is held" in never.err) == (1, True)
-    assert (shown.code, "not in Redis" in shown.out) == (1, True)
+    unconfirmed, still_there, never, shown = (one.end() for one in started)
+    assert (unconfirmed.returncode, "say --yes" in unconfirmed.stderr) == (2, True)
+    assert (still_there.returncode, "still in chatwoot (waiting)" in still_there.stderr) == (1, True)
+    assert (never.returncode, "no lock is held" in never.stderr) == (1, True)
+    assert (shown.returncode, "not in Redis" in shown.stdout) == (1, True)
     assert queue.client.exists(KEYS.create_lock(GONE), KEYS.create_lock(CREATED)) == 2
 
-    assert command.run("jobs", "forget", GONE, "--yes", *options).code == 0
+    assert run_command("jobs", "forget", GONE, "--yes", *options).returncode == 0
     assert not queue.client.exists(KEYS.create_lock(GONE))
     assert [answer.value for answer in queue.add(queue.job(GONE))] == [1]  # type: ignore[union-attr]
 
@@ -115,26 +119,26 @@ def test_updates_are_found_among_other_keys(redis: RedisServer, queue: Queue) ->
     queue.client.set(KEYS.create_lock(UPDATES[0].replace(".7.1.", ".7.11.")), "x", px=60_000)
     find = "jobs", "find", "--inbox", "7", "--message", "1", "--event", "message_updated", "--json"
 
-    found = command.run(*find, "--redis", redis.url)
+    found = run_command(*find, "--redis", redis.url)
 
-    assert [one["id"] for one in found.json] == UPDATES
-    assert found.code == 0
+    assert [one["id"] for one in json.loads(found.stdout)] == UPDATES
+    assert found.returncode == 0
 
 
 def test_what_cannot_be_found(redis: RedisServer) -> None:
     find = "jobs", "find", "--redis", redis.url, "--inbox", "7", "--message", "1"
     started = {
-        "has no job and no lock of chatwoot.message_created.7.1\n": command.start(*find),
-        "message_updated.7.1.*": command.start(*find, "--event", "message_updated"),
-        "not made of an inbox": command.start(*find, "--event", "contact_created"),
-        "is no delivery id": command.start(*find, "--event", "message_updated", "--delivery", "x"),
-        "there is no source 'other'": command.start(*find, "--source", "other"),
-        "'meta' cannot be a job id": command.start("jobs", "show", "meta", "--redis", redis.url),
+        "has no job and no lock of chatwoot.message_created.7.1\n": start_command(*find),
+        "message_updated.7.1.*": start_command(*find, "--event", "message_updated"),
+        "not made of an inbox": start_command(*find, "--event", "contact_created"),
+        "is no delivery id": start_command(*find, "--event", "message_updated", "--delivery", "x"),
+        "there is no source 'other'": start_command(*find, "--source", "other"),
+        "'meta' cannot be a job id": start_command("jobs", "show", "meta", "--redis", redis.url),
     }
-    ended = {words: one.wait() for words, one in started.items()}
+    ended = {words: one.end() for words, one in started.items()}
 
-    assert {words: words in one.err for words, one in ended.items()} == dict.fromkeys(ended, True)
-    assert [one.code for one in ended.values()] == [1, 1, 2, 2, 2, 2]
+    assert {words: words in one.stderr for words, one in ended.items()} == dict.fromkeys(ended, True)
+    assert [one.returncode for one in ended.values()] == [1, 1, 2, 2, 2, 2]
 
 
 def test_the_user_of_an_operator_and_that_of_the_daemon() -> None:
@@ -151,28 +155,28 @@ def test_the_user_of_an_operator_and_that_of_the_daemon() -> None:
         )
         find = "jobs", "find", "--inbox", "7", "--message", "1"
         started = {
-            "counts": command.start("jobs", "counts", "--redis", operator),
-            "show": command.start("jobs", "show", CREATED, "--redis", operator),
-            "find": command.start(*find, "--redis", operator),
-            "search": command.start(*find, "--event", "message_updated", "--redis", operator),
-            "forget": command.start("jobs", "forget", GONE, "--yes", "--redis", operator),
-            "the daemon counts": command.start("jobs", "counts", "--redis", daemon),
-            "the daemon shows": command.start("jobs", "show", CREATED, "--redis", daemon),
+            "counts": start_command("jobs", "counts", "--redis", operator),
+            "show": start_command("jobs", "show", CREATED, "--redis", operator),
+            "find": start_command(*find, "--redis", operator),
+            "search": start_command(*find, "--event", "message_updated", "--redis", operator),
+            "forget": start_command("jobs", "forget", GONE, "--yes", "--redis", operator),
+            "the daemon counts": start_command("jobs", "counts", "--redis", daemon),
+            "the daemon shows": start_command("jobs", "show", CREATED, "--redis", daemon),
         }
-        ended = {name: one.wait() for name, one in started.items()}
+        ended = {name: one.end() for name, one in started.items()}
 
-    codes = {name: one.code for name, one in ended.items()}
+    codes = {name: one.returncode for name, one in ended.items()}
     assert codes == {**dict.fromkeys(started, 0), "search": 1, "the daemon shows": 3}, ended
-    assert "conf/redis-acl.conf has what it needs" in ended["the daemon shows"].err
+    assert "conf/redis-acl.conf has what it needs" in ended["the daemon shows"].stderr
 
 
 def test_tls_and_sentinel() -> None:
     with TlsRedis() as tls, Sentinels() as sentinels:
         started = [
-            command.start("jobs", "counts", "--redis", f"{tls.url}?ca_file={tls.ca_file}"),
-            command.start("jobs", "counts", "--redis", sentinels.url),
+            start_command("jobs", "counts", "--redis", f"{tls.url}?ca_file={tls.ca_file}"),
+            start_command("jobs", "counts", "--redis", sentinels.url),
         ]
-        assert [one.wait().code for one in started] == [0, 0]
+        assert [one.end().returncode for one in started] == [0, 0]
 
 
 PARTS = {
@@ -194,15 +198,15 @@ def test_no_redis_is_one_clear_line(tmp_path: Path) -> None:
             "embedded:": (3, "no embedded Redis runs"),
         }
         started = {
-            (part, url): command.start("jobs", part, *arguments, "--redis", url, cwd=tmp_path)
+            (part, url): start_command("jobs", part, *arguments, "--redis", url, cwd=tmp_path)
             for part, arguments in PARTS.items()
             for url in (urls if part == "counts" else list(urls)[:2])
         }
-        ended = {key: one.wait() for key, one in started.items()}
+        ended = {key: one.end() for key, one in started.items()}
     port.close()
 
     for (_, url), one in ended.items():
         code, words = urls[url]
-        assert (one.code, one.out, len(one.err.splitlines())) == (code, "", 1), one
-        assert words in one.err
-        assert "wrong" not in one.err.replace("WRONGPASS", "")
+        assert (one.returncode, one.stdout, len(one.stderr.splitlines())) == (code, "", 1), one
+        assert words in one.stderr
+        assert "wrong" not in one.stderr.replace("WRONGPASS", "")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import pty
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from attrs import frozen
 
 from .daemon import installed_twistd
 
@@ -24,17 +26,41 @@ def environ_of(environ: Mapping[str, str]) -> Mapping[str, str]:
     return {"PATH": os.defpath, "LANG": "C.UTF-8", **environ}
 
 
+@frozen
+class Running:
+    """A command that was started."""
+
+    process: subprocess.Popen[str]
+
+    def end(self) -> subprocess.CompletedProcess[str]:
+        """Wait for its end; one that does not come is killed, and a failure."""
+        try:
+            out, err = self.process.communicate(timeout=_DEADLINE_S)
+        finally:
+            self.process.kill()
+        return subprocess.CompletedProcess(self.process.args, self.process.returncode, out, err)
+
+
+def start_command(
+    *arguments: str, environ: Mapping[str, str] = {}, cwd: Path | None = None, within: Sequence[str] = ()
+) -> Running:
+    """Start the command, so that several run at once; C{within} is a program that runs what follows it."""
+    return Running(
+        subprocess.Popen(
+            [*within, command(), *arguments],
+            cwd=cwd,
+            env=environ_of(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    )
+
+
 def run_command(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
-    return subprocess.run(
-        [command(), *arguments],
-        env=environ_of(environ),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=_DEADLINE_S,
-        check=False,
-    )
+    return start_command(*arguments, environ=environ).end()
 
 
 def run_on_terminal(*arguments: str, **environ: str) -> str:

@@ -19,9 +19,9 @@ from attrs import frozen
 from webhookd import chatwoot
 from webhookd.bullmq import QueueKeys, check_job_id
 from webhookd.cli.redis import Redis, ask_redis
-from webhookd.cli.settings import configured
-from webhookd.cli.terminal import Negative, WrongUse, json_option, print_json, print_table
-from webhookd.config import DEFAULT_SOURCE, Config
+from webhookd.cli.settings import configured, find_source, source_option
+from webhookd.cli.terminal import Negative, Progress, WrongUse, json_option, print_json, print_table
+from webhookd.config import Config
 from webhookd.model import Delivery
 
 # BullMQ's states, in the order in which a job goes through them. Each is a key of the queue: a sorted set of
@@ -52,7 +52,6 @@ _CONTENT = ("data", "returnvalue")
 _LIST_DEPTH = 10_000
 _SCAN_STEP = 1_000
 _SCAN_LIMIT = 5_000_000
-_SLOW_SCAN_KEYS = 50_000
 
 _redis_options = configured("redis", "queue", "prefix")
 
@@ -241,7 +240,7 @@ async def _is_in_list(redis: Redis, key: str, job_id: str) -> bool:
 @click.option(
     "--delivery", metavar="UUID", help="X-Chatwoot-Delivery of an update; without it, all are sought."
 )
-@click.option("--source", default=DEFAULT_SOURCE, show_default=True, help="Which Chatwoot sent it.")
+@source_option
 @_redis_options
 @json_option
 def find(
@@ -258,9 +257,7 @@ def find(
 
     There is one id for its creation. Updates can be many, and Redis is searched for them, in small steps.
     """
-    if source not in settings.sources:
-        raise WrongUse(f"there is no source {source!r}: there is {', '.join(settings.sources)}")
-    keys = QueueKeys(settings.prefix, settings.sources[source].queue)
+    keys = QueueKeys(settings.prefix, find_source(settings, source).queue)
     job_id = _job_id(source, event, inbox, message, delivery)
     found = ask_redis(settings, lambda redis: _find(redis, keys, job_id))
     known = [one for one in found if one.is_known]
@@ -294,24 +291,20 @@ async def _find(redis: Redis, keys: QueueKeys, job_id: str) -> Sequence[Found]:
 async def _scan(redis: Redis, keys: QueueKeys, beginning: str) -> Sequence[str]:
     """The ids that begin so, of jobs and of locks; what others add or remove meanwhile may be missed."""
     total = await redis.ask("DBSIZE")
-    bar = click.progressbar(
-        length=total,
-        label="looking",
-        file=sys.stderr,
-        hidden=total < _SLOW_SCAN_KEYS or not sys.stderr.isatty(),
-    )
+    progress = Progress("Looking", total, time.monotonic)
+    pattern = f"{_literal(keys.job(''))}*{_literal(beginning)}*"
     found: set[str] = set()
     cursor, looked_at = b"0", 0
-    with bar:
-        while looked_at < _SCAN_LIMIT:
-            pattern = f"{_literal(keys.job(''))}*{_literal(beginning)}*"
-            cursor, names = await redis.ask("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_STEP)
-            found.update(_ids(names, keys, beginning))
-            looked_at += _SCAN_STEP
-            bar.update(_SCAN_STEP)
-            if cursor == b"0":
-                return sorted(found)
-    click.echo(f"stopped after {_SCAN_LIMIT} of {total} keys: there may be more", err=True)
+    while looked_at < _SCAN_LIMIT:
+        cursor, names = await redis.ask("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_STEP)
+        found.update(_ids(names, keys, beginning))
+        looked_at += _SCAN_STEP
+        progress.show(min(looked_at, total))
+        if cursor == b"0":
+            break
+    else:
+        click.echo(f"stopped after {_SCAN_LIMIT} of {total} keys: there may be more", err=True)
+    progress.end(total)
     return sorted(found)
 
 
