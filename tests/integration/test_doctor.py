@@ -30,7 +30,7 @@ from .conftest import StartDaemon
 OK, WARN, FAIL = Level.OK, Level.WARN, Level.FAIL
 ACL_FILE = Path(__file__).parents[2] / "conf" / "redis-acl.conf"
 SAFE = ("appendonly yes", "appendfsync always")
-QUEUE = ("rights", "script", "cluster", "paused", "BullMQ")
+QUEUE = ("rights", "script", "keys", "cluster", "paused", "BullMQ")
 SERVER = ("version", "persistence", "eviction", "memory", "replication", "clock")
 
 
@@ -81,7 +81,7 @@ async def test_all_is_well_under_the_daemons_own_user_and_stays_as_it_was(flavou
         before = {key: admin.dump(key) for key in admin.keys("*")}
 
         url = f"redis://webhookd:change-me@127.0.0.1:{server.port}/0"
-        findings = await examine(server, redis=url)
+        findings = await examine(server, redis=url, redis_deadline="1.5")  # on a busy machine, too
 
         assert {name: one.level for name, one in findings.items()} == dict.fromkeys(findings, OK)
         assert set(findings) == {"connection", *SERVER, *QUEUE}
@@ -140,6 +140,7 @@ FAULTS = (
         {"paused": (FAIL, "two lists")},
         commands=["LPUSH bull:chatwoot:wait one", "LPUSH bull:chatwoot:paused two"],
     ),
+    Fault({"keys": (FAIL, "bull:chatwoot:wait is a string")}, commands=["SET bull:chatwoot:wait x"]),
     Fault({"BullMQ": (WARN, "bullmq:4.1")}, commands=["HSET bull:chatwoot:meta version bullmq:4.1.0"]),
     Fault(
         {"BullMQ": (WARN, "--wire is 5")},
@@ -263,7 +264,9 @@ def test_a_spool_that_is_well_and_left_as_it_was(tmp_path: Path) -> None:
     spool.mkdir(mode=0o700)
     made = examine_spool(spool)
 
-    assert {one.level for one in (*new.values(), *made.values())} == {OK}
+    for found in (new, made):
+        assert found.pop("fsync").level in (OK, WARN)  # as busy as the disk is
+        assert {one.level for one in found.values()} == {OK}
     assert list(spool.iterdir()) == []
 
 
@@ -399,7 +402,7 @@ def test_exit_codes_and_words(tmp_path: Path, redis: RedisServer, port: int) -> 
     codes = {name: one.returncode for name, one in ended.items()}
     assert codes == {"warnings alone": 0, "strict": 1, "a failure": 1, "no configuration": 2, "nowhere": 0}
     assert "skipped needs Redis   version, persistence" in ended["a failure"].stdout
-    assert "1 fail, 11 skipped" in ended["a failure"].stdout
+    assert "1 fail, 12 skipped" in ended["a failure"].stdout
     assert "no embedded Redis runs" in ended["nowhere"].stdout
     assert len(ended["no configuration"].stderr.splitlines()) == 1
     for one in ended.values():
@@ -414,5 +417,5 @@ def test_an_embedded_redis_is_found_while_the_daemon_runs(start_daemon: StartDae
     ended = start_command("doctor", "--json", "--redis", "embedded:", *options, cwd=daemon.directory).end()
 
     levels = {one["check"]: one["level"] for one in json.loads(ended.stdout)["checks"]}
-    assert {name for name, level in levels.items() if level != "ok"} == {"secrets"}, ended
+    assert {name for name, level in levels.items() if level != "ok"} - {"fsync"} == {"secrets"}, ended
     assert ended.returncode == 0

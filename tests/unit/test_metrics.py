@@ -66,9 +66,7 @@ class MetricsCase(PoolCase):
         self.intake = Intake(
             {"chatwoot": self.source(), "branch": self.source(SECRET)}, payload, hash_of_body, self.deliver
         )
-        self.app = WebhookApp(
-            self.intake.accept, "chatwoot", lambda: NOW_MS, InFlight(2, 100_000), Health()
-        )
+        self.app = WebhookApp(self.intake.accept, "chatwoot", lambda: NOW_MS, InFlight(2, 100_000), Health())
         self.site = self.make_site(self.app)
         self.collector = DaemonCollector(self.parts())
         self.ops = self.make_ops(lambda: self.watch.count_jobs(self.pool))

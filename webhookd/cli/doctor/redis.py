@@ -33,6 +33,18 @@ _SCRATCH_TTL_MS = 10_000
 _ADD_DEADLINE_S = 1.0
 _MUCH_MEMORY = 0.8
 _SKEW_S = 1.0
+_TYPES = {
+    "wait": "list",
+    "paused": "list",
+    "active": "list",
+    "meta": "hash",
+    "id": "string",
+    "pc": "string",
+    "delayed": "zset",
+    "prioritized": "zset",
+    "marker": "zset",
+    "events": "stream",
+}
 
 # -- what is asked ------------------------------------------------------------------------------------------
 
@@ -43,7 +55,7 @@ class QueueFacts:
 
     ``refused`` are the commands that the user may not run on its keys. ``problem`` is why no job can be added
     to a scratch queue beside it; without one, ``script_s`` is how long that takes, None where it was not
-    tried.
+    tried. ``foreign`` are the queue's keys that are not what BullMQ has there.
     """
 
     keys: QueueKeys
@@ -52,6 +64,7 @@ class QueueFacts:
     refused: Sequence[str]
     problem: str | None
     script_s: float | None
+    foreign: Sequence[str]
     is_paused: bool
     version: str | None
     waiting: int
@@ -145,7 +158,9 @@ async def _look_at_queue(
         finally:
             # Crash window: who is killed before this leaves a few small keys, which the next run removes.
             await _remove(redis, scratch, job)
-    meta = await _if_allowed(redis, "HMGET", keys.meta, "paused", "version") or [None, None]
+    foreign = await _foreign(redis, keys)
+    meta = None if foreign else await _if_allowed(redis, "HMGET", keys.meta, "paused", "version")
+    is_paused, version = meta or (None, None)
     return QueueFacts(
         keys=keys,
         settings=settings,
@@ -153,11 +168,23 @@ async def _look_at_queue(
         refused=refused,
         problem=problem,
         script_s=script_s,
-        is_paused=meta[0] is not None,
-        version=None if meta[1] is None else meta[1].decode("utf-8", "replace"),
-        waiting=await _if_allowed(redis, "LLEN", keys.wait) or 0,
-        paused=await _if_allowed(redis, "LLEN", keys.paused) or 0,
+        foreign=foreign,
+        is_paused=is_paused is not None,
+        version=None if version is None else version.decode("utf-8", "replace"),
+        waiting=0 if foreign else await _if_allowed(redis, "LLEN", keys.wait) or 0,
+        paused=0 if foreign else await _if_allowed(redis, "LLEN", keys.paused) or 0,
     )
+
+
+async def _foreign(redis: Redis, keys: QueueKeys) -> Sequence[str]:
+    """The queue's keys of another type; with one of them, no job is added to it."""
+    foreign = []
+    for name, expected in _TYPES.items():
+        answer = await _if_allowed(redis, "TYPE", keys.job(name))
+        found = "none" if answer is None else answer.decode()
+        if found not in ("none", expected):
+            foreign.append(f"{keys.job(name)} is a {found}")
+    return foreign
 
 
 def _scratch_job(source: Source) -> Job:
@@ -203,9 +230,8 @@ async def _add_twice(
 async def _remove(redis: Redis, scratch: QueueKeys, job: Job) -> None:
     names = (scratch.wait, scratch.paused, scratch.meta, scratch.id, scratch.delayed, scratch.active)
     more = (scratch.prioritized, scratch.pc, scratch.events, scratch.marker)
-    with suppress(
-        QueueUnavailable
-    ):  # READONLY: then there are none; or it is gone, which the next question says
+    # Where it takes no writes, there are none; where it is gone, the next question says so.
+    with suppress(QueueUnavailable):
         for name in (*names, *more, *(map(scratch.job, (job.id, _SCRATCH_KEY))), scratch.create_lock(job.id)):
             await redis.ask("DEL", name)
 
@@ -432,6 +458,16 @@ def _script_advice(problem: str) -> str:
     return advice.get(problem.partition(" ")[0], "see the other lines, and Redis' log")
 
 
+def keys(facts: QueueFacts) -> Finding:
+    """Whether something else is where BullMQ has the queue."""
+    if facts.foreign:
+        return fail(
+            f"{', '.join(facts.foreign)}: no job can be added",
+            "see whose it is; set --prefix or --queue to what nobody else uses",
+        )
+    return ok("nobody else's")
+
+
 def slot(facts: QueueFacts) -> Finding:
     """In a cluster, whether the keys of the queue are on one node."""
     if not facts.server.is_cluster:
@@ -478,6 +514,7 @@ def bullmq(facts: QueueFacts) -> Finding:
 QUEUE: Checks[QueueFacts] = (
     ("rights", rights),
     ("script", script),
+    ("keys", keys),
     ("cluster", slot),
     ("paused", paused),
     ("BullMQ", bullmq),
