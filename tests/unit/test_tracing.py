@@ -20,7 +20,6 @@ from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fakes import Log
-from tests.support.samples import SAMPLES
 from tests.support.web_client import MemoryClient
 from webhookd.auth import Authenticator
 from webhookd.bullmq import JobOptions
@@ -28,6 +27,7 @@ from webhookd.chatwoot import hash_of_body
 from webhookd.http import WebhookSite
 from webhookd.intake import Intake, Source, payload
 from webhookd.model import Job, Outcome, Receipt, SpoolUnavailable
+from webhookd.samples import SAMPLES
 from webhookd.tracing import SdkLog, Tracing
 from webhookd.web import HealthApp, InFlight, Shortcut, WebhookApp
 
