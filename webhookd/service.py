@@ -252,7 +252,9 @@ def _delivery(redis: _Redis, spool: SpoolService | None) -> tuple[Deliver, Deliv
         return redis.live.add, redis.live.add
     drain = spool.drain
     redis.pool.on_ready(lambda _connection: drain.wake())
-    delivery = JobDelivery(redis.live, spool, may_call=redis.may_call, spooled=drain.wake)
+    delivery = JobDelivery(
+        redis.live, spool, may_call=redis.may_call, spooled=drain.wake, handover=drain.handover.wait
+    )
     return delivery.deliver, delivery.deliver_through_spool
 
 

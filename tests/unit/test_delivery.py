@@ -51,7 +51,11 @@ class DeliveryTests(SynchronousTestCase):
 
     def delivery(self, sink: IJobSink, spool: ISpool | None = None) -> JobDelivery:
         return JobDelivery(
-            sink, spool or self.spool, may_call=lambda: self.breaker_permits, spooled=self.spooled
+            sink,
+            spool or self.spool,
+            may_call=lambda: self.breaker_permits,
+            spooled=self.spooled,
+            handover=lambda: None,
         )
 
     def deliver(self, sink: IJobSink, number: int = 1) -> Outcome:
@@ -428,6 +432,77 @@ class StopTests(DrainCase):
         return numbers(self.successResultOf(reading))
 
 
+class HandoverTests(DrainCase):
+    """What becomes of jobs that come while the last of the spool is moved."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.sink = SilentSink()
+        self.handing_over = self.drain(self.sink)
+        self.delivery = JobDelivery(
+            self.sink,
+            self.spool,
+            may_call=lambda: True,
+            spooled=self.handing_over.wake,
+            handover=self.handing_over.handover.wait,
+        )
+
+    def deliver(self, *job_numbers: int) -> list[Deferred[Receipt]]:
+        return [self.delivery.deliver(make_job(number)) for number in job_numbers]
+
+    def assert_outcome(self, receipts: list[Deferred[Receipt]], outcome: Outcome) -> None:
+        self.assertEqual({self.successResultOf(receipt).outcome for receipt in receipts}, {outcome})
+
+    def test_they_go_to_redis_behind_it(self) -> None:
+        self.fill(1, 2)
+        self.handing_over.wake()
+        receipts = self.deliver(3, 4)
+        self.assertEqual(list(self.sink.waiting), [1, 2])
+        self.assertEqual(self.sink.accept(), [1, 2])
+        receipts += self.deliver(5)
+        self.assertEqual((self.sink.accept(), self.spool.numbers), ([3, 4, 5], []))
+        self.assert_outcome(receipts, Outcome.QUEUED)
+        self.assert_at_rest()
+
+    def test_they_do_not_wait_for_long(self) -> None:
+        self.fill(1)
+        self.handing_over.wake()
+        receipts = self.deliver(2, 3)
+        self.clock.advance(0.25)
+        self.assert_outcome([*receipts, *self.deliver(4)], Outcome.SPOOLED)
+        self.assertEqual(self.spool.numbers, [1, 2, 3, 4])
+        self.assertEqual([self.sink.accept(), self.sink.accept()], [[1], [2, 3, 4]])
+        self.assert_at_rest()
+
+    def test_where_redis_refuses_it_they_follow_it_into_the_spool(self) -> None:
+        self.fill(1)
+        self.handing_over.wake()
+        receipts = self.deliver(2)
+        self.sink.refuse(NOT_SENT)
+        self.assert_outcome(receipts, Outcome.SPOOLED)
+        self.assertEqual(self.spool.numbers, [1, 2])
+
+    def test_nobody_waits_where_many_are_left_or_redis_is_away(self) -> None:
+        for count, worth_asking_in_s in (513, 0.0), (1, 1.0), (1, None):
+            self.setUp()
+            self.worth_asking_in_s = worth_asking_in_s
+            self.fill(*range(count))
+            self.handing_over.wake()
+            self.assert_outcome(self.deliver(1000), Outcome.SPOOLED)
+
+    def test_one_that_failed_is_not_tried_again_at_once(self) -> None:
+        self.fill(1)
+        self.handing_over.wake()
+        self.clock.advance(0.25)
+        self.deliver(2)
+        self.sink.accept()
+        self.assert_outcome(self.deliver(3), Outcome.SPOOLED)
+        self.clock.advance(10)
+        self.sink.accept()
+        (receipt,) = self.deliver(4)
+        self.assertNoResult(receipt)
+
+
 class LiveAndSpooledTests(DrainCase):
     def test_order_is_kept_over_an_outage(self) -> None:
         """Delivery and drain together, on the real spool."""
@@ -435,7 +510,9 @@ class LiveAndSpooledTests(DrainCase):
         spool = self.disk_spool(disk)
         sink = PickySink(dict.fromkeys(range(2, 6), UNKNOWN))
         drain = self.drain(sink, spool)
-        delivery = JobDelivery(sink, spool, may_call=lambda: True, spooled=drain.wake)
+        delivery = JobDelivery(
+            sink, spool, may_call=lambda: True, spooled=drain.wake, handover=drain.handover.wait
+        )
 
         receipts = [delivery.deliver(make_job(number)) for number in (1, 2, 3)]
         receipts.append(delivery.deliver(make_job(4)))  # while the others are on their way to the disk

@@ -160,7 +160,13 @@ class OpeningTests(ServiceCase):
         """What becomes of events that come before it is known what the spool holds."""
         disk = HeldBack()
         service = self.start(run=disk)
-        delivery = JobDelivery(self.sink, service, may_call=lambda: redis_is_up, spooled=service.drain.wake)
+        delivery = JobDelivery(
+            self.sink,
+            service,
+            may_call=lambda: redis_is_up,
+            spooled=service.drain.wake,
+            handover=service.drain.handover.wait,
+        )
         receipts = [delivery.deliver(make_job(number)) for number in job_numbers]
         for receipt in receipts:
             self.assertNoResult(receipt)
