@@ -45,7 +45,7 @@ def configured(**options: str) -> Config:
     return resolve(options, {})
 
 
-def by_check(results: Sequence[Result]) -> Mapping[str, Finding]:
+def by_check(results: Sequence[Result]) -> dict[str, Finding]:
     return {result.check: result.finding for result in results}
 
 
@@ -253,7 +253,7 @@ async def test_a_cluster() -> None:
 # -- the spool ----------------------------------------------------------------------------------------------
 
 
-def examine_spool(directory: Path, **options: str) -> Mapping[str, Finding]:
+def examine_spool(directory: Path, **options: str) -> dict[str, Finding]:
     return by_check(check_spool(configured(spool=str(directory), **options)))
 
 

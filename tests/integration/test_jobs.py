@@ -131,6 +131,7 @@ def test_what_cannot_be_found(redis: RedisServer) -> None:
         "has no job and no lock of chatwoot.message_created.7.1\n": start_command(*find),
         "message_updated.7.1.*": start_command(*find, "--event", "message_updated"),
         "not made of an inbox": start_command(*find, "--event", "contact_created"),
+        "the ids of contact_updated": start_command(*find[:-1], "7", "--event", "contact_updated"),
         "is no delivery id": start_command(*find, "--event", "message_updated", "--delivery", "x"),
         "there is no source 'other'": start_command(*find, "--source", "other"),
         "'meta' cannot be a job id": start_command("jobs", "show", "meta", "--redis", redis.url),
@@ -138,7 +139,7 @@ def test_what_cannot_be_found(redis: RedisServer) -> None:
     ended = {words: one.end() for words, one in started.items()}
 
     assert {words: words in one.stderr for words, one in ended.items()} == dict.fromkeys(ended, True)
-    assert [one.returncode for one in ended.values()] == [1, 1, 2, 2, 2, 2]
+    assert [one.returncode for one in ended.values()] == [1, 1, 2, 2, 2, 2, 2]
 
 
 def test_the_user_of_an_operator_and_that_of_the_daemon() -> None:

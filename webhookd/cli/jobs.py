@@ -276,7 +276,7 @@ def _job_id(source: str, event: str, inbox: int, message: int, delivery: str | N
     payload = {"event": event, "id": message, "inbox": {"id": inbox}, "conversation": {"id": message}}
     request = Delivery(source, json.dumps(payload).encode(), delivery, 0)
     job_id = chatwoot.parse(request, lambda _body: "").job_id
-    if f".{inbox}." not in job_id:
+    if job_id.split(".")[2] != str(inbox):
         raise WrongUse(f"the ids of {event} are not made of an inbox: use `webhookd jobs show`")
     if delivery and job_id.endswith("."):
         raise WrongUse(f"{delivery!r} is no delivery id")
@@ -310,13 +310,13 @@ async def _scan(redis: Redis, keys: QueueKeys, beginning: str) -> Sequence[str]:
 
 def _ids(names: Sequence[bytes], keys: QueueKeys, beginning: str) -> set[str]:
     """Of names of keys the ids that begin so, without the further keys that BullMQ has for a job."""
-    heads = (keys.job(beginning), keys.create_lock(beginning))
-    texts = (_text(name) for name in names)
-    return {text.rpartition(":")[2] for text in texts if text.startswith(heads) and _is_id(text, heads)}
-
-
-def _is_id(name: str, heads: Sequence[str]) -> bool:
-    return any(name.startswith(head) and ":" not in name.removeprefix(head) for head in heads)
+    found = set()
+    for name in map(_text, names):
+        head, _, job_id = name.rpartition(":")
+        is_key = f"{head}:" in (keys.job(""), keys.create_lock(""))
+        if is_key and job_id.startswith(beginning):
+            found.add(job_id)
+    return found
 
 
 def _literal(text: str) -> str:
@@ -380,7 +380,7 @@ def _print_found(found: Found) -> None:
         "finished": _moment(fields.get("finishedOn")),
         "attempts": f"{fields.get('atm', '0')} of {attempts or 1}" if fields else None,
         "failed": fields.get("failedReason"),
-        "options": fields.get("opts"),
+        "options": json.dumps(options) if options else None,  # with spaces, where a line may end
         **{name: fields.get(name) for name in _CONTENT},
         "lock": f"held for another {_duration(lock.expires_in_ms)}" if lock else "not held",
         "set by": lock.set_by if lock else None,

@@ -75,3 +75,8 @@ def skip_checks(part: str, checks: Checks[_Facts], why: str) -> list[Result]:
 def milliseconds(duration_s: float) -> str:
     """A duration for people."""
     return f"{duration_s * 1000:.3g} ms"
+
+
+def mebibytes(size: int) -> str:
+    """A size for people."""
+    return f"{size / 2**20:.0f} MiB"

@@ -23,7 +23,7 @@ import treq
 from attrs import frozen
 
 import webhookd
-from webhookd.cli.doctor.findings import Checks, Finding, fail, milliseconds, ok, skipped, warn
+from webhookd.cli.doctor.findings import Checks, Finding, fail, mebibytes, milliseconds, ok, skipped, warn
 from webhookd.config import Config, unknown_names
 from webhookd.model import ConfigError
 from webhookd.spool_database import SpoolLimits, free_disk_bytes
@@ -174,22 +174,18 @@ def privacy(facts: SpoolFacts) -> Finding:
 def space(facts: SpoolFacts) -> Finding:
     """Whether the disk has the room that the spool may take."""
     free, wanted = facts.free_bytes, facts.max_bytes + _MIN_FREE_BYTES
-    said = f"{_mebibytes(free)} free"
+    said = f"{mebibytes(free)} free"
     if free <= _MIN_FREE_BYTES:
         return fail(
-            f"{said}: below {_mebibytes(_MIN_FREE_BYTES)} the spool takes nothing",
+            f"{said}: below {mebibytes(_MIN_FREE_BYTES)} the spool takes nothing",
             "free some of the disk, or set --spool to another one",
         )
     if free < wanted:
         return warn(
-            f"{said}, of the {_mebibytes(wanted)} that --spool-max-bytes and a reserve ask for",
+            f"{said}, of the {mebibytes(wanted)} that --spool-max-bytes and a reserve ask for",
             "free some of the disk, or lower --spool-max-bytes",
         )
-    return ok(f"{said}, {_mebibytes(facts.max_bytes)} wanted")
-
-
-def _mebibytes(size: int) -> str:
-    return f"{size // 2**20} MiB"
+    return ok(f"{said}, {mebibytes(facts.max_bytes)} wanted")
 
 
 def fsync(facts: SpoolFacts) -> Finding:

@@ -18,7 +18,7 @@ from attrs import evolve, frozen
 
 from webhookd.breaker import BreakerPolicy, CircuitBreaker
 from webhookd.bullmq import QueueKeys, Wire
-from webhookd.cli.doctor.findings import Checks, Finding, fail, milliseconds, ok, skipped, warn
+from webhookd.cli.doctor.findings import Checks, Finding, fail, mebibytes, milliseconds, ok, skipped, warn
 from webhookd.cli.redis import Redis, connected, describe
 from webhookd.config import Config, Source
 from webhookd.model import Job, JobRefused, Outcome, QueueUnavailable, RedisErrorKind
@@ -365,16 +365,12 @@ def memory(facts: RedisFacts) -> Finding:
     """How far Redis is from taking no more jobs."""
     used, limit = facts.number("used_memory"), facts.number("maxmemory")
     if not limit:
-        return ok(f"{_mebibytes(used)} used, no limit set")
-    said = f"{_mebibytes(used)} of {_mebibytes(limit)} used"
+        return ok(f"{mebibytes(used)} used, no limit set")
+    said = f"{mebibytes(used)} of {mebibytes(limit)} used"
     if used < limit * _MUCH_MEMORY:
         return ok(said)
     advice = "raise maxmemory, or keep fewer finished jobs (removeOnComplete in --job-options)"
     return (fail if used >= limit else warn)(said, advice)
-
-
-def _mebibytes(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB"
 
 
 def replication(facts: RedisFacts) -> Finding:
