@@ -48,7 +48,7 @@ from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from webhookd.model import ISpool, Job, Receipt, SpoolRecord, SpoolStats, SpoolUnavailable
-from webhookd.spool_database import EMPTY, DeadLetter, Operation, SpoolDatabase, SpoolLimits, encode_record
+from webhookd.spool_database import EMPTY, Operation, SpoolDatabase, SpoolLimits, encode_record
 from webhookd.spool_directory import SpoolDirectory, SpoolRoot
 
 _T = TypeVar("_T")
@@ -140,17 +140,9 @@ class Spool:
         """Delete dead letters and corrupt records past their age; fires with their number."""
         return self._submit(partial(SpoolDatabase.expire_dead, now_ms=self._now_ms()))
 
-    def list_dead(self, limit: int, after: int = 0) -> Deferred[Sequence[DeadLetter]]:
-        """Fire with up to C{limit} dead letters, oldest first, whose sequence is above C{after}."""
-        return self._submit(partial(SpoolDatabase.list_dead, limit=limit, after=after))
-
-    def requeue_dead(self, sequences: Sequence[int]) -> Deferred[int]:
-        """Put dead letters at the end of the queue again, beyond any bound; fires with their number."""
-        return self._submit(partial(SpoolDatabase.requeue_dead, sequences=tuple(sequences)))
-
-    def purge_dead(self, sequences: Sequence[int]) -> Deferred[int]:
-        """Delete dead letters for good; fires with their number."""
-        return self._submit(partial(SpoolDatabase.purge_dead, sequences=tuple(sequences)))
+    def do(self, operation: Operation) -> Deferred[Any]:
+        """Do something to the spool's database that an operator wants; fires with its result."""
+        return self._submit(operation)
 
     def close(self) -> Deferred[None]:
         """Finish what waits, write the WAL back, close the file and release the directory.

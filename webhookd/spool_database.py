@@ -66,10 +66,6 @@ _REQUEUE = """
 INSERT INTO live SELECT ?, queue, job_id, received_at_ms, record FROM dead WHERE sequence = ?
 ON CONFLICT (queue, job_id) DO NOTHING RETURNING length(record)
 """
-_LIST_DEAD = """
-SELECT sequence, queue, job_id, received_at_ms, set_aside_at_ms, reason FROM dead
-WHERE sequence > ? ORDER BY sequence LIMIT ?
-"""
 # What the tables hold, kept in step by each transaction: to count a full spool at start can take half a
 # minute.
 _GET_TOTALS = "SELECT records, bytes, dead, corrupt FROM totals"
@@ -177,27 +173,44 @@ class SpoolLimits:
     dead_max_age_ms: int = 30 * 24 * 3600 * 1000
 
 
-@frozen
-class DeadLetter:
-    """A record that was buried, without its content."""
-
-    sequence: int
-    queue: str
-    job_id: str
-    received_at_ms: int
-    buried_at_ms: int
-    reason: str
-
-
 class Operation(Protocol):
     """Something to do inside a group's transaction; raises L{SpoolUnavailable} to fail alone."""
 
     def __call__(self, database: SpoolDatabase, /) -> Any: ...
 
 
+class Execute(Protocol):
+    """Runs a statement of SQLite's."""
+
+    def __call__(self, statement: str, values: Sequence[Any] = ..., /) -> sqlite3.Cursor: ...
+
+
 def connect(path: Path) -> sqlite3.Connection:
     """Open an SQLite file with explicit transactions, for whichever one thread uses it."""
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
+
+
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """Open a spool's file, with what its WAL holds, and change neither: no repair, no writing back.
+
+    The caller holds the directory's lock. SQLite would lock the file itself, and map shared memory from a
+    file beside it: both need a right to write, and who is alone needs neither.
+
+    @raise sqlite3.Error: it cannot be read.
+    """
+    if not path.exists():
+        if path.with_name(f"{path.name}.old").exists():
+            raise _Damage("its repair was cut short")
+        connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        connection.executescript(_SCHEMA)  # a replica that ended before it began
+        return connection
+    # Without locks a WAL is read, and made where there is none; with "immutable" it is neither.
+    how = "vfs=unix-none" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
+    uri = f"file:{quote(str(path))}?mode=ro&{how}"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    connection.text_factory = _lenient_text
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    return connection
 
 
 def free_disk_bytes(path: Path) -> int:
@@ -315,10 +328,9 @@ class SpoolDatabase:
                 self._stats = evolve(self._stats, corrupt_records=self._stats.corrupt_records + 1)
         return found
 
-    def remove(self, sequences: Sequence[int]) -> None:
-        """Delete live records."""
-        for sequence in sequences:
-            self._delete_live(sequence)
+    def remove(self, sequences: Sequence[int]) -> int:
+        """Delete live records, and return how many there were."""
+        return sum(self._delete_live(sequence) for sequence in sequences)
 
     def bury(self, sequence: int, reason: str, now_ms: int) -> None:
         """Move a live record to the dead letters."""
@@ -332,9 +344,9 @@ class SpoolDatabase:
             raise SpoolUnavailable(problem)
         self._execute("UPDATE totals SET checked_at_ms = ?", (now_ms,))
 
-    def list_dead(self, limit: int, after: int) -> list[DeadLetter]:
-        """Dead letters in the order of their arrival, from the first whose sequence is above C{after}."""
-        return [DeadLetter(*row) for row in self._execute(_LIST_DEAD, (after, limit))]
+    def ask(self, answer: Callable[[Execute], Any]) -> Any:
+        """What a question finds; it gets what runs a SELECT."""
+        return answer(self._execute)
 
     def requeue_dead(self, sequences: Sequence[int]) -> int:
         """Put dead letters at the end of the queue, and return how many there were.
@@ -352,9 +364,14 @@ class SpoolDatabase:
 
     def purge_dead(self, sequences: Sequence[int]) -> int:
         """Delete dead letters, and return how many there were."""
-        delete = "DELETE FROM dead WHERE sequence = ?"
-        found = sum(self._execute(delete, (sequence,)).rowcount for sequence in sequences)
+        found = self._delete("DELETE FROM dead WHERE sequence = ?", sequences)
         self._stats = evolve(self._stats, dead_records=self._stats.dead_records - found)
+        return found
+
+    def purge_corrupt(self, sequences: Sequence[int]) -> int:
+        """Delete corrupt records, and return how many there were."""
+        found = self._delete("DELETE FROM corrupt WHERE sequence = ?", sequences)
+        self._stats = evolve(self._stats, corrupt_records=self._stats.corrupt_records - found)
         return found
 
     def expire_dead(self, now_ms: int) -> int:
@@ -413,6 +430,10 @@ class SpoolDatabase:
         for (size,) in rows:
             self._count(records=-1, size=-size)
         return bool(rows)
+
+    def _delete(self, statement: str, sequences: Sequence[int]) -> int:
+        self._untidy = True
+        return sum(self._execute(statement, (sequence,)).rowcount for sequence in sequences)
 
     def _count(self, *, records: int, size: int) -> None:
         stats = self._stats

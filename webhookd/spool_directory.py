@@ -7,6 +7,9 @@ holder. So a directory whose lock is free is an orphan, and whoever gets the loc
 The lock file's content is the directory's label: the schema version and the fingerprint of the
 Redis, prefix and queue that its records are meant for. A directory with another label and anything
 in it is left alone. ``flock`` and SQLite's WAL both need a local disk: network file systems are refused.
+
+While a daemon holds a directory, it may answer questions on the socket ``control`` in it. Who dies leaves the
+socket behind; nobody answers on it then.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
@@ -29,6 +32,7 @@ from webhookd.model import ConfigError
 SCHEMA_VERSION = 1
 LOCK_NAME = "lock"
 DATABASE_NAME = "spool.sqlite"
+CONTROL_NAME = "control"
 _PREFIX = "replica-"
 _MAX_LABEL_BYTES = 65_536
 
@@ -90,7 +94,7 @@ class SpoolDirectory:
     @property
     def is_vacant(self) -> bool:
         """Whether there is nothing in it but its lock."""
-        return _names(self.path) <= {LOCK_NAME}
+        return not _contents(self.path)
 
     def release(self) -> None:
         """Leave the directory to the next one who comes."""
@@ -101,12 +105,13 @@ class SpoolDirectory:
 
         Anything unexpected in it (a damaged file that was set aside, a WAL that could not be written back)
         keeps it in place. Each crash window leaves less, in an order in which what is left is a vacant
-        directory: database, lock, directory. Whoever opened the lock file before we unlinked it gets
+        directory: database, socket, lock, directory. Whoever opened the lock file before we unlinked it gets
         the lock of a file without a name, and notices (see L{_try_lock}).
         """
         try:
-            if _names(self.path) <= {LOCK_NAME, DATABASE_NAME}:
+            if _contents(self.path) <= {DATABASE_NAME}:
                 self.database.unlink(missing_ok=True)
+                (self.path / CONTROL_NAME).unlink(missing_ok=True)
                 (self.path / LOCK_NAME).unlink()
                 # Another replica may have made a new lock file in this moment; then the directory is its own.
                 with suppress(OSError):
@@ -119,15 +124,36 @@ class SpoolDirectory:
             self.release()
 
 
-def _names(path: Path) -> set[str]:
-    return {entry.name for entry in path.iterdir()}
+def hold(path: Path) -> SpoolDirectory | None:
+    """Take a directory whatever its label says, and change nothing in it; None while somebody else holds it.
+
+    @raise OSError: it is not there, or is not ours to open.
+    """
+    (path / LOCK_NAME).stat()
+    descriptor = _try_lock(path, os.O_RDONLY)
+    return None if descriptor is None else SpoolDirectory(path, descriptor)
 
 
-def _try_lock(path: Path) -> int | None:
+def open_directory(path: Path) -> int:
+    """A descriptor of a directory, by which its socket has a short name: an address has 107 bytes at most."""
+    return os.open(path, os.O_PATH | os.O_DIRECTORY)
+
+
+def socket_path(directory_fd: int) -> str:
+    """The path of a directory's socket, as long as the descriptor is open."""
+    return f"/proc/self/fd/{directory_fd}/{CONTROL_NAME}"
+
+
+def _contents(path: Path) -> set[str]:
+    """The names of what is in a directory beside its lock and its socket."""
+    return {entry.name for entry in path.iterdir()} - {LOCK_NAME, CONTROL_NAME}
+
+
+def _try_lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int | None:
     """The descriptor of a directory's lock, held; None if someone else has it, or the directory is gone."""
     lock = path / LOCK_NAME
     try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(lock, flags, 0o600)
     except FileNotFoundError:
         return None
     try:
@@ -201,9 +227,17 @@ class SpoolRoot:
                 if claimed is not None:
                     return claimed
 
+    def replicas(self) -> Sequence[Path]:
+        """All that have a replica's name below the root, whoever holds them."""
+        return sorted(self.path.glob(f"{_PREFIX}*"))
+
+    def is_ours(self, path: Path) -> bool:
+        """Whether a directory's label is ours."""
+        return (path / LOCK_NAME).read_bytes() == self._label
+
     def orphans(self) -> Iterator[SpoolDirectory]:
         """Each directory with our label whose lock is free, locked for the caller, one at a time."""
-        for path in sorted(self.path.glob(f"{_PREFIX}*")):
+        for path in self.replicas():
             try:
                 directory = self._claim(path)
             except (PermissionError, NotADirectoryError) as error:
@@ -217,7 +251,7 @@ class SpoolRoot:
 
         Each lock is tried for an instant: a replica that starts in it passes that directory over.
         """
-        return {path: self._tenancy(path) for path in sorted(self.path.glob(f"{_PREFIX}*"))}
+        return {path: self._tenancy(path) for path in self.replicas()}
 
     def _tenancy(self, path: Path) -> Tenancy:
         try:
@@ -240,7 +274,7 @@ class SpoolRoot:
         if descriptor is None:
             return None
         try:
-            if self._is_ours(path, descriptor):
+            if self._take_over(path, descriptor):
                 return SpoolDirectory(path, descriptor)
         except BaseException:
             os.close(descriptor)
@@ -249,12 +283,12 @@ class SpoolRoot:
         self._warn_once(path, "it was made by another version, or for another Redis, prefix or queue")
         return None
 
-    def _is_ours(self, path: Path, descriptor: int) -> bool:
+    def _take_over(self, path: Path, descriptor: int) -> bool:
         """Whether the label is ours; a directory with nothing in it gets our label."""
         label = self._label
         if os.pread(descriptor, len(label) + 1, 0) == label:
             return True
-        if _names(path) > {LOCK_NAME}:
+        if _contents(path):
             return False
         # New, or its maker crashed before the label was whole: nothing can be in it before that.
         os.fchmod(descriptor, 0o600)

@@ -29,9 +29,12 @@ from tests.support.spools import Disk, HeldBack, Replica, as_after_a_crash, job_
 from webhookd.model import ConfigError, ISpool, Job, Outcome, Receipt, SpoolUnavailable
 from webhookd.spool import Spool, Spools, SpoolThread
 from webhookd.spool_database import CorruptRecord, SpoolLimits, decode_record, encode_record
-from webhookd.spool_directory import SpoolDirectory, SpoolRoot, file_system_type
+from webhookd.spool_directory import SpoolDirectory, SpoolRoot, file_system_type, hold
+from webhookd.spool_requests import ListRows, Purge, Requeue, Table
 
 _T = TypeVar("_T")
+
+DEAD = ListRows(Table.DEAD)
 
 jobs = st.builds(
     Job,
@@ -508,7 +511,7 @@ class DamageTests(SpoolCase):
         self.flip(database, database.read_bytes().index(make_job(50).id.encode() + b'"') // 4096 * 4096, 16)
         spool = self.open()
         self.held(spool)
-        self.assertEqual([letter.reason for letter in self.now(spool.list_dead(10))], ["no"])
+        self.assertEqual([letter.reason for letter in self.now(spool.do(DEAD))], ["no"])
         self.assertEqual(spool.stats.dead_records, 1)
 
 
@@ -527,9 +530,11 @@ class DeadLetterTests(SpoolCase):
     def test_a_dead_letter_does_not_block_the_rest(self) -> None:
         self.bury(1)
         self.assertEqual(self.held(self.spool), [2, 3])
-        (letter,) = self.now(self.spool.list_dead(10))
+        (letter,) = self.now(self.spool.do(DEAD))
         self.assertEqual((letter.queue, letter.job_id), ("chatwoot", make_job(1).id))
-        self.assertEqual((letter.received_at_ms, letter.buried_at_ms), (make_job(1).timestamp_ms, 1_000_000))
+        self.assertEqual(
+            (letter.received_at_ms, letter.set_aside_at_ms), (make_job(1).timestamp_ms, 1_000_000)
+        )
         self.assertEqual(letter.reason, f"WRONGTYPE {letter.sequence}")
 
     def test_bury_passes_over_what_it_does_not_know(self) -> None:
@@ -538,32 +543,32 @@ class DeadLetterTests(SpoolCase):
 
     def test_they_are_listed_in_pages(self) -> None:
         self.bury(3)
-        first, second = self.now(self.spool.list_dead(2))
-        (third,) = self.now(self.spool.list_dead(2, after=second.sequence))
+        first, second = self.now(self.spool.do(ListRows(Table.DEAD, limit=2)))
+        (third,) = self.now(self.spool.do(ListRows(Table.DEAD, second.sequence, limit=2)))
         self.assertEqual(
             [letter.job_id for letter in (first, second, third)], [make_job(n).id for n in (1, 2, 3)]
         )
 
     def test_requeued_ones_go_to_the_end(self) -> None:
         self.bury(2)
-        (first, _) = self.now(self.spool.list_dead(10))
-        self.assertEqual(self.now(self.spool.requeue_dead([first.sequence, 1000])), 1)
+        (first, _) = self.now(self.spool.do(DEAD))
+        self.assertEqual(self.now(self.spool.do(Requeue([first.sequence, 1000]))), 1)
         self.assertEqual(self.held(self.spool), [3, 1])
         self.assertEqual((self.spool.stats.records, self.spool.stats.dead_records), (2, 1))
 
     def test_one_whose_job_came_again_is_dropped(self) -> None:
         self.bury(1)
         self.append(self.spool, 1)
-        (letter,) = self.now(self.spool.list_dead(10))
-        self.assertEqual(self.now(self.spool.requeue_dead([letter.sequence])), 1)
+        (letter,) = self.now(self.spool.do(DEAD))
+        self.assertEqual(self.now(self.spool.do(Requeue([letter.sequence]))), 1)
         self.assertEqual(self.held(self.spool), [2, 3, 1])
         self.assertEqual((self.spool.stats.records, self.spool.stats.dead_records), (3, 0))
 
     def test_purge(self) -> None:
         self.bury(2)
-        first, second = self.now(self.spool.list_dead(10))
-        self.assertEqual(self.now(self.spool.purge_dead([first.sequence, 1000])), 1)
-        self.assertEqual(self.now(self.spool.list_dead(10)), [second])
+        first, second = self.now(self.spool.do(DEAD))
+        self.assertEqual(self.now(self.spool.do(Purge(Table.DEAD, [first.sequence, 1000]))), 1)
+        self.assertEqual(self.now(self.spool.do(DEAD)), [second])
 
     def test_they_have_an_age_limit(self) -> None:
         self.bury(1)
@@ -572,7 +577,7 @@ class DeadLetterTests(SpoolCase):
         self.assertEqual(self.now(self.spool.expire_dead()), 0)
         self.started.clock.advance(20)
         self.assertEqual(self.now(self.spool.expire_dead()), 1)
-        self.assertEqual([letter.job_id for letter in self.now(self.spool.list_dead(10))], [make_job(2).id])
+        self.assertEqual([letter.job_id for letter in self.now(self.spool.do(DEAD))], [make_job(2).id])
 
 
 class PrivacyTests(SpoolCase):
@@ -635,6 +640,36 @@ class DirectoryTests(SpoolCase):
         self.now(spool.remove(self.sequences(spool)))
         self.now(spool.close())
         self.assertEqual(names_in(self.root), [])
+
+    def test_a_socket_in_it_is_no_content(self) -> None:
+        dead, replica = self.open(), self.replica()
+        self.now(replica.spools.open_own())
+        self.append(dead, 1)
+        self.now(dead.close())
+        (dead.directory.path / "control").touch()
+        orphan = self.now(replica.spools.claim_orphan())
+        assert orphan is not None
+        self.now(orphan.remove(self.sequences(orphan)))
+        self.now(orphan.close())
+        self.assertFalse(dead.directory.path.exists())
+        dead.directory.path.mkdir()
+        (dead.directory.path / "control").touch()
+        self.assertIsNone(self.now(replica.spools.claim_orphan()))
+        self.assertFalse(dead.directory.path.exists())
+
+    def test_whoever_looks_holds_it_and_changes_nothing(self) -> None:
+        own = self.open(fingerprint="another Redis")
+        path = own.directory.path
+        self.assertIsNone(hold(path))
+        self.append(own, 1)
+        self.now(own.close())
+        held = hold(path)
+        assert held is not None
+        self.assertIsNone(hold(path))
+        self.assertIsNone(self.now(self.replica(fingerprint="another Redis").spools.claim_orphan()))
+        held.release()
+        self.assertEqual(names_in(path), ["lock", "spool.sqlite"])
+        self.assertRaises(FileNotFoundError, hold, self.root / "replica-0")
 
     def test_an_orphan_is_claimed_by_one_and_removed_when_it_is_drained(self) -> None:
         one, other, dead = self.replica(), self.replica(), self.open()

@@ -32,6 +32,7 @@ from tests.support.spools import Disk, HeldBack, Replica, as_after_a_crash, make
 from webhookd.model import Outcome, Receipt, SpoolUnavailable
 from webhookd.spool import Spool
 from webhookd.spool_database import SpoolLimits, encode_record
+from webhookd.spool_requests import ListRows, Requeue, Table
 
 _T = TypeVar("_T")
 
@@ -136,9 +137,9 @@ class SpoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.dead)
     @rule()
     def requeue(self) -> None:
-        letter = self.result(self.spool.list_dead(1))[0]
+        letter = self.result(self.spool.do(ListRows(Table.DEAD, limit=1)))[0]
         assert letter.job_id == make_job(self.dead[0]).id
-        assert self.result(self.spool.requeue_dead([letter.sequence])) == 1
+        assert self.result(self.spool.do(Requeue([letter.sequence]))) == 1
         number = self.dead.pop(0)
         if number not in self.live:
             self.live.append(number)
