@@ -39,6 +39,7 @@ from twisted.logger import Logger
 
 from webhookd.model import Job, Outcome, Receipt, SpoolRecord, SpoolStats, SpoolUnavailable
 from webhookd.spool_directory import fsync_directory
+from webhookd.spool_wal import reseal
 
 _RECORD_VERSION = 1
 _CRC = struct.Struct(">I")
@@ -457,9 +458,11 @@ class SpoolDatabase:
     def _open_file(self) -> sqlite3.Connection:
         if self._path.stat().st_size == 0:
             raise _Damage("file is empty")
-        self._write_again(self._beside("-wal"))
+        is_resealed = self._write_again(self._beside("-wal"))
         connection = self._connect(self._path)
         try:
+            if is_resealed:
+                _check_structure(connection)
             connection.text_factory = _lenient_text
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA synchronous = FULL")
@@ -473,19 +476,34 @@ class SpoolDatabase:
         self._next_sequence = max(self._next_sequence, highest + 1)
         return connection
 
-    def _write_again(self, wal: Path) -> None:
-        """Write a WAL that was left behind over itself, and fsync it.
+    def _write_again(self, wal: Path) -> bool:
+        """Write a WAL that was left behind over itself, and fsync it; true if it was damaged.
 
         Its last frames may be of a group whose fsync failed. The kernel then takes the pages for clean and
         never writes them, yet SQLite would read them back, and put new groups behind them that a power
         failure cuts off. Written again they are durable like the rest; or this fails, and nothing is opened.
+
+        Damage in its middle would make SQLite forget what comes behind it. As it was, it is kept for
+        inspection.
         """
-        with suppress(FileNotFoundError), wal.open("r+b") as file:
-            content = file.read()
-            file.seek(0)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            content = wal.read_bytes()
+        except FileNotFoundError:
+            return False
+        resealed = reseal(content)
+        if resealed is None:
+            _write_durably(wal, content)
+            return False
+        kept = self._name_for_evidence()
+        kept = kept.with_name(f"{kept.name}-wal")
+        _write_durably(kept, content)
+        _log.critical("a damaged WAL of a spool is kept as {path}, and read to its end", path=str(kept))
+        new = self._beside(".new-wal")
+        new.unlink(missing_ok=True)
+        _write_durably(new, resealed)
+        new.rename(wal)
+        fsync_directory(wal.parent)
+        return True
 
     def _tidy(self, connection: sqlite3.Connection) -> None:
         """Give the room of an empty spool back; the WAL's old frames still hold what was removed."""
@@ -549,12 +567,32 @@ class SpoolDatabase:
 
     def _keep_evidence(self) -> None:
         self._beside(".old-shm").unlink(missing_ok=True)  # SQLite's index of the WAL, made for the salvage
-        kept = next(path for n in count(1) if not (path := self._beside(f".corrupt-{n}")).exists())
+        kept = self._name_for_evidence()
         # The main file goes last: as long as it is there, this is done again.
         for suffix in ("-wal", "-journal", ""):
             with suppress(FileNotFoundError):
                 self._beside(".old" + suffix).rename(kept.with_name(kept.name + suffix))
         _log.critical("the damaged spool file is kept as {path}", path=str(kept))
+
+    def _name_for_evidence(self) -> Path:
+        names = (self._beside(f".corrupt-{number}") for number in count(1))
+        return next(
+            name for name in names if not name.exists() and not name.with_name(f"{name.name}-wal").exists()
+        )
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    """Write a file, or write over what is in it, and fsync it."""
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _check_structure(connection: sqlite3.Connection) -> None:
+    """@raise _Damage: tables and indices are not whole."""
+    if connection.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
+        raise _Damage("its structure is not whole")
 
 
 class _Damage(sqlite3.DatabaseError):

@@ -515,6 +515,58 @@ class DamageTests(SpoolCase):
         self.assertEqual(spool.stats.dead_records, 1)
 
 
+class WalTests(SpoolCase):
+    """A replica died, and a bit of its WAL was flipped afterwards."""
+
+    COUNT = 8
+    FRAMES_OF_A_COMMIT = 3
+    FRAME_BYTES = 24 + 4096
+
+    def setUp(self) -> None:
+        super().setUp()
+        spool = self.open()
+        for number in range(self.COUNT):
+            self.append(spool, number)  # a commit of its own
+        self.database = spool.directory.database
+        self.wal = self.database.with_name("spool.sqlite-wal").read_bytes()
+        self.last_commit_at = len(self.wal) - self.FRAMES_OF_A_COMMIT * self.FRAME_BYTES
+
+    def restart_on(self, wal: bytes) -> tuple[Spool, int]:
+        """The spool that the next replica opens, and how many critical lines it logs."""
+        self.database.with_name("spool.sqlite-wal").write_bytes(wal)
+        copy = Path(mkdtemp(dir=self.root.parent)) / "spool"
+        before = self.logged_at(LogLevel.critical)
+        spool = self.now(Replica(as_after_a_crash(self.root, copy)).spools.open_own())
+        return spool, self.logged_at(LogLevel.critical) - before
+
+    def flipped(self, offset: int) -> bytes:
+        return self.wal[:offset] + bytes([self.wal[offset] ^ 0x10]) + self.wal[offset + 1 :]
+
+    def test_a_flipped_bit_cuts_nothing_off(self) -> None:
+        in_heads = [32 + frame * self.FRAME_BYTES + byte for frame in (0, 4, 11) for byte in range(0, 24, 3)]
+        for offset in (26, *in_heads, *range(60, self.last_commit_at, 1999)):
+            spool, told = self.restart_on(self.flipped(offset))
+            self.assertEqual(self.held(spool), list(range(self.COUNT)), offset)
+            self.assertEqual(self.now(spool.append(make_job(3))).outcome, Outcome.ALREADY_QUEUED)
+            self.append(spool, 1000)
+            self.assertGreater(told, 0, offset)
+            kept = spool.directory.path / "spool.sqlite.corrupt-1-wal"
+            self.assertEqual(kept.read_bytes(), self.flipped(offset))
+
+    def test_a_damaged_record_in_it_is_one_that_is_set_aside(self) -> None:
+        name = make_job(3).id.encode() + b'", "name"'
+        wal = self.wal.replace(name, name.swapcase())  # in each copy of its page
+        spool, told = self.restart_on(wal)
+        self.assertEqual(self.held(spool), [0, 1, 2, 4, 5, 6, 7])
+        self.assertEqual((spool.stats.corrupt_records, told), (1, 1))
+
+    def test_what_a_crash_tore_is_no_damage(self) -> None:
+        for cut in range(self.last_commit_at, len(self.wal) - 512, 499):
+            for torn in (self.wal[:cut], self.wal[:cut] + b"garbage." * 64 + self.wal[cut + 512 :]):
+                spool, told = self.restart_on(torn)
+                self.assertEqual((self.held(spool), told), (list(range(self.COUNT - 1)), 0), cut)
+
+
 class DeadLetterTests(SpoolCase):
     def setUp(self) -> None:
         super().setUp()

@@ -1,0 +1,93 @@
+"""SQLite's write-ahead log: what one flipped bit in it would cut off is found, and kept.
+
+Each frame of a WAL (a page as one commit left it) has a checksum over itself and all before it. SQLite reads
+up to the first that is wrong, and takes the rest for what a crash tore: a commit that nobody was told of.
+But a commit is on disk before the next one begins. So where two commits follow, the first of them was
+acknowledged, and the wrong checksum is no tear, it is damage. Then all checksums are made anew. What is
+damaged in the pages is left to the records' own checksums, and to SQLite's integrity check.
+
+The format is that of https://www.sqlite.org/fileformat2.html#walformat.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+
+from attrs import frozen
+
+_LITTLE_ENDIAN, _BIG_ENDIAN = 0x377F0682, 0x377F0683  # the order of the bytes that are summed up
+_VERSION = 3_007_000
+_HEADER = struct.Struct(">8I")  # magic, version, page size, number, two salts, two sums
+_FRAME = struct.Struct(">6I")  # page number, pages after a commit or else 0, two salts, two sums
+_SUMS = struct.Struct(">2I")
+_MASK = 0xFFFFFFFF
+
+_Sums = tuple[int, int]
+
+
+@frozen
+class _Frame:
+    """``is_current``: of this log, and not of what was in its file before. ``is_good``: by its checksum."""
+
+    page: int
+    pages_after_commit: int
+    is_current: bool
+    is_good: bool
+    covered: bytes
+
+
+def reseal(wal: bytes) -> bytes | None:
+    """A WAL that SQLite reads to the end of its last commit; None where no damage keeps it from that."""
+    if len(wal) < _HEADER.size:
+        return None
+    magic, _version, page_bytes, number, *salts, first, second = _HEADER.unpack_from(wal)
+    if magic not in (_LITTLE_ENDIAN, _BIG_ENDIAN) or not 512 <= page_bytes <= 65_536:
+        return None
+    order = "<" if magic == _LITTLE_ENDIAN else ">"
+    frames = list(_frames(wal, order, page_bytes, _SUMS.pack(*salts), (first, second)))
+    is_head_good = _sum(wal[: _HEADER.size - _SUMS.size], order, (0, 0)) == (first, second)
+    bad = (
+        next((at for at, frame in enumerate(frames) if not frame.is_good), len(frames)) if is_head_good else 0
+    )
+    commits = [
+        at for at in range(bad, len(frames)) if frames[at].is_current and frames[at].pages_after_commit
+    ]
+    if len(commits) < 2:
+        return None
+    pages = max((frames[at].pages_after_commit for at in commits if frames[at].is_good), default=0)
+    kept = [
+        frame
+        for frame in frames[: commits[-1] + 1]
+        if frame.is_good or (frame.is_current and 1 <= frame.page <= pages)
+    ]
+    head = struct.pack(">6I", magic, _VERSION, page_bytes, number, *salts)
+    return b"".join(_sealed(head, kept, order))
+
+
+def _frames(wal: bytes, order: str, page_bytes: int, salts: bytes, before: _Sums) -> Iterator[_Frame]:
+    """All frames, each judged by the sums in the one before: so a damaged one does not condemn the rest."""
+    for at in range(_HEADER.size, len(wal) - _FRAME.size - page_bytes + 1, _FRAME.size + page_bytes):
+        page, pages_after_commit, *_salts, first, second = _FRAME.unpack_from(wal, at)
+        covered = wal[at : at + 8] + wal[at + _FRAME.size : at + _FRAME.size + page_bytes]
+        is_current = wal[at + 8 : at + 16] == salts
+        is_good = is_current and _sum(covered, order, before) == (first, second)
+        yield _Frame(page, pages_after_commit, is_current, is_good, covered)
+        before = first, second
+
+
+def _sealed(head: bytes, frames: Iterable[_Frame], order: str) -> Iterator[bytes]:
+    """A WAL's parts, with checksums that are right."""
+    sums = _sum(head, order, (0, 0))
+    yield head + _SUMS.pack(*sums)
+    for frame in frames:
+        sums = _sum(frame.covered, order, sums)
+        yield frame.covered[:8] + head[16:24] + _SUMS.pack(*sums) + frame.covered[8:]
+
+
+def _sum(data: bytes, order: str, sums: _Sums) -> _Sums:
+    first, second = sums
+    for one, other in struct.iter_unpack(f"{order}2I", data):
+        first = (first + one + second) & _MASK
+        second = (second + other + first) & _MASK
+    return first, second
