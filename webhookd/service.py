@@ -28,6 +28,7 @@ from webhookd import chatwoot, embedded, intake
 from webhookd.auth import Authenticator
 from webhookd.breaker import BreakerPolicy, CircuitBreaker, State
 from webhookd.config import ALL_OPTIONS, DEFAULT_SOURCE, Config, resolve
+from webhookd.control import Control
 from webhookd.daemon import Daemon, Listener, fatal
 from webhookd.delivery import Drain, JobDelivery, resend
 from webhookd.embedded import EmbeddedValkey, find_server
@@ -133,7 +134,7 @@ def _build(settings: Config, reactor: Any, log_observer: RepeatLimiter | None) -
     """The object graph, from the bottom up; the daemon's parts in the order of their start."""
     server = _embedded_server(settings, reactor)
     url = settings.redis if server is None else RedisUrl.parse(server.url)
-    redis = _redis(settings, reactor, url)
+    redis = make_redis(settings, reactor, url)
     spool = None if settings.spool is None else _spool_service(settings, settings.spool, reactor, redis)
     deliver, send_again = _delivery(redis, spool)
     # As patient as the drain: with less, it would give the connection up that a slow drain works on.
@@ -199,7 +200,7 @@ def _build(settings: Config, reactor: Any, log_observer: RepeatLimiter | None) -
 
 
 @frozen
-class _Redis:
+class Redis:
     """What has to do with one Redis: ``live`` is for events that wait, ``draining`` for those on disk."""
 
     pool: RedisPool
@@ -218,6 +219,17 @@ class _Redis:
         is_open = self.breaker.state is not State.CLOSED and self.retry_in_s() != 0.0
         return self.pool.writer is not None and not is_open
 
+    def why_not(self) -> str | None:
+        """Why Redis is not asked now; None if it is."""
+        if self.may_call():
+            return None
+        reason = "it is not connected" if self.pool.last_error is None else str(self.pool.last_error)
+        if self.breaker.state is not State.CLOSED:
+            reason += (
+                f"; the breaker is {self.breaker.state.value}, next try in {self.retry_in_s() or 0:.1f} s"
+            )
+        return f"Redis at {self.pool.url}: {reason}"
+
 
 def _embedded_server(settings: Config, reactor: Any) -> EmbeddedValkey | None:
     if not settings.redis.embedded:
@@ -225,7 +237,8 @@ def _embedded_server(settings: Config, reactor: Any) -> EmbeddedValkey | None:
     return EmbeddedValkey(reactor, find_server(), embedded.DIRECTORY, settings.redis.embedded_port)
 
 
-def _redis(settings: Config, reactor: Any, url: RedisUrl) -> _Redis:
+def make_redis(settings: Config, reactor: Any, url: RedisUrl) -> Redis:
+    """The way to a Redis, not yet connected."""
     pool = RedisPool(reactor, url)
     breaker = CircuitBreaker(BreakerPolicy(slow_call_s=settings.redis_deadline_s / 2), random.random)
     breaker.listen(log_breaker)
@@ -237,7 +250,7 @@ def _redis(settings: Config, reactor: Any, url: RedisUrl) -> _Redis:
         )
 
     live, draining = queue(settings.redis_deadline_s), queue(_DRAIN_REDIS_DEADLINE_S)
-    return _Redis(pool, breaker, recent, live, draining, reactor)
+    return Redis(pool, breaker, recent, live, draining, reactor)
 
 
 def log_breaker(old: State, new: State, _at_s: float) -> None:
@@ -246,7 +259,7 @@ def log_breaker(old: State, new: State, _at_s: float) -> None:
     _log.emit(level, "the circuit breaker is {state}, and was {before}", state=new.value, before=old.value)
 
 
-def _delivery(redis: _Redis, spool: SpoolService | None) -> tuple[Deliver, Deliver]:
+def _delivery(redis: Redis, spool: SpoolService | None) -> tuple[Deliver, Deliver]:
     """How an event is taken, and how one is sent again that Redis may have lost."""
     if spool is None:
         return redis.live.add, redis.live.add
@@ -259,7 +272,7 @@ def _delivery(redis: _Redis, spool: SpoolService | None) -> tuple[Deliver, Deliv
 
 
 def _health(
-    settings: Config, reactor: Any, redis: _Redis, spool: SpoolService | None, watch: RedisWatch
+    settings: Config, reactor: Any, redis: Redis, spool: SpoolService | None, watch: RedisWatch
 ) -> Health:
     return Health(
         clock=reactor,
@@ -326,7 +339,7 @@ def _queue_settings(settings: Config) -> QueueSettings:
     )
 
 
-def _spool_service(settings: Config, directory: str, reactor: Any, redis: _Redis) -> SpoolService:
+def _spool_service(settings: Config, directory: str, reactor: Any, redis: Redis) -> SpoolService:
     # twistd may change its directory before the service starts.
     root = SpoolRoot(Path(directory).absolute(), settings.destination)
     with suppress(OSError):  # the service will say so, and try again
@@ -339,7 +352,8 @@ def _spool_service(settings: Config, directory: str, reactor: Any, redis: _Redis
     def make_drain(spool: ISpool) -> Drain:
         return Drain(reactor, spool, redis.draining, redis.retry_in_s, replayed)
 
-    return SpoolService(reactor, thread, spools, make_drain, settings.drain_timeout_s)
+    control = Control(reactor, thread, redis.why_not)
+    return SpoolService(reactor, thread, spools, make_drain, settings.drain_timeout_s, control.open)
 
 
 def _intake(settings: Config, deliver: Deliver) -> intake.Intake:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from attrs import evolve
 from twisted.application.service import Service
@@ -28,6 +28,20 @@ _CLOSE_DEADLINE_S = 5.0
 _T = TypeVar("_T")
 
 
+class Door(Protocol):
+    """Where operators ask about a spool, as long as it is open."""
+
+    def close(self) -> Coroutine[Any, Any, None]: ...
+
+
+#: Opens one for a spool and its drain; None where that cannot be.
+OpenDoor: TypeAlias = Callable[[Spool, Drain], Coroutine[Any, Any, Door | None]]
+
+
+async def no_door(_spool: Spool, _drain: Drain) -> None:
+    """Nobody can ask."""
+
+
 @implementer(ISpool)
 class SpoolService(Service):
     """The replica's own spool, from start to stop.
@@ -43,6 +57,7 @@ class SpoolService(Service):
         spools: Spools,
         make_drain: Callable[[ISpool], Drain],
         drain_deadline_s: float,
+        open_door: OpenDoor = no_door,
     ) -> None:
         """``drain_deadline_s`` is how long the end may take to empty the spool."""
         self.drain = make_drain(self)
@@ -51,6 +66,8 @@ class SpoolService(Service):
         self._spools = spools
         self._make_drain = make_drain
         self._drain_deadline_s = drain_deadline_s
+        self._open_door = open_door
+        self._door: Door | None = None
         self._spool: Spool | None = None
         self._problem: str | None = None
         self._until_open: list[Deferred[None]] = []
@@ -150,6 +167,8 @@ class SpoolService(Service):
         except DeadlinePassed:
             self._log.info("{records} events stay in the spool", records=self.stats.records)
         self.drain.stop()
+        if self._door is not None:
+            await self._door.close()
         try:
             await self.close().addTimeout(_CLOSE_DEADLINE_S, self._clock)
         except DeadlinePassed:
@@ -188,6 +207,8 @@ class SpoolService(Service):
         waiting, self._until_open = self._until_open, []
         for opened in waiting:
             opened.callback(None)
+        if self._spool is not None:
+            self._door = await self._open_door(self._spool, self.drain)
 
     async def _adopt(self) -> None:
         """Drain a spool that a replica left behind, beside the live events of this one."""
@@ -200,10 +221,13 @@ class SpoolService(Service):
             records=orphan.stats.records,
         )
         drain = self._orphan_drain = self._make_drain(orphan)
+        door = await self._open_door(orphan, drain)
         try:
             await drain.until_empty()
         finally:
             self._orphan_drain = None
+            if door is not None:
+                await door.close()
             await orphan.close()
 
     async def _expire(self) -> None:

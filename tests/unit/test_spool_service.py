@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import TypeVar
 
-from attrs import define
+from attrs import Factory, define
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
@@ -52,8 +52,31 @@ class Defective:
         return fail(ZeroDivisionError()) if self.is_defect else inline(work)
 
 
+@define
+class Doors:
+    """Where operators could ask: the names of the directories whose doors are open."""
+
+    paths: list[Path] = Factory(list)
+
+    async def open(self, spool: Spool, _drain: Drain) -> _Door:
+        path = spool.directory.path
+        assert path.exists()
+        self.paths.append(path)
+        return _Door(self, path)
+
+
+@define
+class _Door:
+    _doors: Doors
+    _path: Path
+
+    async def close(self) -> None:
+        self._doors.paths.remove(self._path)
+
+
 class ServiceCase(SynchronousTestCase):
     def setUp(self) -> None:
+        self.doors = Doors()
         self.root = Path(mkdtemp()) / "spool"
         self.addCleanup(shutil.rmtree, self.root.parent)
         self.log = Log.of(self)
@@ -74,7 +97,9 @@ class ServiceCase(SynchronousTestCase):
         def make_drain(spool: ISpool) -> Drain:
             return Drain(self.clock, spool, self.sink, lambda: 0.0)
 
-        service = SpoolService(self.clock, self.thread, replica.spools, make_drain, _DRAIN_DEADLINE_S)
+        service = SpoolService(
+            self.clock, self.thread, replica.spools, make_drain, _DRAIN_DEADLINE_S, self.doors.open
+        )
         service.startService()
         return service
 
@@ -201,6 +226,33 @@ class OpeningTests(ServiceCase):
         service = self.start(mountinfo=mountinfo)
         self.assertIn("nfs4", service.stats.problem or "")
         self.failureResultOf(service.append(make_job(1)), SpoolUnavailable)
+
+
+class DoorTests(ServiceCase):
+    def test_it_is_open_while_the_spool_is(self) -> None:
+        service = self.start()
+        self.assertEqual(self.doors.paths, self.directories())
+        self.stop(service)
+        self.assertEqual(self.doors.paths, [])
+
+    def test_there_is_none_for_a_spool_that_cannot_be_opened(self) -> None:
+        self.root.write_text("in the way")
+        service = self.start()
+        self.assertEqual(self.doors.paths, [])
+        self.root.unlink()
+        self.clock.advance(_HEAL_S)
+        self.assertEqual(self.doors.paths, self.directories())
+        self.stop(service)
+
+    def test_an_adopted_spool_has_its_own(self) -> None:
+        self.sink = sink = SilentSink()
+        self.start()
+        own = self.directories()
+        orphan = self.orphan(1)
+        self.clock.advance(_ORPHANS_S)
+        self.assertEqual(sorted(self.doors.paths), sorted([*own, orphan]))
+        sink.accept()
+        self.assertEqual(self.doors.paths, own)
 
 
 class UpkeepTests(ServiceCase):
