@@ -10,7 +10,7 @@ import click
 import webhookd
 
 #: The parts, in the order of `--help`: a module of this package each.
-PARTS = ("doctor", "send", "sign", "verify", "jobs", "health", "config", "completion")
+PARTS = ("doctor", "send", "sign", "verify", "spool", "jobs", "health", "config", "completion")
 
 
 class Parts(click.Group):
