@@ -224,6 +224,18 @@ class FlowTests(SiteCase):
 
         self.assertEqual(client.response().body, b"1")
 
+    def test_a_client_that_reads_again_may_wait_for_its_answer(self) -> None:
+        self.echo.is_slow = True
+        client = self.connect()
+        client.send(post(b"1"))
+        client.transport.protocol.pauseProducing()
+        client.transport.protocol.resumeProducing()
+        self.pass_time(IDLE_TIMEOUT_S)
+
+        self.echo.answer()
+
+        self.assertEqual(client.response().body, b"1")
+
     def test_a_client_that_never_reads_its_answers_is_cut_off(self) -> None:
         client = self.connect()
         client.send(post(b"1"))

@@ -64,7 +64,7 @@ class WebhookChannel(Protocol):
 
     It is fresh until its first byte. Requests that are complete wait in ``_waiting`` until those before them
     are answered; a refusal is the last of them. ``_is_reading`` ends with a refusal, or with a request after
-    which the client wants no other.
+    which the client wants no other. ``is_blocked`` while the client does not read what was sent.
     """
 
     _is_receiving: bool
@@ -84,7 +84,7 @@ class WebhookChannel(Protocol):
         self._answering: WebhookRequest | None = None
         self._is_reading = True
         self._is_paused = False
-        self._is_blocked = False
+        self.is_blocked = False
         self._is_closing = False
         self._is_lingering = False
         self._is_dispatching = False
@@ -169,7 +169,7 @@ class WebhookChannel(Protocol):
 
     def overdue(self) -> None:
         """The deadline has passed."""
-        if self._is_lingering or self._is_blocked:
+        if self._is_lingering or self.is_blocked:
             self.transport.abortConnection()
         elif self._is_receiving:
             self._refuse(refusals.TOO_SLOW)
@@ -298,7 +298,7 @@ class WebhookChannel(Protocol):
         if self._is_dispatching:
             return  # the loop below goes on by itself
         self._is_dispatching = True
-        while self._waiting and self._answering is None and not self._is_blocked:
+        while self._waiting and self._answering is None and not self.is_blocked:
             request = self._waiting.popleft()
             if isinstance(request, Refusal):
                 self._answer_refusal(request)
@@ -312,7 +312,7 @@ class WebhookChannel(Protocol):
 
     def _regulate(self) -> None:
         """Read on only while nothing waits, so that no client can fill our memory."""
-        pause = self._is_blocked or bool(self._waiting)
+        pause = self.is_blocked or bool(self._waiting)
         if pause is not self._is_paused:
             self._is_paused = pause
             if pause:
@@ -416,18 +416,23 @@ class WebhookChannel(Protocol):
 
     def pauseProducing(self) -> None:
         """The client does not read our answers: give it no more, and read nothing of it."""
-        self._is_blocked = True
+        self.is_blocked = True
         self._set_deadline(WRITE_DEADLINE_S)
         self._regulate()
 
     def resumeProducing(self) -> None:
         """The client reads again."""
-        self._is_blocked = False
-        self._set_deadline(IDLE_TIMEOUT_S)
+        self.is_blocked = False
+        is_waiting_for_us = self._answering is not None and not self._is_receiving
+        self._set_deadline(math.inf if is_waiting_for_us else IDLE_TIMEOUT_S)
         self._answer_next()
 
     def stopProducing(self) -> None:
         """The connection is gone; `connectionLost` says so, too."""
+
+    def abort(self) -> None:
+        """End the connection at once, and forget what was not sent."""
+        self.transport.abortConnection()
 
 
 def _join(pairs: Sequence[tuple[bytes, bytes]]) -> Fields:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 from wsgiref.handlers import format_date_time
@@ -22,6 +22,7 @@ from webhookd.http.request import Refused, WebhookRequest, address, request_ids
 
 _SWEEP_INTERVAL_S = 1.0
 _MAX_LOGGED_PATH = 256
+_RECENT_REFUSALS = 12
 
 _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
 
@@ -34,7 +35,8 @@ class WebhookSite(Site):
 
     ``shortcut`` answers a request and says so, or leaves it to the resource. ``now_s`` and ``date`` are at
     most a second old. ``requests`` counts by route, method and status; what never became a request has none
-    of the first two. ``durations_s`` is by route.
+    of the first two. ``durations_s`` is by route. ``recent_refusals`` are the last, newest first, each with
+    its time in ms since 1970.
     """
 
     displayTracebacks = False
@@ -60,6 +62,7 @@ class WebhookSite(Site):
         self.channels: set[WebhookChannel] = set()
         self.requests: Counter[tuple[str, str, int]] = Counter()
         self.durations_s: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(DURATIONS_S))
+        self.recent_refusals: deque[tuple[int, Refused]] = deque(maxlen=_RECENT_REFUSALS)
         self.request_ids = request_ids()
         self._access_log = access_log
         self.clock = reactor
@@ -106,6 +109,7 @@ class WebhookSite(Site):
 
     def refused(self, refused: Refused) -> None:
         """Log a refusal: the one place that all of them pass, those of the edge and those behind it."""
+        self.recent_refusals.appendleft((int(1000 * time.time()), refused))
         is_our_fault = refused.status == 429 or refused.status >= 500
         _log.emit(
             LogLevel.warn if is_our_fault else LogLevel.info,
