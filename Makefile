@@ -11,10 +11,10 @@ SHELL := /bin/bash
 # .venv-dev holds the tools, which work on the checkout.
 installed := .venv/.installed
 tools := .venv-dev/.installed
-node_modules := $(patsubst %,%/node_modules/.package-lock.json,tests/node docker/bull-board docs/worker/node)
+node_modules := $(patsubst %,%/node_modules/.package-lock.json,tests/node tests/browser docker/bull-board docs/worker/node)
 peers := tests/bench/peers/node_modules/.package-lock.json
 
-sources := setup.py pyproject.toml $(shell find webhookd twisted -name '*.py' -o -name '*.lua' -o -name '*.json')
+sources := setup.py pyproject.toml $(shell find webhookd twisted -name '*.py' -o -name '*.lua' -o -name '*.json' -o -name '*.html')
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -48,6 +48,10 @@ bench-check: debian $(tools) $(peers) $(installed) ## fail where it is slower th
 .PHONY: faults
 faults: debian $(tools) $(node_modules) $(installed) ## break everything under load, judge it, and write docs/faults.md
 	PYTHONPATH=. .venv-dev/bin/python -m tests.faults
+
+.PHONY: screenshots
+screenshots: debian $(tools) $(node_modules) $(installed) ## take the pictures of the status page anew, in six minutes
+	.venv-dev/bin/python -m tests.screenshots
 
 .PHONY: attack
 attack: debian $(tools) $(node_modules) $(installed) ## send every attack, and print what came of them

@@ -25,7 +25,7 @@ setup(
     python_requires=">=3.11",
     # twisted.plugins has no __init__.py, here or in the wheel: it only adds our plugin to Twisted's own.
     packages=[*find_packages(include=["webhookd", "webhookd.*"]), "twisted.plugins"],
-    package_data={"webhookd": ["py.typed", "lua/*.lua"], "webhookd.samples": ["*.json"]},
+    package_data={"webhookd": ["py.typed", "lua/*.lua", "status/page.html"], "webhookd.samples": ["*.json"]},
     install_requires=[
         "attrs>=23.1",
         "click>=8.1",

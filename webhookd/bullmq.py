@@ -66,6 +66,7 @@ class QueueKeys:
     delayed: str = _key("delayed")
     active: str = _key("active")
     prioritized: str = _key("prioritized")
+    failed: str = _key("failed")
     pc: str = _key("pc")
     events: str = _key("events")
     marker: str = _key("marker")

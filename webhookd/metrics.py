@@ -41,6 +41,7 @@ from webhookd.web import STATUS_OF_ERROR, STATUS_OF_OUTCOME, WebhookApp
 _LAG_INTERVAL_S = 0.5
 _LAG_SAMPLES = 30
 _LOOK_AGE_S = 2.0
+_SHOWN_AGE_S = 5.0
 _LOOK_DEADLINE_S = 1.0  # Prometheus waits for 10 s, and most of what it wants to know is here
 
 _OPENMETRICS = "application/openmetrics-text"
@@ -130,6 +131,15 @@ class Parts:
     now_ms: Callable[[], int]
 
 
+def count_locks(queues: Iterable[RedisQueue]) -> Mapping[str, int]:
+    """Creation locks: ``acquired`` with a new job, or ``held`` by an earlier one."""
+    locks = dict.fromkeys(_LOCK_OUTCOMES.values(), 0)
+    for queue in queues:
+        for answer, count in queue.answers.items():
+            locks[_LOCK_OUTCOMES[answer]] += count
+    return locks
+
+
 class DaemonCollector(Collector):
     """Makes the metrics from the parts.
 
@@ -216,10 +226,7 @@ class DaemonCollector(Collector):
 
     def _redis(self) -> Iterator[Metric]:
         parts = self.parts
-        locks = dict.fromkeys(((outcome,) for outcome in _LOCK_OUTCOMES.values()), 0)
-        for queue in parts.queues:
-            for answer, count in queue.answers.items():
-                locks[_LOCK_OUTCOMES[answer],] += count
+        locks = {(outcome,): count for outcome, count in count_locks(parts.queues).items()}
         yield _counter(
             "webhookd_lock", "Creation locks: acquired with a new job, or held.", ["outcome"], locks
         )
@@ -320,13 +327,19 @@ class Exposition:
 
     async def expose(self, accept: str) -> tuple[str, bytes]:
         """Media type and text, in the format that ``accept`` asks for; it never fails."""
-        await self._look_at_queues()
+        await self.look_at_queues()
         media_types = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
         if _OPENMETRICS in media_types:
             return _OPENMETRICS_TYPE, openmetrics.exposition.generate_latest(self._registry)
         return _TEXT_TYPE, generate_latest(self._registry)
 
-    async def _look_at_queues(self) -> None:
+    def recent_look(self) -> tuple[JobCounts, WaitingSince]:
+        """What the last look found; nothing where that is so long ago that it may be wrong."""
+        if self._clock.seconds() - self._looked_at_s > _SHOWN_AGE_S:
+            return {}, {}
+        return self._collector.job_counts, self._collector.waiting_since
+
+    async def look_at_queues(self) -> None:
         """One look for all who ask at once, and none waits for it long: Redis may be what is wrong."""
         if self._waiters is None and self._clock.seconds() - self._looked_at_s >= _LOOK_AGE_S:
             self._waiters = []

@@ -158,7 +158,7 @@ class RedisWatch:
         }
 
     async def count_jobs(self, pool: RedisPool) -> JobCounts:
-        """The jobs of each queue that are not finished, by BullMQ's names for their states."""
+        """The jobs of each queue that are not done, by BullMQ's names for their states."""
         return {keys.queue: await self._count(pool.prober, keys) for keys in self._queues}
 
     async def _count(self, connection: RedisConnection | None, keys: QueueKeys) -> Mapping[str, int] | None:
@@ -177,6 +177,7 @@ class RedisWatch:
             "delayed": (connection.zcard, keys.delayed),
             "prioritized": (connection.zcard, keys.prioritized),
             "active": (connection.llen, keys.active),
+            "failed": (connection.zcard, keys.failed),
         }
         return {
             state: await connection.within(self._deadline_s, count(key))

@@ -47,6 +47,7 @@ from webhookd.spool import Spools, SpoolThread
 from webhookd.spool_database import SpoolLimits
 from webhookd.spool_directory import SpoolRoot
 from webhookd.spool_service import SpoolService
+from webhookd.status import Sampler, StatusEvents, StatusFeed, load_page
 from webhookd.systemd import systemd_service
 from webhookd.web import HealthApp, InFlight, OpsApp, Shortcut, WebhookApp
 
@@ -177,16 +178,19 @@ def _build(settings: Config, reactor: Any, log_observer: RepeatLimiter | None) -
         )
     )
     exposition = _exposition(reactor, collector, partial(watch.count_jobs, redis.pool))
-    ops = OpsApp(health_resource, exposition.expose)
 
     daemon = Daemon(log_observer, health.drain)
     if log_observer is not None:
         LogWindows(reactor, log_observer).setServiceParent(daemon)
     lag.setServiceParent(daemon)
     if settings.ops_endpoint is not None:
+        sampler = Sampler(reactor, collector.parts, health, exposition, _replica(settings))
+        feed = StatusFeed(reactor, sampler, exposition.look_at_queues)
+        ops = OpsApp(health_resource, exposition.expose, load_page(), StatusEvents(feed))
         endpoint = _endpoint(reactor, settings.ops_endpoint)
         ops_site = _site(settings, reactor, ops, _OPS_CONNECTIONS)
         Listener(reactor, endpoint, ops_site, "ops", required=False).setServiceParent(daemon)
+        feed.setServiceParent(daemon)  # after the port, to end before it: the port waits for its connections
     for part in (tracing, server, redis.pool, spool):
         if part is not None:
             part.setServiceParent(daemon)

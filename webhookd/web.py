@@ -289,12 +289,25 @@ class OpsApp:
     """The routes for those who run the daemon; the world does not see them.
 
     ``expose`` gives the metrics in the form that an ``Accept`` header asks for: media type and text.
+    ``page`` is the status page, and ``events`` the stream that it reads.
     """
 
     app: ClassVar[Klein] = _klein()
 
     health: IResource
     expose: Callable[[str], Coroutine[Any, Any, tuple[str, bytes]]]
+    page: Response
+    events: IResource
+
+    @app.route("/", methods=["GET"])
+    def status(self, _request: IRequest) -> Answer:
+        """The status page, for people."""
+        return self.page
+
+    @app.route("/status/events", branch=True, methods=["GET"])
+    def stream(self, request: IRequest) -> IResource:
+        """What the status page shows, as it changes."""
+        return _branch(request, self.events)
 
     @app.route("/metrics", methods=["GET"])
     async def metrics(self, request: WebhookRequest) -> Answer:

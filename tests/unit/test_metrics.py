@@ -34,6 +34,7 @@ from webhookd.model import Job, Outcome, Receipt
 from webhookd.redis_queue import QueueSettings, RedisQueue
 from webhookd.redis_watch import JobCounts, RedisWatch
 from webhookd.samples import SAMPLES, SECRET
+from webhookd.status import load_page
 from webhookd.web import InFlight, OpsApp, Shortcut, WebhookApp
 
 NOW_MS = 1_788_264_005_123
@@ -112,7 +113,7 @@ class MetricsCase(PoolCase):
         registry = CollectorRegistry()
         registry.register(self.collector)
         exposition = Exposition(self.clock, registry, self.collector, count_jobs)
-        return self.make_site(OpsApp(Resource(), exposition.expose))
+        return self.make_site(OpsApp(Resource(), exposition.expose, load_page(), Resource()))
 
     def deliver(self, job: Job) -> Deferred[Receipt]:
         return succeed(Receipt(Outcome.QUEUED, job.id, job.name))
@@ -477,14 +478,14 @@ class OldestTests(MetricsCase):
         return client.received.decode()
 
     async def test_the_age_of_the_next_job(self) -> None:
-        counts = [integer(number) for number in range(5)]
+        counts = [integer(number) for number in range(6)]
         since = [bulk(b"chatwoot.a.7.1"), array(bulk(b"%d" % (NOW_MS - 12_500)))]
         text = await self.scrape_beside(*counts, *since)
         self.assertIn('webhookd_queue_oldest_wait_age_seconds{queue="chatwoot"} 12.5', text)
         self.assertIn('bullmq_job_count{queue="chatwoot",state="active"} 4.0', text)
 
     async def test_an_empty_queue_has_age_zero(self) -> None:
-        text = await self.scrape_beside(*[integer(0)] * 5, b"$-1\r\n")
+        text = await self.scrape_beside(*[integer(0)] * 6, b"$-1\r\n")
         self.assertIn('webhookd_queue_oldest_wait_age_seconds{queue="chatwoot"} 0.0', text)
 
     def test_without_a_connection_the_rest_is_there(self) -> None:

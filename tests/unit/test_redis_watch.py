@@ -234,25 +234,40 @@ class CountTests(WatchCase):
         prober = await self.connect_to(bulk(info()))
         counting = ensureDeferred(self.watch.count_jobs(self.pool))
         asked = []
-        for number in range(10):
+        for number in range(12):
             (command,) = prober.commands()
             asked.append(command)
             prober.reply(integer(number))
         self.assertEqual(
             self.successResultOf(counting),
             {
-                "chatwoot": {"waiting": 0, "paused": 1, "delayed": 2, "prioritized": 3, "active": 4},
-                "other": {"waiting": 5, "paused": 6, "delayed": 7, "prioritized": 8, "active": 9},
+                "chatwoot": {
+                    "waiting": 0,
+                    "paused": 1,
+                    "delayed": 2,
+                    "prioritized": 3,
+                    "active": 4,
+                    "failed": 5,
+                },
+                "other": {
+                    "waiting": 6,
+                    "paused": 7,
+                    "delayed": 8,
+                    "prioritized": 9,
+                    "active": 10,
+                    "failed": 11,
+                },
             },
         )
         self.assertEqual(
-            asked[:5],
+            asked[:6],
             [
                 [b"LLEN", b"bull:chatwoot:wait"],
                 [b"LLEN", b"bull:chatwoot:paused"],
                 [b"ZCARD", b"bull:chatwoot:delayed"],
                 [b"ZCARD", b"bull:chatwoot:prioritized"],
                 [b"LLEN", b"bull:chatwoot:active"],
+                [b"ZCARD", b"bull:chatwoot:failed"],
             ],
         )
         self.assertEqual(writer.commands(), [])  # it is for the jobs

@@ -159,10 +159,19 @@ class MakeServiceTests(OptionsCase):
         with tempfile.TemporaryDirectory() as directory:
             self.assertEqual(
                 self.parts("--spool", f"{directory}/spool"),
-                ["LogWindows", "ReactorLag", "Listener", "RedisPool", "SpoolService", "Listener"],
+                [
+                    "LogWindows",
+                    "ReactorLag",
+                    "Listener",
+                    "StatusFeed",
+                    "RedisPool",
+                    "SpoolService",
+                    "Listener",
+                ],
             )
         self.assertEqual(
-            self.parts("--spool", "off"), ["LogWindows", "ReactorLag", "Listener", "RedisPool", "Listener"]
+            self.parts("--spool", "off"),
+            ["LogWindows", "ReactorLag", "Listener", "StatusFeed", "RedisPool", "Listener"],
         )
         self.assertEqual(
             self.parts("--spool", "off", "--ops-endpoint", "off"),

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
-from twisted.web.resource import IResource
+from twisted.web.resource import IResource, Resource
 
 from tests.support.http import Response
 from tests.support.web_client import MemoryClient
@@ -36,6 +36,7 @@ from webhookd.model import (
     UnsupportedMedia,
 )
 from webhookd.samples import SAMPLES
+from webhookd.status import load_page
 from webhookd.web import HealthApp, InFlight, OpsApp, Shortcut, WebhookApp
 
 SAMPLE = SAMPLES["message_created"]
@@ -651,17 +652,18 @@ class HealthTests(WebCase):
         async def report() -> Mapping[str, Any]:
             raise ZeroDivisionError
 
-        self.site = self.make_site(OpsApp(HealthApp(report, lambda: True).app.resource(), no_metrics))
+        health = HealthApp(report, lambda: True).app.resource()
+        self.site = self.make_site(OpsApp(health, no_metrics, load_page(), Resource()))
 
         self.assert_json(self.request("GET", "/health"), 500, UNAVAILABLE)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_the_operators_have_health_and_no_webhooks(self) -> None:
-        self.site = self.make_site(OpsApp(self.health, no_metrics))
+        self.site = self.make_site(OpsApp(self.health, no_metrics, load_page(), Resource()))
 
         self.assertEqual(self.request("GET", "/health").status, 200)
         self.assertEqual(self.request("GET", "/health/live").status, 200)
-        for path in ("/", PATH, "/health/x"):
+        for path in ("/x", PATH, "/health/x"):
             self.assert_json(self.post(path=path), 404, NOT_FOUND)
         self.assertEqual(self.deliveries, [])
 
