@@ -1,4 +1,4 @@
-"""What it costs to be observed: the counting of events, and a Prometheus that is in a hurry."""
+"""What it costs to be observed: the counting of events, a Prometheus in a hurry, and an open status page."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import http.client
 import time
 import timeit
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from socket import SHUT_RDWR
 from statistics import median
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
@@ -28,6 +29,7 @@ from .machine import Cores
 from .servers import BenchRedis, Webhookd
 
 _SCRAPES_PER_SECOND = 50
+_SCRAPES_BESIDE_PAGE = 1 / 15
 _PER_SECOND = 500
 _WARM_S = 2
 _BATCH = 16  # about what a call carries under load
@@ -72,7 +74,7 @@ class _Observed(Webhookd):
 class _Scraper:
     """Asks for the metrics at a constant rate while the C{with} block lasts; C{seconds} is what each took."""
 
-    def __init__(self, port: int, per_second: int) -> None:
+    def __init__(self, port: int, per_second: float) -> None:
         self.seconds: list[float] = []
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10.0)
         self._pause_s = 1 / per_second
@@ -103,6 +105,29 @@ class _Scraper:
         self._is_over.set()
         self._thread.join()
         self._connection.close()
+
+
+@contextmanager
+def _viewing(port: int) -> Iterator[None]:
+    """Read the status page's stream meanwhile, as a browser does."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10.0)
+    connection.request("GET", "/status/events")
+    connected = connection.sock
+    stream = connection.getresponse()
+    assert stream.status == 200
+
+    def read() -> None:
+        with suppress(http.client.HTTPException):  # its end, which is ours
+            while stream.read1():
+                pass
+
+    thread = Thread(target=read)
+    thread.start()
+    try:
+        yield
+    finally:
+        connected.shutdown(SHUT_RDWR)
+        thread.join()
 
 
 def counting(cores: Cores, *, pairs: int, count: int) -> Section:
@@ -178,16 +203,21 @@ class _Uncounted(Webhookd):
 
 
 def scraped(cores: Cores, *, duration_s: int) -> Section:
-    """An open loop, once with nobody who asks for metrics, and once with somebody who asks all the time."""
+    """An open loop, with nobody who looks, with a Prometheus and an open page, and with too many scrapes."""
     rows, problems, p95_ms = [], [], []
-    for per_second in (0, _SCRAPES_PER_SECOND):
-        name = f"{per_second} scrapes/s"
+    for name, per_second, is_viewed in (
+        ("nobody looks", 0, False),
+        ("status page, scraped every 15 s", _SCRAPES_BESIDE_PAGE, True),
+        (f"{_SCRAPES_PER_SECOND} scrapes/s", _SCRAPES_PER_SECOND, False),
+    ):
         with ExitStack() as stack:
             redis = stack.enter_context(BenchRedis(cores.redis))
             server = stack.enter_context(_Observed(cores.server, redis))
             close_loop(Wrk(cores.load), redis, [server], Shape(_WARM_S))
             redis.empty()
             scraper = stack.enter_context(_Scraper(server.ops_port, per_second)) if per_second else None
+            if is_viewed:
+                stack.enter_context(_viewing(server.ops_port))
             before_s = cpu_s(server.pid)
             answers = open_loop(cores.load, server.port, _PER_SECOND, duration_s)
             p95_ms.append(answers.p95_ms)
@@ -200,15 +230,15 @@ def scraped(cores: Cores, *, duration_s: int) -> Section:
             [
                 name,
                 *latencies(answers),
-                f"{number(100 * busy, 0)} %",
+                f"{number(100 * busy, 1)} %",
                 number(done, 0),
                 number(slowest_ms, 0),
             ]
         )
         problems += [f"{name}: {problem}" for problem in complaints(answers, jobs, repeat=1, under_way=0)]
     return Section(
-        title=f"Scraped, at {_PER_SECOND} requests/s",
-        note=f"An open loop for {duration_s} s, and beside it a client that fetches /metrics.",
+        title=f"Looked at, at {_PER_SECOND} requests/s",
+        note=f"An open loop for {duration_s} s, and beside it clients of the ops endpoint.",
         header=["", *LATENCIES, "CPU", "scrapes/s", "slowest scrape ms"],
         rows=rows,
         measured={Figure.P95_SCRAPED: p95_ms[-1]},
