@@ -61,6 +61,11 @@ attack: debian $(tools) $(node_modules) $(installed) ## send every attack, and p
 rollout: debian $(tools) $(installed) ## restart, kill and scale replicas behind nginx, under the load that is promised
 	WEBHOOKD_ROLLOUT=full .venv-dev/bin/pytest tests/integration/test_rollout.py
 
+# Apart from the other tests: it makes a virtual environment from nothing.
+.PHONY: newcomer
+newcomer: debian $(tools) $(example) ## go the way of a newcomer, from a clean copy to the first job
+	.venv-dev/bin/pytest tests/newcomer
+
 # Apart from the other tests: it needs root, some hundred MB of tools, and two minutes for its first base image.
 .PHONY: image-test
 image-test: debian_lists += tests/image/debian-packages.txt
