@@ -12,6 +12,7 @@ from attrs import frozen
 
 from tests.support.daemon import Daemon
 from tests.support.http import Response
+from tests.support.otlp import Collector
 from tests.support.process import wait_until
 from tests.support.servers import RedisServer
 from tests.support.webhooks import connected
@@ -159,7 +160,8 @@ def attack_secrets(log_format: str) -> Tally:
     options = ("--log-level", "debug", "--access-log", "on", "--log-format", log_format)
     with (
         RedisServer(config=[f"requirepass {REDIS_PASSWORD}"]) as redis,
-        DaemonWithOps(*options, environ=_environ(redis)) as daemon,
+        Collector() as collector,
+        DaemonWithOps(*options, environ={**_environ(redis), **collector.environ}) as daemon,
     ):
         connected(daemon)
         witness.send(daemon.port, "well")
@@ -177,6 +179,8 @@ def attack_secrets(log_format: str) -> Tally:
         daemon.stop()
         witness.hear("the log", daemon.log)
         tally.expect("the log", "lines of accesses", "/webhook/chatwoot" in daemon.log, wanted=True)
+        witness.hear("a trace", collector.raw.decode("latin-1"))
+        tally.expect("traces", "spans", len(collector.spans) > 10, wanted=True)
     return tally
 
 

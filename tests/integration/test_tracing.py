@@ -13,7 +13,7 @@ from redis import Redis
 from tests.integration.conftest import StartDaemon
 from tests.support.daemon import Daemon
 from tests.support.http import exchange, request_bytes
-from tests.support.otlp import Collector
+from tests.support.otlp import Collector, tracing
 from tests.support.process import ChildProcess, ReservedPort, find_tool, wait_until
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, PATH, Webhook, connected, outcome, post, webhook
@@ -59,11 +59,6 @@ def collector() -> Iterator[Collector]:
         yield server
 
 
-def tracing(url: str) -> dict[str, str]:
-    """The environment of a daemon that exports to a collector, quickly."""
-    return {"WEBHOOK_TRACING": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_BSP_SCHEDULE_DELAY": "50"}
-
-
 def send(daemon: Daemon, event: Webhook, headers: Mapping[str, str]) -> tuple[int, str]:
     request = request_bytes("POST", PATH, {**event.headers, **headers}, event.body)
     return outcome(exchange(daemon.port, request))
@@ -87,7 +82,7 @@ def telemetry(redis: RedisServer, job_id: str) -> dict[str, str]:
 def test_one_trace_from_the_sender_to_the_worker(
     redis: RedisServer, start_daemon: StartDaemon, collector: Collector
 ) -> None:
-    daemon = connected(start_daemon("--redis", redis.url, *DIRECT, environ=tracing(collector.url)))
+    daemon = connected(start_daemon("--redis", redis.url, *DIRECT, environ=collector.environ))
     with TracedWorker(redis.port) as worker:
         assert send(daemon, webhook(1), SAMPLED) == (202, "queued")
         assert send(daemon, webhook(2), {}) == (202, "queued")
@@ -121,7 +116,7 @@ def test_one_trace_from_the_sender_to_the_worker(
 def test_a_spooled_event_keeps_its_trace(
     redis: RedisServer, start_daemon: StartDaemon, collector: Collector
 ) -> None:
-    daemon = connected(start_daemon("--redis", redis.url, environ=tracing(collector.url)))
+    daemon = connected(start_daemon("--redis", redis.url, environ=collector.environ))
     redis.kill()
     assert send(daemon, webhook(1), SAMPLED) == (202, "spooled")
     redis.start()

@@ -13,6 +13,15 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
+def tracing(endpoint: str) -> dict[str, str]:
+    """The environment of a daemon that exports to an endpoint, and soon."""
+    return {
+        "WEBHOOK_TRACING": "otlp",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+        "OTEL_BSP_SCHEDULE_DELAY": "50",
+    }
+
+
 @frozen
 class ExportedSpan:
     """What the tests look at; ids in hex, and no parent is an empty one."""
@@ -28,7 +37,7 @@ class ExportedSpan:
 
 
 class Collector:
-    """Takes spans at L{url}, by HTTP."""
+    """Takes spans by HTTP, from daemons with L{environ}."""
 
     def __init__(self) -> None:
         self.spans: list[ExportedSpan] = []
@@ -49,9 +58,9 @@ class Collector:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
 
     @property
-    def url(self) -> str:
-        """What C{OTEL_EXPORTER_OTLP_ENDPOINT} has to be."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+    def environ(self) -> Mapping[str, str]:
+        """The environment of a daemon that exports to it, and soon."""
+        return tracing(f"http://127.0.0.1:{self._server.server_address[1]}")
 
     def take(self, data: bytes) -> None:
         """Keep what came, as it is and read."""
