@@ -21,7 +21,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -71,7 +71,7 @@ class Tracing(Service):
     is enough to tell the second which span is the parent of its own.
     """
 
-    _webhook: Context | None = None
+    _webhook: Span = INVALID_SPAN
 
     def __init__(self, reactor: Any, provider: TracerProvider, version: str) -> None:
         self._reactor = reactor
@@ -87,22 +87,29 @@ class Tracing(Service):
             span = self._tracer.start_span(
                 "POST", _parent(request.fields), SpanKind.SERVER, attributes=_attributes(request)
             )
-            request.notifyFinish().addBoth(_answered, request, span)
-            self._webhook = set_span_in_context(span, Context())
+            if span.is_recording():
+                request.notifyFinish().addBoth(_answered, request, span)
+            self._webhook = span
             try:
                 return answer(request)
             finally:
-                self._webhook = None
+                self._webhook = INVALID_SPAN
 
         return traced
 
     def delivering(self, deliver: Deliver) -> Deliver:
-        """The same delivery, with a span around each job, and that span's name in the job."""
+        """The same delivery, with a span around each job, and that span's name in the job.
+
+        What is not sampled needs no second span: the job carries the name of the webhook's.
+        """
 
         def traced(job: Job) -> Deferred[Receipt]:
+            webhook = self._webhook
+            if not webhook.is_recording():
+                return deliver(_continuing(webhook, job))
             span = self._tracer.start_span(
                 f"add {job.queue}",
-                self._webhook,
+                set_span_in_context(webhook, Context()),
                 SpanKind.PRODUCER,
                 attributes={
                     "messaging.system": "bullmq",
@@ -112,10 +119,9 @@ class Tracing(Service):
                     "messaging.message.id": job.id,
                 },
             )
-            metadata: dict[str, str] = {}
-            _W3C.inject(metadata, set_span_in_context(span, Context()))
-            job = replace(job, options=with_telemetry(job.options, metadata))
-            return deliver(job).addCallbacks(_taken, _not_taken, callbackArgs=(span,), errbackArgs=(span,))
+            return deliver(_continuing(span, job)).addCallbacks(
+                _taken, _not_taken, callbackArgs=(span,), errbackArgs=(span,)
+            )
 
         return traced
 
@@ -139,6 +145,13 @@ def _parent(fields: Mapping[bytes, bytes]) -> Context:
     if len(state) <= _MAX_TRACESTATE_BYTES:
         given["tracestate"] = state.decode("latin-1")
     return _W3C.extract(given, Context())
+
+
+def _continuing(span: Span, job: Job) -> Job:
+    """The job, so that whoever processes it goes on with a span's trace."""
+    metadata: dict[str, str] = {}
+    _W3C.inject(metadata, set_span_in_context(span, Context()))
+    return replace(job, options=with_telemetry(job.options, metadata))
 
 
 def _attributes(request: WebhookRequest) -> Mapping[str, str]:
