@@ -10,7 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.docs import configuration
 from webhookd.config import DEFAULT_JOB_OPTIONS, OPTIONS, resolve
 
-SAMPLE = Path(__file__).parents[2] / "conf" / "webhookd.toml"
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "conf" / "webhookd.toml"
 
 
 class ConfigurationTests(SynchronousTestCase):
@@ -30,3 +31,12 @@ class ConfigurationTests(SynchronousTestCase):
 
     def test_the_sample_changes_nothing(self) -> None:
         self.assertEqual(resolve({"config": str(SAMPLE)}, {}), resolve({}, {}))
+
+
+class LinkTests(SynchronousTestCase):
+    def test_each_link_leads_somewhere(self) -> None:
+        for glob in ("*.md", "docs/*.md", "docs/worker/*.md"):
+            for page in ROOT.glob(glob):
+                for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+                    with self.subTest(f"{page.name}: {target}"):
+                        self.assertTrue((page.parent / target).exists())
