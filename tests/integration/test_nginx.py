@@ -8,15 +8,13 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count, product
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import pytest
 import trustme
@@ -33,6 +31,7 @@ from tests.support.http import (
     read_response,
     request_bytes,
 )
+from tests.support.http_server import Handler, ThreadServer
 from tests.support.nginx import FLAVOURS, Load, Nginx, assert_each_is_one_job, nginx_binary
 from tests.support.process import ChildProcess, ReservedPort, wait_until
 from tests.support.proxy import Proxy
@@ -76,42 +75,20 @@ def replica_port(redis: RedisServer, start_daemon: StartDaemon) -> int:
     return connected(start_daemon("--redis", redis.url, *DIRECT)).port
 
 
-class Echo:
-    """An HTTP server that answers with what it was asked, as JSON."""
+class Echo(Handler):
+    """Answers with what it was asked, as JSON."""
 
-    def __init__(self) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                asked = {"method": self.command, "path": self.path, "headers": dict(self.headers)}
-                body = json.dumps(asked).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+    def do_GET(self) -> None:
+        self.read_body()
+        asked = {"method": self.command, "path": self.path, "headers": dict(self.headers)}
+        self.answer(json.dumps(asked).encode())
 
-            do_POST = do_GET
-
-            def log_message(self, *_arguments: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    do_POST = do_GET
 
 
 @pytest.fixture
-def echo() -> Iterator[Echo]:
-    with Echo() as server:
+def echo() -> Iterator[ThreadServer]:
+    with ThreadServer(Echo) as server:
         yield server
 
 
@@ -275,7 +252,9 @@ def test_the_daemon_answers_its_own_way(replica_port: int, start_nginx: StartNgi
     assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (204, "*")
 
 
-def test_the_api_is_proxied_for_reading_only(echo: Echo, dead_port: int, start_nginx: StartNginx) -> None:
+def test_the_api_is_proxied_for_reading_only(
+    echo: ThreadServer, dead_port: int, start_nginx: StartNginx
+) -> None:
     nginx = start_nginx(dead_port, environ={"API_UPSTREAM": f"127.0.0.1:{echo.port}"})
 
     asked = json.loads(get(nginx.port, "/api/v1/jobs%2F1?page=2").body)
@@ -341,7 +320,7 @@ def test_tls_is_a_second_port(replica_port: int, start_nginx: StartNginx, tmp_pa
 # -- who asks -----------------------------------------------------------------------------------------------
 
 
-def test_a_request_has_one_name_everywhere(echo: Echo, start_nginx: StartNginx) -> None:
+def test_a_request_has_one_name_everywhere(echo: ThreadServer, start_nginx: StartNginx) -> None:
     nginx = start_nginx(echo.port)
 
     def named(given: Mapping[str, str]) -> tuple[str, str, str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self
 
 from attrs import Factory, frozen
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from .http_server import Handler, ThreadServer
 
 
 def tracing(endpoint: str) -> dict[str, str]:
@@ -36,7 +35,7 @@ class ExportedSpan:
     resource: Mapping[str, object] = Factory(dict)
 
 
-class Collector:
+class Collector(ThreadServer):
     """Takes spans by HTTP, from daemons with L{environ}."""
 
     def __init__(self) -> None:
@@ -44,23 +43,17 @@ class Collector:
         self.raw = b""
         collector = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Spans(Handler):
             def do_POST(self) -> None:
-                collector.take(self.rfile.read(int(self.headers["Content-Length"])))
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+                collector.take(self.read_body())
+                self.answer()
 
-            def log_message(self, *_arguments: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+        super().__init__(Spans)
 
     @property
     def environ(self) -> Mapping[str, str]:
         """The environment of a daemon that exports to it, and soon."""
-        return tracing(f"http://127.0.0.1:{self._server.server_address[1]}")
+        return tracing(f"http://127.0.0.1:{self.port}")
 
     def take(self, data: bytes) -> None:
         """Keep what came, as it is and read."""
@@ -69,15 +62,6 @@ class Collector:
             of_resource = _read(resource.resource.attributes)
             for scope in resource.scope_spans:
                 self.spans += [_span(span, of_resource) for span in scope.spans]
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 def _span(span: Span, resource: Mapping[str, object]) -> ExportedSpan:
