@@ -10,6 +10,11 @@ from contextlib import suppress
 from typing import Any
 
 
+def wall_clock_ms() -> int:
+    """Milliseconds since 1970, as BullMQ counts them: for what others read, and never for a deadline."""
+    return time.time_ns() // 1_000_000
+
+
 def run_on_monotonic_time(reactor: Any) -> None:
     """Keep every timer of the process from jumping with the wall clock.
 

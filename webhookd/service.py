@@ -6,7 +6,6 @@ import os
 import random
 import socket
 import sys
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -37,7 +36,7 @@ from webhookd.http import MAX_CONNECTIONS, WebhookSite
 from webhookd.logs import LogWindows, RepeatLimiter, make_observer
 from webhookd.metrics import DaemonCollector, Exposition, Parts, ReactorLag
 from webhookd.model import ConfigError, ISpool, Job, Receipt
-from webhookd.process import end_on_signals, raise_descriptor_limit, run_on_monotonic_time
+from webhookd.process import end_on_signals, raise_descriptor_limit, run_on_monotonic_time, wall_clock_ms
 from webhookd.recent import RecentJobs
 from webhookd.redis_pool import RedisPool
 from webhookd.redis_queue import QueueSettings, RedisQueue
@@ -127,10 +126,6 @@ def max_connections(descriptors: int) -> int:
     return min(MAX_CONNECTIONS, max(descriptors - _OTHER_DESCRIPTORS, descriptors // 2))
 
 
-def _wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 def _build(settings: Config, reactor: Any, log_observer: RepeatLimiter | None) -> Daemon:
     """The object graph, from the bottom up; the daemon's parts in the order of their start."""
     server = _embedded_server(settings, reactor)
@@ -152,7 +147,7 @@ def _build(settings: Config, reactor: Any, log_observer: RepeatLimiter | None) -
         if settings.log_level == "debug"
         else events.accept,
         default_source=DEFAULT_SOURCE,
-        now_ms=_wall_clock_ms,
+        now_ms=wall_clock_ms,
         in_flight=InFlight(settings.max_in_flight, settings.max_in_flight_bytes),
         health=health_resource,
         trusted_proxies=settings.trusted_proxies,
@@ -174,7 +169,7 @@ def _build(settings: Config, reactor: Any, log_observer: RepeatLimiter | None) -
             spool=spool,
             spool_capacity_bytes=settings.spool_max_bytes,
             lag=lag,
-            now_ms=_wall_clock_ms,
+            now_ms=wall_clock_ms,
         )
     )
     exposition = _exposition(reactor, collector, partial(watch.count_jobs, redis.pool))
@@ -287,7 +282,7 @@ def _health(
         checks={
             "redis": partial(watch.describe, redis.pool),
             "breaker": partial(describe_breaker, redis.breaker),
-            "spool": partial(describe_spool, spool, _wall_clock_ms),
+            "spool": partial(describe_spool, spool, wall_clock_ms),
             "queues": partial(watch.count_jobs, redis.pool),
             "sources": partial(describe_sources, settings.sources),
         },
@@ -338,7 +333,7 @@ def _queue_settings(settings: Config) -> QueueSettings:
         prefix=settings.prefix,
         wire=settings.wire,
         lock_ttl_ms=max(settings.lock_ttl_ms, settings.dedup_ttl_ms),
-        set_by=lambda: f"{_wall_clock_ms()} {replica}",
+        set_by=lambda: f"{wall_clock_ms()} {replica}",
         replicas=settings.ack,
     )
 
@@ -350,7 +345,7 @@ def _spool_service(settings: Config, directory: str, reactor: Any, redis: Redis)
         root.prepare()
     thread = SpoolThread(reactor)
     limits = SpoolLimits(max_bytes=settings.spool_max_bytes)
-    spools = Spools(root, thread, _wall_clock_ms, limits)
+    spools = Spools(root, thread, wall_clock_ms, limits)
     replayed: Counter[str] = Counter()
 
     def make_drain(spool: ISpool) -> Drain:

@@ -33,7 +33,7 @@ SCHEMA_VERSION = 1
 LOCK_NAME = "lock"
 DATABASE_NAME = "spool.sqlite"
 CONTROL_NAME = "control"
-_PREFIX = "replica-"
+REPLICA_PREFIX = "replica-"
 _MAX_LABEL_BYTES = 65_536
 
 # As /proc/self/mountinfo names them. A FUSE file system has a name of its own after "fuse.".
@@ -217,7 +217,7 @@ class SpoolRoot:
         for directory in self.orphans():
             return directory
         while True:
-            path = self.path / f"{_PREFIX}{secrets.token_hex(8)}"
+            path = self.path / f"{REPLICA_PREFIX}{secrets.token_hex(8)}"
             path.mkdir(mode=0o700)
             # Until we have its lock, another replica may take it for an orphan, and use it or remove it.
             with suppress(FileNotFoundError):
@@ -229,7 +229,7 @@ class SpoolRoot:
 
     def replicas(self) -> Sequence[Path]:
         """All that have a replica's name below the root, whoever holds them."""
-        return sorted(self.path.glob(f"{_PREFIX}*"))
+        return sorted(self.path.glob(f"{REPLICA_PREFIX}*"))
 
     def is_ours(self, path: Path) -> bool:
         """Whether a directory's label is ours."""

@@ -20,9 +20,18 @@ from webhookd import chatwoot
 from webhookd.bullmq import QueueKeys, check_job_id
 from webhookd.cli.redis import Redis, ask_redis
 from webhookd.cli.settings import configured, find_source, source_option
-from webhookd.cli.terminal import Negative, Progress, WrongUse, json_option, print_json, print_table
+from webhookd.cli.terminal import (
+    Negative,
+    Progress,
+    WrongUse,
+    duration,
+    json_option,
+    print_json,
+    print_table,
+)
 from webhookd.config import Config
 from webhookd.model import Delivery
+from webhookd.process import wall_clock_ms
 
 # BullMQ's states, in the order in which a job goes through them. Each is a key of the queue: a sorted set of
 # that name, or one of these lists.
@@ -399,16 +408,12 @@ def _moment(ms: str | int | None) -> str | None:
         moment = datetime.fromtimestamp(number / 1000, UTC)
     except (ValueError, OverflowError, OSError):
         return f"{number} ms"
-    ago_ms = time.time_ns() // 1_000_000 - number
+    ago_ms = wall_clock_ms() - number
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC" + (f", {_duration(ago_ms)} ago" if ago_ms > 0 else "")
 
 
 def _duration(ms: int) -> str:
-    """In the largest unit that there are two of."""
-    for unit, unit_ms in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000)):
-        if ms >= 2 * unit_ms:
-            return f"{ms // unit_ms} {unit}"
-    return f"{ms // 1000} s" if ms >= 1000 else "less than 1 s"
+    return duration(ms // 1000) if ms >= 1000 else "less than 1 s"
 
 
 def _on_one_line(value: str) -> str:

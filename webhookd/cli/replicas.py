@@ -30,13 +30,20 @@ from zope.interface import implementer
 
 from webhookd.cli.terminal import Unreachable, WrongUse
 from webhookd.model import SpoolUnavailable
+from webhookd.process import wall_clock_ms
 from webhookd.spool import Run, Spool
 from webhookd.spool_database import SpoolDatabase, SpoolLimits, connect_to_read
-from webhookd.spool_directory import SpoolDirectory, SpoolRoot, hold, open_directory, socket_path
+from webhookd.spool_directory import (
+    REPLICA_PREFIX,
+    SpoolDirectory,
+    SpoolRoot,
+    hold,
+    open_directory,
+    socket_path,
+)
 from webhookd.spool_requests import DrainState, Question, Request
 from webhookd.spool_wal import reseal
 
-_PREFIX = "replica-"
 _OPEN_DEADLINE_S = 3.0
 _ANSWER_DEADLINE_S = 5.0
 _POLL_INTERVAL_S = 0.1
@@ -48,12 +55,7 @@ class Unreadable(Unreachable):
 
 def short_name(path: Path) -> str:
     """What tells a replica's directory from the others."""
-    return path.name.removeprefix(_PREFIX)
-
-
-def now_ms() -> int:
-    """The wall clock."""
-    return time.time_ns() // 1_000_000
+    return path.name.removeprefix(REPLICA_PREFIX)
 
 
 @define(eq=False)
@@ -92,7 +94,7 @@ class Stopped:
                 raise Unreachable(f"{self.path}: it cannot be written to")
             self._connection.close()
             database = SpoolDatabase(self._directory.database, self._limits)
-            self._spool = Spool(self._directory, database, self._run, now_ms, self._limits)
+            self._spool = Spool(self._directory, database, self._run, wall_clock_ms, self._limits)
         return self._spool
 
     async def is_cut_off(self) -> bool:
@@ -227,7 +229,7 @@ class Replicas:
         paths = [path for path in self.root.replicas() if path.is_dir()]
         if wanted is None:
             return paths
-        found = [path for path in paths if path.name.startswith((wanted, _PREFIX + wanted))]
+        found = [path for path in paths if path.name.startswith((wanted, REPLICA_PREFIX + wanted))]
         if len(found) != 1:
             problem = "several replicas have" if found else "no replica has"
             raise WrongUse(f"{self.root.path}: {problem} a name that begins with {wanted}")

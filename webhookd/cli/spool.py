@@ -18,19 +18,21 @@ import msgspec
 from twisted.internet.task import deferLater
 
 from webhookd.cli.reactor import run
-from webhookd.cli.replicas import Replica, Replicas, Running, Stopped, Unreadable, now_ms, short_name
+from webhookd.cli.replicas import Replica, Replicas, Running, Stopped, Unreadable, short_name
 from webhookd.cli.settings import configured
 from webhookd.cli.terminal import (
     Negative,
     Progress,
     Unreachable,
     WrongUse,
+    duration,
     json_option,
     print_json,
     print_table,
 )
 from webhookd.config import Config
 from webhookd.model import Job
+from webhookd.process import wall_clock_ms
 from webhookd.spool import SpoolThread
 from webhookd.spool_database import CorruptRecord, SpoolLimits, decode_record
 from webhookd.spool_directory import SpoolRoot
@@ -171,7 +173,7 @@ def _replica_cells(one: dict[str, Any]) -> Sequence[str]:
         f"{state}, foreign" if one["foreign"] else state,
         f"{one['records']:,}",
         _size(one["bytes"]),
-        "-" if age_s is None else _duration(age_s),
+        "-" if age_s is None else duration(age_s),
         f"{one['dead']:,}",
         f"{one['corrupt']:,}",
     )
@@ -197,7 +199,7 @@ async def _list_rows(replicas: Replicas, *, wanted: str | None, request: ListRow
 
 def _row_lines(row: Row) -> Iterator[Sequence[str]]:
     """The line of a record, and one below it for why it was set aside."""
-    age = _duration(_age_s(row.received_at_ms))
+    age = duration(_age_s(row.received_at_ms))
     yield (str(row.sequence), _size(row.size_bytes), age, _plain(row.job_id))
     if row.reason is not None:
         yield ("", "", "", f"  {_plain(row.reason)}")
@@ -257,7 +259,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
             continue
         text = json.dumps(value) if isinstance(value, dict) else _plain(str(value))
         if name.endswith("_ms"):
-            text = f"{time.strftime('%F %T', time.gmtime(value / 1000))} UTC, {_duration(_age_s(value))} ago"
+            text = f"{time.strftime('%F %T', time.gmtime(value / 1000))} UTC, {duration(_age_s(value))} ago"
         elif name.endswith("_bytes"):
             text = _size(value)
         heading = name.removesuffix("_ms").removesuffix("_bytes").replace("_", " ")
@@ -687,14 +689,7 @@ def _size(size_bytes: int) -> str:
 
 
 def _age_s(at_ms: int) -> int:
-    return max(0, now_ms() - at_ms) // 1000
-
-
-def _duration(seconds: int) -> str:
-    for unit, factor in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * factor:
-            return f"{seconds // factor} {unit}"
-    return f"{seconds} s"
+    return max(0, wall_clock_ms() - at_ms) // 1000
 
 
 def _plain(text: str) -> str:

@@ -72,6 +72,14 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text[:_MAX_FOREIGN])
 
 
+def duration(seconds: int) -> str:
+    """In the largest unit that there are two of."""
+    for unit, unit_s in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * unit_s:
+            return f"{seconds // unit_s} {unit}"
+    return f"{seconds} s"
+
+
 def read_file(path: str) -> bytes:
     """The bytes of a file, or of the standard input where the path is ``-``."""
     try:

@@ -19,6 +19,7 @@ from twisted.web.server import Site
 from webhookd.counts import DURATIONS_S, Histogram
 from webhookd.http.channel import FRESH_GRACE_S, MAX_ARRIVING_BYTES, MAX_CONNECTIONS, WebhookChannel
 from webhookd.http.request import Refused, WebhookRequest, address, request_ids
+from webhookd.process import wall_clock_ms
 
 _SWEEP_INTERVAL_S = 1.0
 _MAX_LOGGED_PATH = 256
@@ -109,7 +110,7 @@ class WebhookSite(Site):
 
     def refused(self, refused: Refused) -> None:
         """Log a refusal: the one place that all of them pass, those of the edge and those behind it."""
-        self.recent_refusals.appendleft((int(1000 * time.time()), refused))
+        self.recent_refusals.appendleft((wall_clock_ms(), refused))
         is_our_fault = refused.status == 429 or refused.status >= 500
         _log.emit(
             LogLevel.warn if is_our_fault else LogLevel.info,

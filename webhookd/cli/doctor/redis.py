@@ -22,6 +22,7 @@ from webhookd.cli.doctor.findings import Checks, Finding, fail, mebibytes, milli
 from webhookd.cli.redis import Redis, connected, describe
 from webhookd.config import Config, Source
 from webhookd.model import Job, JobRefused, Outcome, QueueUnavailable, RedisErrorKind
+from webhookd.process import wall_clock_ms
 from webhookd.redis_queue import QueueSettings, RedisQueue
 from webhookd.redis_url import RedisUrl
 from webhookd.redis_watch import ServerFacts, read_info
@@ -196,7 +197,7 @@ def _scratch_job(source: Source) -> Job:
         name="doctor",
         data=b"{}",
         options=options.encode(job_id),
-        timestamp_ms=time.time_ns() // 1_000_000,
+        timestamp_ms=wall_clock_ms(),
         delay_ms=options.delay_ms,
         priority=options.priority,
         lifo=options.lifo,
