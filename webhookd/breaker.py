@@ -1,5 +1,7 @@
 """A circuit breaker: it notices that Redis is away or slow, and from then on nobody waits for it.
 
+Each call needs a permit, and tells it how it ended::
+
     permit = breaker.permit(now_s)
     if permit is None:
         ...                       # do not call Redis: the spool takes the event

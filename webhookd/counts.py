@@ -1,4 +1,4 @@
-"""Plain numbers that the working parts keep of themselves; `metrics.py` reads them when somebody asks.
+"""Plain numbers that the working parts keep of themselves; ``metrics.py`` reads them when somebody asks.
 
 To count an event this way costs a fraction of a microsecond, and no part needs to know who asks.
 """

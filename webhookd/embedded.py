@@ -1,4 +1,4 @@
-"""`embedded:`, a private Valkey (or Redis) as a child of the daemon, for the first run and for tests.
+"""``embedded:``, a private Valkey (or Redis) as a child of the daemon, for the first run and for tests.
 
 One directory holds all of it::
 

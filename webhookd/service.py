@@ -1,4 +1,4 @@
-"""`twistd webhookd`: the options, and the one place where objects are built and put together."""
+"""``twistd webhookd``: the options, and the one place where objects are built and put together."""
 
 from __future__ import annotations
 
@@ -62,6 +62,16 @@ _OTHER_DESCRIPTORS = 200  # the connections of the ops endpoint and to Redis, th
 _log = Logger()
 
 
+_RepeatableOption: TypeAlias = Callable[["Options", str], None]
+
+
+def _documented(method: _RepeatableOption) -> _RepeatableOption:
+    """With the help of its option, which twistd reads from the docstring."""
+    name = method.__name__.removeprefix("opt_")
+    method.__doc__ = next(option.help for option in ALL_OPTIONS if option.name == name)
+    return method
+
+
 class Options(usage.Options):
     """twistd's view of `webhookd.config.ALL_OPTIONS`; ``config`` is the result."""
 
@@ -76,13 +86,13 @@ class Options(usage.Options):
         super().__init__()
         self._repeated: dict[str, list[str]] = {}
 
+    @_documented
     def opt_secret(self, value: str) -> None:
         self._repeated.setdefault("secret", []).append(value)
 
+    @_documented
     def opt_token(self, value: str) -> None:
         self._repeated.setdefault("token", []).append(value)
-
-    opt_secret.__doc__, opt_token.__doc__ = (option.help for option in ALL_OPTIONS if option.repeatable)
 
     def opt_version(self) -> None:
         """Show webhookd's version and exit."""

@@ -1,7 +1,7 @@
 """What an operator may ask of a spool, as values: each is an operation on its database.
 
 A spool in this process gets them as they are; a running daemon gets them as JSON, on the socket in its
-spool's directory (`control.py`). Either way the same code answers. Each takes a few milliseconds, so that
+spool's directory (``control.py``). Either way the same code answers. Each takes a few milliseconds, so that
 events that arrive meanwhile do not wait: whoever wants more asks again, from behind the last sequence.
 """
 

@@ -9,7 +9,7 @@ import click
 
 import webhookd
 
-#: The parts, in the order of `--help`: a module of this package each.
+#: The parts, in the order of ``--help``: a module of this package each.
 PARTS = ("doctor", "send", "sign", "verify", "spool", "jobs", "health", "config", "completion")
 
 

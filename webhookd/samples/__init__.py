@@ -1,6 +1,7 @@
 """Sample webhooks: exact request bodies and headers, and the job id that each must get.
 
-What is in them is invented; the shape is that of Chatwoot 4.15. `webhookd send` sends them, and the tests do.
+What is in them is invented; the shape is that of Chatwoot 4.15. ``webhookd send`` sends them, and the
+tests do.
 """
 
 from __future__ import annotations

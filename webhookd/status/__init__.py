@@ -1,7 +1,7 @@
 """The status page: what a person on call looks for, live, in a browser.
 
-`page.html` is all that the browser loads. It then reads a stream of server-sent events (`feed.py`): a message
-a second, the same for all viewers, made from differences of the parts' own counters (`sampler.py`).
+``page.html`` is all that the browser loads. It then reads a stream of server-sent events (``feed.py``): a
+message a second, the same for all viewers, made from differences of the parts' own counters (``sampler.py``).
 """
 
 from webhookd.status.feed import INTERVAL_S, MAX_VIEWERS, StatusEvents, StatusFeed

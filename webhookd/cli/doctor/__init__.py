@@ -1,7 +1,7 @@
 """``webhookd doctor``: whether all is well around the daemon, and what to do where it is not.
 
-Facts are gathered first (`look_at_…`, the only I/O), each within a deadline. Each check is a function from
-facts to a finding, and a line in the table of its part: `CONFIGURATION`, `SERVER`, `QUEUE`, `SPOOL`, ….
+Facts are gathered first (``look_at_…``, the only I/O), each within a deadline. Each check is a function
+from facts to a finding, and a line in the table of its part: `CONFIGURATION`, `SERVER`, `QUEUE`, `SPOOL`, ….
 """
 
 from __future__ import annotations
