@@ -30,6 +30,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from webhookd.model import WebhookdError
+from webhookd.text import printable
 
 #: How long the first lines of a kind are counted, and how many of them are written.
 WINDOW_S = 10.0
@@ -66,7 +67,7 @@ def text_line(event: LogEvent) -> str:
     if failure:
         lines += [*failure["error"].splitlines(), "Traceback, the last call last:"]
         lines += failure["traceback"].splitlines()
-    return "\n\t".join([_printable(line) for line in lines]) + "\n"
+    return "\n\t".join([printable(line) for line in lines]) + "\n"
 
 
 def json_line(event: LogEvent) -> str:
@@ -127,13 +128,6 @@ def _failure(event: LogEvent) -> dict[str, str]:
 
 def _bounded(text: str, maximum: int) -> str:
     return text if len(text) <= maximum else f"{text[:maximum]}…"
-
-
-def _printable(text: str) -> str:
-    """The same without what would move the cursor, begin a line, or turn the direction of writing."""
-    if text.isprintable():
-        return text
-    return "".join([one if one.isprintable() else ascii(one)[1:-1] for one in text])
 
 
 # -- floods -------------------------------------------------------------------------------------------------

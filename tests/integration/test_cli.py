@@ -209,8 +209,8 @@ WRONG = {
     ),
     "escapes": Wrong(
         b'HTTP/1.1 500 X\r\nContent-Length: 37\r\n\r\n{"status":"a\\u001b[31m\\nb","jobId":7}',
-        "a?[31m?b",
-        "500 a?[31m?b",
+        "a\\x1b[31m\\nb",
+        "500 a\\x1b[31m\\nb",
     ),
     "moved": Wrong(
         b"HTTP/1.1 301 Moved\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",

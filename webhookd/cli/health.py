@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import click
 
 from webhookd.cli.settings import configured, daemon_url, url_option
-from webhookd.cli.terminal import Negative, Unreachable, json_option, print_json, printable
+from webhookd.cli.terminal import Negative, Unreachable, brief, json_option, print_json
 from webhookd.config import Config
 
 _DEADLINE_S = 3.0
@@ -42,7 +42,7 @@ def command(settings: Config, path: str, url: str | None, *, as_json: bool) -> N
         print_json(report)
     elif path == "/health":
         _print_report(report)
-    status = printable(str(report["status"]))
+    status = brief(str(report["status"]))
     if code != http.client.OK:
         raise Negative(f"{address}: {code} {status}")
     if path != "/health" and not as_json:
@@ -101,10 +101,10 @@ def _print_report(report: Mapping[str, Any], indent: str = "") -> None:
     width = max((len(name) for name, value in report.items() if not isinstance(value, dict)), default=0)
     for name, value in report.items():
         if isinstance(value, dict):
-            click.echo(f"{indent}{click.style(printable(name), bold=True)}")
+            click.echo(f"{indent}{click.style(brief(name), bold=True)}")
             _print_report(value, indent + "  ")
         else:
-            click.echo(f"{indent}{printable(name):<{width}}  {_shown(value)}")
+            click.echo(f"{indent}{brief(name):<{width}}  {_shown(value)}")
 
 
 def _shown(value: object) -> str:
@@ -114,9 +114,9 @@ def _shown(value: object) -> str:
         case bool():
             return "yes" if value else "no"
         case list():
-            return printable(", ".join(map(str, value))) or "-"
+            return brief(", ".join(map(str, value))) or "-"
         case _:
-            return _coloured(printable(str(value)))
+            return _coloured(brief(str(value)))
 
 
 def _coloured(word: str) -> str:

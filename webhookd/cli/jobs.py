@@ -32,6 +32,7 @@ from webhookd.cli.terminal import (
 from webhookd.config import Config
 from webhookd.model import Delivery
 from webhookd.process import wall_clock_ms
+from webhookd.text import printable
 
 # BullMQ's states, in the order in which a job goes through them. Each is a key of the queue: a sorted set of
 # that name, or one of these lists.
@@ -83,9 +84,8 @@ def counts(settings: Config, *, as_json: bool) -> None:
         print_json(counted)
         return
     states = {queue: {state: str(count) for state, count in of.items()} for queue, of in counted.items()}
-    width = max(len(cell) for of in states.values() for cell in (*of.values(), *states))
-    rows = [[state, *(of[state].rjust(width) for of in states.values())] for state in _STATES]
-    print_table(["state", *(queue.rjust(width) for queue in states)], rows)
+    rows = [[state, *(of[state] for of in states.values())] for state in _STATES]
+    print_table(["state", *states], rows, numbers=range(1, len(states) + 1))
     for queue, of in counted.items():
         if of["isPaused"]:
             click.echo(f"{queue} is paused: its workers take nothing until it is resumed")
@@ -396,7 +396,7 @@ def _print_found(found: Found) -> None:
         "set": _moment(lock.set_at_ms) if lock else None,
         "sent again": found.verdict,
     }
-    rows = [(name, _on_one_line(value)) for name, value in lines.items() if value]
+    rows = [(name, printable(value)) for name, value in lines.items() if value]
     print_table(("job", found.id), rows)
 
 
@@ -414,11 +414,6 @@ def _moment(ms: str | int | None) -> str | None:
 
 def _duration(ms: int) -> str:
     return duration(ms // 1000) if ms >= 1000 else "less than 1 s"
-
-
-def _on_one_line(value: str) -> str:
-    """Whatever stands in Redis, it moves no cursor."""
-    return "".join(character if character.isprintable() else " " for character in value)
 
 
 def _parsed(text: str | None) -> Any:

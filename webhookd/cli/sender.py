@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 from twisted.web.client import Agent, HTTPConnectionPool, RequestTransmissionFailed, ResponseFailed
 from twisted.web.http_headers import Headers
 
-from webhookd.cli.terminal import printable
+from webhookd.cli.terminal import brief
 
 _MAX_AT_ONCE = 10  # as many workers as Chatwoot has
 _MAX_AT_ONCE_AT_A_RATE = 256
@@ -126,9 +126,9 @@ def _read(status: int, body: bytes) -> tuple[str, str | None]:
     try:
         content = json.loads(body)
         if "error" in content:
-            return printable(f"{content['error']['code']}: {content['error']['message']}"), None
+            return brief(f"{content['error']['code']}: {content['error']['message']}"), None
         job_id = content.get("jobId")
-        return printable(str(content["status"])), None if job_id is None else printable(str(job_id))
+        return brief(str(content["status"])), None if job_id is None else brief(str(job_id))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{responses.get(status, 'Unknown Status')}, and not from webhookd", None
 

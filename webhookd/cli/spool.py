@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ from webhookd.spool_requests import (
     Row,
     Table,
 )
+from webhookd.text import printable
 
 _T = TypeVar("_T")
 
@@ -135,7 +136,7 @@ async def _list_replicas(replicas: Replicas, *, as_json: bool) -> None:
     else:
         click.echo(f"{replicas.root.path}\n")
         headings = ("REPLICA", "STATE", "RECORDS", "SIZE", "OLDEST", "DEAD", "CORRUPT")
-        _print_table(headings, [_replica_cells(one) for one in found], left={0, 1})
+        print_table(headings, [_replica_cells(one) for one in found], numbers=range(2, len(headings)))
     problems = [one["problem"] for one in found if "problem" in one]
     if problems:
         raise Unreachable("; ".join(problems))
@@ -188,7 +189,7 @@ async def _list_rows(replicas: Replicas, *, wanted: str | None, request: ListRow
         return
     if rows:
         lines = [line for row in rows for line in _row_lines(row)]
-        _print_table(("SEQUENCE", "SIZE", "AGE", "JOB ID"), lines, left={3})
+        print_table(("SEQUENCE", "SIZE", "AGE", "JOB ID"), lines, numbers=range(3))
     total = holdings.count(request.table)
     more = rows and rows[-1].sequence < holdings.last[request.table]
     click.echo(
@@ -200,9 +201,9 @@ async def _list_rows(replicas: Replicas, *, wanted: str | None, request: ListRow
 def _row_lines(row: Row) -> Iterator[Sequence[str]]:
     """The line of a record, and one below it for why it was set aside."""
     age = duration(_age_s(row.received_at_ms))
-    yield (str(row.sequence), _size(row.size_bytes), age, _plain(row.job_id))
+    yield (str(row.sequence), _size(row.size_bytes), age, printable(row.job_id))
     if row.reason is not None:
-        yield ("", "", "", f"  {_plain(row.reason)}")
+        yield ("", "", "", f"  {printable(row.reason)}")
 
 
 def _facts(row: Row) -> dict[str, Any]:
@@ -257,7 +258,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
     for name, value in facts.items():
         if value is None:
             continue
-        text = json.dumps(value) if isinstance(value, dict) else _plain(str(value))
+        text = json.dumps(value) if isinstance(value, dict) else printable(str(value))
         if name.endswith("_ms"):
             text = f"{time.strftime('%F %T', time.gmtime(value / 1000))} UTC, {duration(_age_s(value))} ago"
         elif name.endswith("_bytes"):
@@ -429,7 +430,7 @@ def _print_verdict(one: dict[str, Any]) -> None:
     if one["structure"] == "not checked":
         click.echo("  the file's structure is not checked while events may come: it is too large for that")
     for problem in one["problems"]:
-        click.echo(f"  {_plain(problem)}")
+        click.echo(f"  {printable(problem)}")
 
 
 async def _read_all(replica: Replica, tables: Sequence[Table], verb: str) -> AsyncIterator[tuple[Table, Row]]:
@@ -667,16 +668,6 @@ def _progress(verb: str, replica: Replica, length: int) -> Iterator[Callable[[in
         bar.end(done)
 
 
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int]) -> None:
-    """A table whose columns are numbers, but for those that stay on the left."""
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    lines = [
-        [cell if at in left else cell.rjust(widths[at]) for at, cell in enumerate(line)]
-        for line in (headings, *rows)
-    ]
-    print_table(lines[0], lines[1:])
-
-
 def _amount(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
@@ -690,8 +681,3 @@ def _size(size_bytes: int) -> str:
 
 def _age_s(at_ms: int) -> int:
     return max(0, wall_clock_ms() - at_ms) // 1000
-
-
-def _plain(text: str) -> str:
-    """A text that came from a damaged disk, perhaps, for a terminal."""
-    return text if text.isprintable() else repr(text)

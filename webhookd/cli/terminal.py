@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from textwrap import wrap
 from typing import Any, TypeVar
 
 import click
 import msgspec
+
+from webhookd.text import printable
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -46,15 +48,21 @@ def print_json(value: object) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[int] = ()
+) -> None:
     """Print rows below their headings, each column as wide as its widest cell.
 
-    On a terminal, the last column is wrapped where the terminal ends.
+    The columns at the positions ``numbers`` are aligned right. On a terminal, the last column is wrapped
+    where the terminal ends.
     """
-    lines = [headings, *rows]
-    *widths, _last = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    columns = [
+        [cell.rjust(max(map(len, column))) for cell in column] if position in numbers else column
+        for position, column in enumerate(zip(headings, *rows, strict=True))
+    ]
+    *widths, _last = [max(map(len, column)) for column in columns]
     indent = sum(widths) + 2 * len(widths)
-    for number, (*cells, last) in enumerate(lines):
+    for number, (*cells, last) in enumerate(zip(*columns, strict=True)):
         start = "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=True))
         text = (start + f"\n{' ' * indent}".join(_wrapped(last, indent))).rstrip()
         click.echo(click.style(text, bold=True) if number == 0 else text)
@@ -67,9 +75,9 @@ def _wrapped(text: str, indent: int) -> Sequence[str]:
     return wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
 
 
-def printable(text: str) -> str:
+def brief(text: str) -> str:
     """A text of somebody else's, on one line of bounded length, that cannot control a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text[:_MAX_FOREIGN])
+    return printable(text[:_MAX_FOREIGN])
 
 
 def duration(seconds: int) -> str:

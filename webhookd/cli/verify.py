@@ -12,7 +12,7 @@ from attrs import frozen
 
 from webhookd.auth import REASONS, Authenticator, Credentials
 from webhookd.cli.settings import configured, find_source, secrets_of, source_option
-from webhookd.cli.terminal import Negative, WrongUse, json_option, print_json, read_file
+from webhookd.cli.terminal import Negative, WrongUse, duration, json_option, print_json, read_file
 from webhookd.config import Config, Source
 from webhookd.model import Unauthorized
 
@@ -131,18 +131,11 @@ def _stale(settings: Config, credentials: Credentials, now_s: float) -> Iterator
     age_s = round(now_s - int(credentials.timestamp or b"0"))
     yield "The secret and the body are right."
     yield (
-        f"The timestamp is {_duration(abs(age_s))} {'old' if age_s > 0 else 'ahead'}; "
+        f"The timestamp is {duration(abs(age_s))} {'old' if age_s > 0 else 'ahead'}; "
         f"{settings.tolerance_s} s are tolerated, either way."
     )
     yield "If that is not when it arrived, say when, with --at."
     yield "If it is, compare the clocks of the two machines."
-
-
-def _duration(seconds: int) -> str:
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds} s"
 
 
 def _wrong(settings: Config, own: Source, credentials: Credentials, body: bytes) -> Iterator[str]:
