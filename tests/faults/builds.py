@@ -138,7 +138,13 @@ CRASHING = Build(
 
 WITHOUT_MEMORY = Build(
     "without the memory of acknowledged jobs",
-    (Edit("recent.py", "        jobs = [job for _, job in self._jobs]", "        jobs: list[Job] = []"),),
+    (
+        Edit(
+            "recent.py",
+            "for _, _, jobs in self._batches for job in jobs]",
+            "for _, _, jobs in () for job in jobs]",
+        ),
+    ),
 )
 
 ACKNOWLEDGES_EARLY = Build(
