@@ -119,7 +119,10 @@ class Door:
 
     async def close(self) -> None:
         """Take no more questions, finish what was asked, and remove the socket."""
-        await maybeDeferred(self._port.stopListening)
+        try:
+            await maybeDeferred(self._port.stopListening)
+        except OSError as error:  # of a disk that went read-only, say; the next daemon removes what stays
+            _log.warn("the socket of `webhookd spool` cannot be removed: {error}", error=error)
         await self._site.drain(_CLOSE_DEADLINE_S)
         os.close(self._directory_fd)
 

@@ -194,6 +194,20 @@ def test_sigterm_right_after_the_start_is_exit_code_0(start_daemon: StartDaemon,
     assert "Traceback" not in daemon.log
 
 
+def test_a_control_socket_that_is_gone_does_not_disturb_the_end(
+    redis: RedisServer, start_daemon: StartDaemon
+) -> None:
+    """Or cannot be removed, on a disk that became read-only: the spool must be closed all the same."""
+    daemon = connected(start_daemon("--redis", redis.url))
+    wait_until(lambda: any(daemon.directory.rglob("control")), "the spool is open")
+    for control in daemon.directory.rglob("control"):
+        control.unlink()
+
+    assert daemon.stop() == 0
+    assert "cannot be removed" in daemon.log
+    assert "Traceback" not in daemon.log
+
+
 # -- crash and restart --------------------------------------------------------------------------------------
 
 
