@@ -6,7 +6,7 @@ Layer 0: everything may import this module, and it imports nothing of ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -70,7 +70,7 @@ class Job(Struct, frozen=True, gc=False):
         return len(self.data) + len(self.options) + len(self.name) + len(self.id)
 
 
-class Outcome(Enum):
+class Outcome(StrEnum):
     """What became of an event; the value is what the sender reads as ``status``."""
 
     QUEUED = "queued"

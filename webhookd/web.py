@@ -208,7 +208,7 @@ class WebhookApp:
     def _taken(self, receipt: Receipt, source: str, size_bytes: int) -> Answer:
         self.in_flight.leave(size_bytes)
         event = receipt.event if receipt.event in EVENTS else "other"
-        self.events[source, event, receipt.outcome.value] += 1
+        self.events[source, event, receipt.outcome] += 1
         return _answer_receipt(receipt)
 
     def _not_taken(self, failure: Failure, source: str, size_bytes: int) -> Failure:
@@ -242,9 +242,9 @@ class WebhookApp:
 
 def _answer_receipt(receipt: Receipt) -> Response:
     if receipt.outcome is Outcome.IGNORED:
-        content = {"status": receipt.outcome.value, "event": receipt.event}
+        content = {"status": receipt.outcome, "event": receipt.event}
     else:
-        content = {"status": receipt.outcome.value, "jobId": receipt.job_id}
+        content = {"status": receipt.outcome, "jobId": receipt.job_id}
     return _answer(STATUS_OF_OUTCOME[receipt.outcome], content, _CORS)
 
 

@@ -47,7 +47,7 @@ UNCOUNTED = Build(
             "self.durations_s[request.route].observe(self.clock.seconds() - request.began_s)",
             "pass",
         ),
-        Edit("web.py", "self.events[source, event, receipt.outcome.value] += 1", "pass"),
+        Edit("web.py", "self.events[source, event, receipt.outcome] += 1", "pass"),
         Edit("redis_queue.py", "self.durations_s.observe(ended_s - began_s)", "pass"),
         Edit("redis_queue.py", "self.batch_sizes.observe(len(jobs))", "pass"),
         Edit(
@@ -166,7 +166,7 @@ def _counting_us() -> float:
         for _ in batch:
             requests["/webhook/chatwoot", "POST", 202] += 1
             durations_s["/webhook/chatwoot"].observe(0.002)
-            events["chatwoot", "message_created", Outcome.QUEUED.value] += 1
+            events["chatwoot", "message_created", Outcome.QUEUED] += 1
         calls_s.observe(0.002)
         batch_sizes.observe(_BATCH)
         answers.update(answer for answer in batch if isinstance(answer, Answer))
