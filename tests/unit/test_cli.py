@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from webhookd.auth import sign
 from webhookd.cli.main import PARTS, main
 from webhookd.cli.settings import daemon_url
-from webhookd.cli.terminal import WrongUse
+from webhookd.cli.terminal import WrongUse, brief
 from webhookd.cli.verify import originals, read_headers
 from webhookd.config import OPTIONS, resolve
 from webhookd.samples import SAMPLES
@@ -80,6 +80,17 @@ class HelpTests(CommandCase):
             [(item.value, item.type) for item in found],
             [("contact_created", "plain"), ("contact_updated", "plain"), ("contact_", "file")],
         )
+
+
+class BriefTests(SynchronousTestCase):
+    """What a server said of itself, on a terminal."""
+
+    def test_is_bounded_whatever_it_holds(self) -> None:
+        """An escape is longer than the character that it stands for."""
+        for text in ("x" * 10_000, "\x1b" * 10_000, "\U000e0001" * 10_000):
+            shown = brief(text)
+            self.assertTrue(shown.isprintable())
+            self.assertEqual(len(shown), 300)
 
 
 class AddressTests(SynchronousTestCase):

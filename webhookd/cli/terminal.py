@@ -56,15 +56,15 @@ def print_table(
     The columns at the positions ``numbers`` are aligned right. On a terminal, the last column is wrapped
     where the terminal ends.
     """
-    columns = [
-        [cell.rjust(max(map(len, column))) for cell in column] if position in numbers else column
-        for position, column in enumerate(zip(headings, *rows, strict=True))
-    ]
-    *widths, _last = [max(map(len, column)) for column in columns]
-    indent = sum(widths) + 2 * len(widths)
-    for number, (*cells, last) in enumerate(zip(*columns, strict=True)):
-        start = "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=True))
-        text = (start + f"\n{' ' * indent}".join(_wrapped(last, indent))).rstrip()
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    indent = sum(widths[:-1]) + 2 * len(widths[:-1])
+    for number, line in enumerate((headings, *rows)):
+        *cells, last = [
+            cell.rjust(width) if position in numbers else cell.ljust(width)
+            for position, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        start = "".join(f"{cell}  " for cell in cells)
+        text = (start + f"\n{' ' * indent}".join(_wrapped(last.rstrip(), indent))).rstrip()
         click.echo(click.style(text, bold=True) if number == 0 else text)
 
 
@@ -77,7 +77,7 @@ def _wrapped(text: str, indent: int) -> Sequence[str]:
 
 def brief(text: str) -> str:
     """A text of somebody else's, on one line of bounded length, that cannot control a terminal."""
-    return printable(text[:_MAX_FOREIGN])
+    return printable(text[:_MAX_FOREIGN])[:_MAX_FOREIGN]  # an escape is longer than what it stands for
 
 
 def duration(seconds: int) -> str:
