@@ -22,8 +22,8 @@ export const options = {
       rate,
       timeUnit: '1s',
       duration: `${__ENV.DURATION_S}s`,
-      // Enough for every answer to take a second: k6 drops what it has no free user for.
-      preAllocatedVUs: rate,
+      // Enough for every answer to take half a second: k6 drops what it has no free user for.
+      preAllocatedVUs: 500,
       maxVUs: 4 * rate,
     },
   },
