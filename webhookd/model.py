@@ -132,7 +132,7 @@ class TooMany(Refusal):
 
 
 class RedisErrorKind(Enum):
-    """Why Redis did not take a job: the classes of section 3.1 of its error replies, and our own two."""
+    """Why Redis did not take a job: the kinds of its error replies, and two of our own."""
 
     DISCONNECTED = "disconnected"
     TIMEOUT = "timeout"

@@ -23,7 +23,7 @@ FULL: Mapping[str, _Measure] = {
     "comparison": lambda cores: comparison.compare(cores, count=7, duration_s=5),
     "arrival": lambda cores: [arrival.arrive(cores, duration_s=30)],
     "degraded": lambda cores: [degraded.spooling(cores, duration_s=20)],
-    "signature": lambda cores: [growth.signature(cores, pairs=3, count=8)],
+    "signature": lambda cores: [growth.signature(cores, servers=3, count=20)],
     "observed": lambda cores: [
         observed.counting(cores, pairs=3, count=8),
         observed.scraped(cores, duration_s=10),

@@ -55,18 +55,19 @@ def first_id(loop: int = 0) -> int:
 class Request:
     """One HTTP request with its marks, and when its signatures were made."""
 
+    path: str
     body: bytes
     timestamp_s: int
 
     @classmethod
-    def of(cls, body: bytes) -> Request:
+    def of(cls, body: bytes, path: str = PATH) -> Request:
         """A request that is as old as now."""
-        return cls(body, int(time.time()))
+        return cls(path, body, int(time.time()))
 
     def template(self) -> bytes:
         """What Chatwoot sends, in its order of headers."""
         head = (
-            f"POST {PATH} HTTP/1.1\r\n"
+            f"POST {self.path} HTTP/1.1\r\n"
             "Accept-Encoding: gzip;q=1.0,deflate;q=0.6,identity;q=0.3\r\n"
             "Accept: application/json\r\n"
             "User-Agent: Ruby\r\n"

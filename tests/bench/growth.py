@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from tests.support.webhooks import PATH
 from webhookd.samples import SECRET
 
 from .bodies import body_of, sample_body
@@ -23,10 +26,10 @@ _WARM = Shape(2, signed=True)
 class _World:
     """A Redis, a warm webhookd, and a load generator."""
 
-    def __init__(self, cores: Cores, stack: ExitStack) -> None:
+    def __init__(self, cores: Cores, stack: ExitStack, *options: str) -> None:
         self.wrk = Wrk(cores.load)
         self.redis = stack.enter_context(BenchRedis(cores.redis))
-        self.server = self.start(stack, cores.server)
+        self.server = self.start(stack, cores.server, *options)
 
     def start(self, stack: ExitStack, core: int, *options: str) -> Server:
         """One more webhookd, warm."""
@@ -110,31 +113,40 @@ def replicas(cores: Cores) -> Section:
     return _section("Growth: replicas", note, runs)
 
 
-def signature(cores: Cores, *, pairs: int, count: int) -> Section:
-    """The same signed requests to one that checks them, and to one that has no secret.
+_TWO_SOURCES = f"""
+[sources.checked]
+secret = ["{SECRET}"]
 
-    Two processes of the same program differ by about as much as a signature costs, by where their memory
-    happens to lie: so there are several pairs. The runs are short: both of a round see the same machine.
+[sources.trusted]
+"""
+
+
+def signature(cores: Cores, *, servers: int, count: int) -> Section:
+    """The same signed requests to a source that checks them, and to one that has no secret.
+
+    Both are of one process: two processes of the same program differ by about as much as a signature costs,
+    by where their memory happens to lie. The runs are short: both of a round see the same machine.
     """
-    of_pairs = [_signature_pair(cores, count) for _ in range(pairs)]
-    runs = {name: [run for pair in of_pairs for run in pair[name]] for name in of_pairs[0]}
+    of_servers = [_signature_runs(cores, count) for _ in range(servers)]
+    runs = {name: [run for each in of_servers for run in each[name]] for name in of_servers[0]}
     of_cpu = share(
         [run.cpu_us_per_request for run in runs["checked"]],
         [run.cpu_us_per_request for run in runs["not checked"]],
     )
     note = (
-        "The same requests, each with its valid signature; one server has the secret, the other has none. "
-        f"Checking is {of_cpu.text(1)} % of the CPU. {pairs} pairs of servers."
+        "The same requests, each with its valid signature, to two sources of one server: one has the secret, "
+        f"the other has none. Checking is {of_cpu.text(1)} % of the CPU. {servers} servers."
     )
     return _section("Signature", note, runs, measured={Figure.SIGNATURE: of_cpu.median})
 
 
-def _signature_pair(cores: Cores, count: int) -> Mapping[str, Sequence[Run]]:
+def _signature_runs(cores: Cores, count: int) -> Mapping[str, Sequence[Run]]:
+    paths = {"not checked": f"{PATH}/trusted", "checked": f"{PATH}/checked"}
     with ExitStack() as stack:
-        world = _World(cores, stack)
-        secret = world.start(stack, cores.server, "--secret", SECRET)
-        servers = {"not checked": world.server, "checked": secret}
-        return rounds(count, list(servers), lambda name: world.run(Shape(1, signed=True), servers[name]))
+        config = Path(stack.enter_context(TemporaryDirectory(prefix="webhookd-bench-"))) / "webhookd.toml"
+        config.write_text(_TWO_SOURCES)
+        world = _World(cores, stack, "--config", str(config))
+        return rounds(count, list(paths), lambda name: world.run(Shape(1, signed=True, path=paths[name])))
 
 
 # -- waiting jobs -------------------------------------------------------------------------------------------

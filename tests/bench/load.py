@@ -41,7 +41,8 @@ ALWAYS_THE_SAME = 10**12
 class Shape:
     """A closed loop: so many connections, each of which sends a request when it has the last one's answer.
 
-    Each id is sent C{repeat} times. C{signed} sends valid signatures, and not only something of their size.
+    Each id is sent C{repeat} times, to the source behind C{path}. C{signed} sends valid signatures, and not
+    only something of their size.
     """
 
     duration_s: int
@@ -49,6 +50,7 @@ class Shape:
     body: bytes = field(factory=sample_body)
     repeat: int = 1
     signed: bool = False
+    path: str = PATH
 
 
 @frozen
@@ -107,7 +109,7 @@ class Wrk:
     def start(self, stack: ExitStack, port: int, shape: Shape, loop: int = 0) -> subprocess.Popen[str]:
         """Start it, maybe as one loop of several; C{stack} removes its files."""
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="webhookd-bench-")))
-        request, first = Request.of(shape.body), first_id(loop)
+        request, first = Request.of(shape.body, shape.path), first_id(loop)
         arguments = [str(request.write(directory)), str(first), str(shape.repeat)]
         if shape.signed:
             signatures = directory / "signatures"
@@ -116,7 +118,7 @@ class Wrk:
         command = [
             find_tool("wrk", "it is in Debian's package wrk"),
             *("-t1", f"-c{shape.connections}", f"-d{shape.duration_s}s", "--timeout", "10s"),
-            *("-s", str(_HERE / "wrk.lua"), f"http://127.0.0.1:{port}{PATH}", "--", *arguments),
+            *("-s", str(_HERE / "wrk.lua"), f"http://127.0.0.1:{port}", "--", *arguments),
         ]
         process = subprocess.Popen(pinned(self.core, command), stdout=subprocess.PIPE, text=True)
         stack.callback(process.kill)
