@@ -87,8 +87,12 @@ def test_without_a_hash_tag_the_start_says_what_to_set(
 
 
 def give_slot(tag: str, owner: ClusterNode, *nodes: ClusterNode) -> None:
-    """Tell all nodes which one of them has the keys with a hash tag."""
+    """Tell all nodes which one of them has the keys with a hash tag.
+
+    Its epoch becomes the highest first: else an older claim, still on its way from another node, would win.
+    """
     with owner.client() as client:
+        client.execute_command("CLUSTER BUMPEPOCH")
         owner_id = client.execute_command("CLUSTER MYID")
         slot = client.execute_command("CLUSTER KEYSLOT", tag)
     for node in nodes:
