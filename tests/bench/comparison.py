@@ -46,6 +46,11 @@ def rounds(count: int, names: Sequence[str], measure: Callable[[str], Run]) -> M
     return runs
 
 
+def pooled(groups: Sequence[Mapping[str, Sequence[Run]]]) -> Mapping[str, Sequence[Run]]:
+    """The runs of several groups of servers, by name as before."""
+    return {name: [run for group in groups for run in group[name]] for name in groups[0]}
+
+
 def problems_of(runs: Mapping[str, Sequence[Run]]) -> list[str]:
     """The problems of all runs, each with whose it is."""
     return [f"{name}: {problem}" for name, each in runs.items() for run in each for problem in run.problems]

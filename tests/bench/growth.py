@@ -12,7 +12,7 @@ from tests.support.webhooks import PATH
 from webhookd.samples import SECRET
 
 from .bodies import body_of, sample_body
-from .comparison import COLUMNS, medians, problems_of, rounds
+from .comparison import COLUMNS, medians, pooled, problems_of, rounds
 from .figures import Figure, Section, ratios, share
 from .load import ALWAYS_THE_SAME, Run, Shape, Wrk, close_loop, jobs_waiting
 from .machine import Cores
@@ -127,8 +127,7 @@ def signature(cores: Cores, *, servers: int, count: int) -> Section:
     Both are of one process: two processes of the same program differ by about as much as a signature costs,
     by where their memory happens to lie. The runs are short: both of a round see the same machine.
     """
-    of_servers = [_signature_runs(cores, count) for _ in range(servers)]
-    runs = {name: [run for each in of_servers for run in each[name]] for name in of_servers[0]}
+    runs = pooled([_signature_runs(cores, count) for _ in range(servers)])
     of_cpu = share(
         [run.cpu_us_per_request for run in runs["checked"]],
         [run.cpu_us_per_request for run in runs["not checked"]],

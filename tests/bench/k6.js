@@ -22,7 +22,7 @@ export const options = {
       rate,
       timeUnit: '1s',
       duration: `${__ENV.DURATION_S}s`,
-      // Enough for every answer to take half a second: k6 drops what it has no free user for.
+      // Enough for answers of half a second at 1,000 requests/s: k6 drops what it has no free user for.
       preAllocatedVUs: 500,
       maxVUs: 4 * rate,
     },

@@ -22,7 +22,7 @@ from webhookd.counts import BATCH_SIZES, DURATIONS_S, Histogram
 from webhookd.model import Outcome
 
 from .arrival import LATENCIES, latencies
-from .comparison import COLUMNS, medians, problems_of, rounds
+from .comparison import COLUMNS, medians, pooled, problems_of, rounds
 from .figures import Figure, Section, number, share
 from .load import Run, Shape, Wrk, close_loop, complaints, cpu_s, jobs_settled, open_loop
 from .machine import Cores
@@ -135,8 +135,7 @@ def counting(cores: Cores, *, pairs: int, count: int) -> Section:
 
     Two processes of the same program differ by more than what is measured, so there are several pairs.
     """
-    of_pairs = [_counting_pair(cores, count) for _ in range(pairs)]
-    runs = {name: [run for pair in of_pairs for run in pair[name]] for name in of_pairs[0]}
+    runs = pooled([_counting_pair(cores, count) for _ in range(pairs)])
     of_cpu = share(
         [run.cpu_us_per_request for run in runs["counted"]],
         [run.cpu_us_per_request for run in runs["not counted"]],
