@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+from ipaddress import IPv6Address
+from urllib.parse import parse_qs, unquote
 
 from attrs import field, frozen
 
@@ -59,22 +60,27 @@ class RedisUrl:
         return f"{'rediss' if self.tls else 'redis'}://{hosts}/{self.database}"
 
 
-def _split(text: str) -> SplitResult:
-    try:
-        return urlsplit(text)
-    except ValueError:  # its message can hold the password
-        raise ValueError(
-            "not a URL: special characters in a password are written as %XX, an IPv6 address in brackets"
-        ) from None
+def _split(text: str) -> tuple[str, str, str]:
+    """Authority, path and query (RFC 3986, appendix B).
+
+    urllib's own split checks for one host: it refuses several where one of them is an IPv6 address.
+    """
+    _, _, rest = text.rstrip().partition(":")
+    rest, _, _ = rest.partition("#")
+    rest, _, query = rest.partition("?")
+    if not rest.startswith("//"):
+        return "", rest, query
+    authority, slash, path = rest[2:].partition("/")
+    return authority, slash + path, query
 
 
 def _parse_redis(text: str) -> RedisUrl:
-    parts = _split(text)
-    options = _options(parts.query, {"ca_file"})
-    tls = parts.scheme == "rediss"
+    authority, path, query = _split(text)
+    options = _options(query, {"ca_file"})
+    tls = text.startswith("rediss:")
     if "ca_file" in options and not tls:
         raise ValueError("ca_file needs rediss://")
-    username, password, hosts = _authority(parts.netloc, _REDIS_PORT)
+    username, password, hosts = _authority(authority, _REDIS_PORT)
     if len(hosts) != 1:
         raise ValueError("a redis:// URL names one host; for several Sentinels use redis+sentinel://")
     return RedisUrl(
@@ -83,15 +89,15 @@ def _parse_redis(text: str) -> RedisUrl:
         ca_file=options.get("ca_file"),
         username=username,
         password=password,
-        database=_database(parts.path.strip("/")),
+        database=_database(path.strip("/")),
     )
 
 
 def _parse_sentinel(text: str) -> RedisUrl:
-    parts = _split(text)
-    _options(parts.query, set())
-    username, password, hosts = _authority(parts.netloc, _SENTINEL_PORT)
-    name, _, database = parts.path.strip("/").partition("/")
+    authority, path, query = _split(text)
+    _options(query, set())
+    username, password, hosts = _authority(authority, _SENTINEL_PORT)
+    name, _, database = path.strip("/").partition("/")
     if not name:
         raise ValueError("a redis+sentinel:// URL ends with the name of the primary: /NAME")
     return RedisUrl(
@@ -104,10 +110,10 @@ def _parse_sentinel(text: str) -> RedisUrl:
 
 
 def _parse_unix(text: str) -> RedisUrl:
-    parts = _split(text)
-    options = _options(parts.query, {"db"})
-    username, password, rest = _user_info(parts.netloc)
-    path = unquote(rest + parts.path)
+    authority, path, query = _split(text)
+    options = _options(query, {"db"})
+    username, password, rest = _user_info(authority)
+    path = unquote(rest + path)
     if not path.startswith("/"):
         raise ValueError("a unix:// URL names an absolute path: unix:///run/redis.sock")
     return RedisUrl(
@@ -131,29 +137,38 @@ _PARSERS = {
 }
 
 
-def _user_info(netloc: str) -> tuple[str | None, str | None, str]:
-    user_info, _, rest = netloc.rpartition("@")
+def _user_info(authority: str) -> tuple[str | None, str | None, str]:
+    user_info, _, rest = authority.rpartition("@")
     username, _, password = user_info.partition(":")
     return unquote(username) or None, unquote(password) or None, rest
 
 
-def _authority(netloc: str, default_port: int) -> tuple[str | None, str | None, tuple[Address, ...]]:
-    username, password, hosts = _user_info(netloc)
+def _authority(authority: str, default_port: int) -> tuple[str | None, str | None, tuple[Address, ...]]:
+    username, password, hosts = _user_info(authority)
     if username is not None and password is None:
         raise ValueError("a user name needs a password: user:password@host")
     return username, password, tuple(_address(host, default_port) for host in hosts.split(","))
 
 
 def _address(text: str, default_port: int) -> Address:
-    host, port = text, ""
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        port = rest.removeprefix(":")
-    elif ":" in text:
+    if not text.startswith("["):
         host, _, port = text.partition(":")
-    if not host:
-        raise ValueError("the URL names no host")
+        if not host:
+            raise ValueError("the URL names no host")
+    else:
+        host, bracket, rest = text[1:].partition("]")
+        port = rest.removeprefix(":")
+        if not (bracket and _is_ipv6(host)) or (rest and rest == port):
+            raise ValueError("what is in brackets must be an IPv6 address, and a port may follow: [::1]:6379")
     return host, _number(port, 1, 65535, "the port") if port else default_port
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _database(text: str) -> int:
