@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
+from enum import Enum, IntEnum
 from importlib.resources import files
 from typing import cast
 
@@ -348,17 +348,12 @@ def add_jobs_arguments(
     return names, values
 
 
-class Answer(Enum):
+class Answer(IntEnum):
     """What L{ADD_JOBS} did with a job; the values are its return codes."""
 
     ADDED = 1
     LOCK_HELD = 2
     JOB_EXISTS = 3
-
-    @property
-    def is_duplicate(self) -> bool:
-        """Whether the job had been added before."""
-        return self is not Answer.ADDED
 
 
 @frozen

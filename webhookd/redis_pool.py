@@ -46,6 +46,10 @@ _CONNECT_DEADLINE_S = 2.0
 _SENTINEL_DEADLINE_S = 0.5
 _POOL_SIZE = 2  # one connection writes jobs, so that their order holds; the other is for everything else
 
+# What stands in RESP before a value; most values are short.
+_LENGTH = b"\r\n$%d\r\n"
+_LENGTHS = [_LENGTH % length for length in range(128)]
+
 _CANCELLED = (CancelledError, ConnectingCancelledError)  # the second is an endpoint's word for it
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -164,10 +168,12 @@ class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredi
 
     def _build_command(self, *args: bytes | str | int, **_options: object) -> bytes:
         """RESP for one command: txredisapi's own takes three times as long, and a call has many arguments."""
-        parts = [b"*%d\r\n" % len(args)]
+        parts = [b"*%d" % len(args)]
         for arg in args:
             value = arg if isinstance(arg, bytes) else str(arg).encode()
-            parts += (b"$%d\r\n" % len(value), value, b"\r\n")
+            length = len(value)
+            parts += (_LENGTHS[length] if length < len(_LENGTHS) else _LENGTH % length, value)
+        parts.append(b"\r\n")
         return b"".join(parts)
 
     async def within(self, deadline_s: float, answer: Deferred[Any]) -> Any:

@@ -253,5 +253,5 @@ def _settle(waiting: _Waiting, answer: Answer | Refused) -> None:
             else QueueUnavailable(kind, answer.reason)
         )
         return
-    outcome = Outcome.ALREADY_QUEUED if answer.is_duplicate else Outcome.QUEUED
+    outcome = Outcome.QUEUED if answer is Answer.ADDED else Outcome.ALREADY_QUEUED
     waiting.receipt.callback(Receipt(outcome, waiting.job.id, waiting.job.name))

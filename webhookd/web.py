@@ -71,9 +71,9 @@ STATUS_OF_ERROR: Mapping[type, int] = {
 }
 
 _RETRY_AFTER: Headers = {b"Retry-After": b"3"}
-_PLAIN: Headers = {}
 _JSON: Headers = {b"Content-Type": b"application/json"}
 _CORS: Headers = {b"Access-Control-Allow-Origin": b"*"}  # CORS guards nothing here: a signature does
+_JSON_CORS: Headers = {**_JSON, **_CORS}
 _CORS_PREFLIGHT: Headers = {
     **_CORS,
     b"Access-Control-Allow-Methods": b"POST, OPTIONS",
@@ -120,13 +120,13 @@ def _klein() -> Klein:
 # -- answers ------------------------------------------------------------------------------------------------
 
 
-def _answer(status: int, content: object, headers: Headers = _PLAIN) -> Response:
+def _answer(status: int, content: object, headers: Headers = _JSON) -> Response:
     body = _encode(content) + b"\n"
-    return Response(status, {**_JSON, **headers, b"Content-Length": b"%d" % len(body)}, body)
+    return Response(status, {**headers, b"Content-Length": b"%d" % len(body)}, body)
 
 
 def _answer_error(
-    request: WebhookRequest, failure: Failure, headers: Headers = _PLAIN, **known: str | None
+    request: WebhookRequest, failure: Failure, headers: Headers = _JSON, **known: str | None
 ) -> Response:
     """The one place where a failure becomes an answer; it tells nothing of what went wrong inside.
 
@@ -237,7 +237,7 @@ class WebhookApp:
         if not isinstance(failure.value, HTTPException | UnknownSource):
             path = request.path.decode("ascii", "replace")
             known["source"] = path.removeprefix("/webhook/chatwoot").strip("/") or self.default_source
-        return _answer_error(request, failure, _CORS, **known)
+        return _answer_error(request, failure, _JSON_CORS, **known)
 
 
 def _answer_receipt(receipt: Receipt) -> Response:
@@ -245,7 +245,7 @@ def _answer_receipt(receipt: Receipt) -> Response:
         content = {"status": receipt.outcome, "event": receipt.event}
     else:
         content = {"status": receipt.outcome, "jobId": receipt.job_id}
-    return _answer(STATUS_OF_OUTCOME[receipt.outcome], content, _CORS)
+    return _answer(STATUS_OF_OUTCOME[receipt.outcome], content, _JSON_CORS)
 
 
 @define(eq=False)
@@ -372,7 +372,7 @@ class Shortcut:
         if isinstance(answer, Deferred):
             answer.addCallbacks(
                 _respond, self._respond_to_failure, callbackArgs=(request,), errbackArgs=(request,)
-            ).addErrback(_log_defect)
+            )
         else:
             _respond(answer, request)
         return True
@@ -397,11 +397,10 @@ class Shortcut:
 
 
 def _respond(answer: Response, request: WebhookRequest) -> None:
-    request.respond(answer.code, answer.headers, answer.body)
-
-
-def _log_defect(failure: Failure) -> None:
-    _log.failure("cannot write an answer", failure)
+    try:
+        request.respond(answer.code, answer.headers, answer.body)
+    except Exception:  # noqa: BLE001  # a defect of ours; nobody is left who could be told
+        _log.failure("cannot write an answer")
 
 
 # -- what a request shows -----------------------------------------------------------------------------------

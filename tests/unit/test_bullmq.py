@@ -299,9 +299,6 @@ class ReadReplyTests(SynchronousTestCase):
             ],
         )
 
-    def test_which_are_duplicates(self) -> None:
-        self.assertEqual([answer.is_duplicate for answer in Answer], [False, True, True])
-
     def test_a_reason_that_is_not_utf8(self) -> None:
         self.assertEqual(read_reply([b"ERR \xff"], 1), [Refused("ERR \ufffd")])
 

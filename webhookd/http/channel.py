@@ -18,7 +18,7 @@ from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from webhookd.http import request as refusals
-from webhookd.http.request import HEADS, Edge, Fields, Refusal, Refused, WebhookRequest, address, request_id
+from webhookd.http.request import HEADS, Edge, Refusal, Refused, WebhookRequest, address, request_id
 
 #: Longer than nginx keeps an idle connection to its upstream (60 s), so that never both use and close it.
 IDLE_TIMEOUT_S = 75.0
@@ -53,7 +53,7 @@ class Site(Edge, Interface):
     channels: set[WebhookChannel]
     requests: Counter[tuple[str, str, int]]
 
-    def body_arrives(self, channel: WebhookChannel, size_bytes: int) -> None: ...
+    def body_arrives(self, size_bytes: int) -> None: ...
 
     def channel_lost(self, channel: WebhookChannel) -> None: ...
 
@@ -71,6 +71,7 @@ class WebhookChannel(Protocol):
     _is_head_complete: bool
     _head_bytes: int
     _body_bytes: int
+    _read_bytes: int
     transport: Any  # that of TCP, TLS or a UNIX socket
 
     def __init__(self, site: Site) -> None:
@@ -128,7 +129,8 @@ class WebhookChannel(Protocol):
             self.is_fresh = False
             self._is_receiving = True
             self._set_deadline(HEAD_DEADLINE_S)
-        pairs, body_bytes = self._pairs, self._body_bytes
+        fields, body_bytes = self._fields, self._body_bytes
+        self._read_bytes = len(data)
         try:
             self._parse(data)
         except HttpParserCallbackError as error:
@@ -136,12 +138,22 @@ class WebhookChannel(Protocol):
             self._refuse(refusals.BAD_REQUEST)
         except HttpParserError:
             self._refuse(refusals.BAD_REQUEST)
-        if self._is_receiving and self._pairs is pairs:  # else its head began somewhere in this read
-            # Head or trailers, which llhttp's wrapper keeps in memory until they are complete.
-            self._head_bytes = 0 if self._body_bytes > body_bytes else self._head_bytes + len(data)
+        if self._is_receiving:
+            # More of a head, or of trailers, which llhttp's wrapper keeps in memory until they are complete.
+            is_more_of_head = self._fields is fields and self._body_bytes == body_bytes
+            self._head_bytes = self._head_bytes + len(data) if is_more_of_head else 0
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(refusals.HEAD_TOO_LARGE)
+            else:
+                self._count_arriving()
         self._answer_next()
+
+    def _count_arriving(self) -> None:
+        """Tell the site of what this read brought of a body; one that is complete by now is never counted."""
+        arrived = self._body_bytes - self.arriving_bytes
+        if arrived:
+            self.arriving_bytes += arrived
+            self.site.body_arrives(arrived)
 
     def _parse(self, data: bytes) -> None:
         while True:
@@ -161,7 +173,8 @@ class WebhookChannel(Protocol):
 
     def _head_without_offer(self) -> bytes:
         start = (self._parser.get_method(), self._uri, self._parser.get_http_version().encode())
-        lines = [b"%b: %b\r\n" % (name, value) for name, value in self._pairs if name.lower() != b"upgrade"]
+        headers = [*self._fields.items(), *self._repeats]
+        lines = [b"%b: %b\r\n" % header for header in headers if header[0] != b"upgrade"]
         return b"%b %b HTTP/%b\r\n%b\r\n" % (*start, b"".join(lines))
 
     def _set_deadline(self, in_s: float) -> None:
@@ -183,8 +196,8 @@ class WebhookChannel(Protocol):
     def _begin_message(self) -> None:
         """What is known of the request that is being received: nothing yet."""
         self._uri = b""
-        self._pairs: list[tuple[bytes, bytes]] = []
-        self._fields: Fields = {}
+        self._fields: dict[bytes, bytes] = {}
+        self._repeats: list[tuple[bytes, bytes]] = []
         self._forget_body()
         self._head_bytes = 0
         self._body_bytes = 0
@@ -201,15 +214,24 @@ class WebhookChannel(Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header; trailers are left out."""
-        if not self._is_head_complete:
-            self._pairs.append((name, value))
+        if self._is_head_complete:
+            return
+        name = name.lower()
+        if name in self._fields:
+            self._repeats.append((name, value))
+        else:
+            self._fields[name] = value
 
     def on_headers_complete(self) -> None:
         """The head is complete; what is wrong with it is said before the body arrives."""
         self._is_head_complete = True
         if not self._is_reading or self._parser.should_upgrade():
             return
-        self._fields = _join(self._pairs)
+        if self._is_head_too_large():
+            self._refuse(refusals.HEAD_TOO_LARGE)
+            return
+        for name, value in self._repeats:  # RFC 9110, 5.3
+            self._fields[name] += b", " + value
         refusal = self._why_not()
         if refusal is not None:
             self._refuse(refusal)
@@ -225,11 +247,7 @@ class WebhookChannel(Protocol):
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _why_not(self) -> Refusal | None:
-        fields, pairs = self._fields, self._pairs
-        if len(pairs) > MAX_HEADERS:
-            return refusals.HEAD_TOO_LARGE
-        if len(self._uri) + sum([len(name) + len(value) for name, value in pairs]) > MAX_HEAD_BYTES:
-            return refusals.HEAD_TOO_LARGE
+        fields = self._fields
         version = self._parser.get_http_version()
         coding = fields.get(b"transfer-encoding")
         if (coding and coding.lower()) not in _CODINGS.get(version, ()):
@@ -241,6 +259,14 @@ class WebhookChannel(Protocol):
             return refusals.TOO_LARGE
         return None
 
+    def _is_head_too_large(self) -> bool:
+        if len(self._fields) + len(self._repeats) > MAX_HEADERS:
+            return True
+        if self._head_bytes + self._read_bytes <= MAX_HEAD_BYTES:
+            return False  # as a rule: all that was read is no larger
+        headers = (*self._fields.items(), *self._repeats)
+        return len(self._uri) + sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES
+
     def on_body(self, data: bytes) -> None:
         """A part of the body."""
         self._body_bytes += len(data)
@@ -248,8 +274,6 @@ class WebhookChannel(Protocol):
             self._refuse(refusals.TOO_LARGE)
         elif self._is_reading:
             self._body.append(data)
-            self.arriving_bytes += len(data)
-            self.site.body_arrives(self, len(data))
 
     def on_message_complete(self) -> None:
         """A request is complete."""
@@ -282,14 +306,14 @@ class WebhookChannel(Protocol):
 
     def _forget_body(self) -> None:
         self._body = []
-        self.site.arriving_bytes -= self.arriving_bytes
-        self.arriving_bytes = 0
+        if self.arriving_bytes:
+            self.site.arriving_bytes -= self.arriving_bytes
+            self.arriving_bytes = 0
 
-    def give_way(self, *, is_parsing: bool) -> None:
-        """Make room for what others send; while its parser works, a channel answers only after that."""
+    def give_way(self) -> None:
+        """Make room for what others send."""
         self._refuse(refusals.TOO_MUCH_AT_ONCE)
-        if not is_parsing:
-            self._answer_next()
+        self._answer_next()
 
     # -- answering
 
@@ -433,15 +457,6 @@ class WebhookChannel(Protocol):
     def abort(self) -> None:
         """End the connection at once, and forget what was not sent."""
         self.transport.abortConnection()
-
-
-def _join(pairs: Sequence[tuple[bytes, bytes]]) -> Fields:
-    """Headers by lower-case name; those that came several times joined by commas (RFC 9110, 5.3)."""
-    fields: dict[bytes, bytes] = {}
-    for given_name, value in pairs:
-        name = given_name.lower()
-        fields[name] = b"%b, %b" % (fields[name], value) if name in fields else value
-    return fields
 
 
 def _origin_form(target: bytes) -> bytes:

@@ -125,7 +125,7 @@ class WebhookSite(Site):
             log_why=refused.code if refused.reason is None else f"{refused.code} ({refused.reason})",
         )
 
-    def body_arrives(self, channel: WebhookChannel, size_bytes: int) -> None:
+    def body_arrives(self, size_bytes: int) -> None:
         """Count a part of a body in, and refuse the largest of those that arrive where all are too much.
 
         So whoever would fill our memory with slow and large bodies does not keep small ones out.
@@ -133,7 +133,7 @@ class WebhookSite(Site):
         self.arriving_bytes += size_bytes
         while self.arriving_bytes > self._max_arriving_bytes:
             largest = max(self.channels, key=lambda one: one.arriving_bytes)
-            largest.give_way(is_parsing=largest is channel)
+            largest.give_way()
 
     def channel_lost(self, channel: WebhookChannel) -> None:
         """A connection is gone."""
