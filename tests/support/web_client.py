@@ -93,10 +93,15 @@ class MemoryClient:
         self.turn()
 
     def turn(self) -> None:
-        """A turn of the reactor: what has been sent arrives, as far as it is read."""
-        while self._to_send and not self.transport.is_paused and not self.transport.disconnecting:
-            self._channel.dataReceived(self._to_send.popleft())
+        """Turns of the reactor: what has been sent arrives, as far as it is read, and what is due is done."""
+        while self._may_send():
+            while self._may_send():
+                self._channel.dataReceived(self._to_send.popleft())
+            self._clock.advance(0)
         self._clock.advance(0)
+
+    def _may_send(self) -> bool:
+        return bool(self._to_send) and not (self.transport.is_paused or self.transport.disconnecting)
 
     def hang_up(self) -> None:
         """The client's machine is gone."""
@@ -104,7 +109,8 @@ class MemoryClient:
 
     @property
     def received(self) -> bytes:
-        """All bytes that were not taken by `response` yet."""
+        """All bytes that were not taken by `response` yet, at the end of this turn."""
+        self.turn()
         data: bytes = self.transport.value()[self._read :]
         return data
 

@@ -137,6 +137,7 @@ class RequestTests(SiteCase):
 
         for number in (1, 2, 3):
             self.echo.answer()
+            client.turn()
             self.assertEqual(len(self.echo.bodies), min(number + 1, 3))
 
         self.assertEqual([client.response().body for _ in range(3)], [b"1", b"22", b"333"])
@@ -209,6 +210,7 @@ class FlowTests(SiteCase):
         self.assertTrue(client.transport.is_paused)
 
         self.echo.answer()
+        client.turn()
 
         self.assertFalse(client.transport.is_paused)
         self.assertEqual(self.echo.bodies, [b"1", b"2"])
@@ -381,6 +383,15 @@ class BodyLimitTests(SiteCase):
         self.assertEqual(self.site.channels, set())
         self.pass_time(LINGER_S)
         self.assertFalse(client.transport.is_aborted)
+
+    def test_a_request_whose_client_is_gone_in_the_same_turn_is_not_rendered(self) -> None:
+        client = self.connect()
+        client.transport.protocol.dataReceived(post())
+        client.hang_up()
+        self.clock.advance(0)
+
+        self.assertEqual(self.echo.bodies, [])
+        self.assertEqual(self.site.channels, set())
 
 
 class CrowdTests(SiteCase):

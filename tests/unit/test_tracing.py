@@ -138,6 +138,7 @@ class SpanTests(TracingCase):
         second.send(request % (len(SAMPLE.body), SAMPLE.body))
         for receipt in reversed(waiting):
             receipt.callback(Receipt(Outcome.SPOOLED, SAMPLE.job_id, SAMPLE.event))
+        self.clock.advance(0)
 
         parents = {span.parent.span_id for span in self.spans(SpanKind.PRODUCER) if span.parent}
         webhooks = {span.context.span_id for span in self.spans(SpanKind.SERVER) if span.context}

@@ -16,7 +16,7 @@ from twisted.logger import LogEvent, LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import IResource, Resource
 
-from tests.support.http import Response
+from tests.support.http import Response, request_bytes
 from tests.support.web_client import MemoryClient
 from webhookd.auth import Credentials
 from webhookd.http import WebhookSite
@@ -541,6 +541,29 @@ class RouteTests(WebCase):
         self.assertIsInstance(json.loads(response.body), dict)
         self.assertEqual(client.received, b"")
         self.assertEqual(self.flushLoggedErrors(), [])
+
+
+class HangUpTests(WebCase):
+    """A client that is gone in the turn of the reactor in which something happens to its request."""
+
+    def test_its_event_counts(self) -> None:
+        client = self.connect()
+        client.transport.protocol.dataReceived(request_bytes("POST", PATH, {}, SAMPLE.body))
+        client.hang_up()
+        self.clock.advance(0)
+
+        self.assertEqual(len(self.deliveries), 1)
+        self.assert_nothing_in_flight()
+
+    def test_its_answer_is_thrown_away(self) -> None:
+        pending, client = self.hold(), self.connect()
+        client.send(request_bytes("POST", PATH, {}, SAMPLE.body))
+        pending[0].callback(QUEUED)
+        client.hang_up()
+
+        self.assertEqual(client.received, b"")
+        self.assertEqual(self.site.channels, set())
+        self.assert_nothing_in_flight()
 
 
 class LimitTests(WebCase):

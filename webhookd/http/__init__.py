@@ -8,6 +8,8 @@ resources and Klein work as ever.
   any further.
 * Every state of a connection ends at a deadline that no byte puts off: the head, the body, the answer's way
   out, and idleness. One sweep a second looks after all of them; there is no timer for a request.
+* What a turn of the reactor brings is handled together, step by step, which takes less time than one request
+  after the other.
 * A refusal (too large, too slow, not HTTP) is an answer like others: in its turn, as JSON. Then the
   connection closes, after what else the client sends was thrown away for a while, so that it gets to read.
 """

@@ -88,7 +88,6 @@ class WebhookChannel(Protocol):
         self.is_blocked = False
         self._is_closing = False
         self._is_lingering = False
-        self._is_dispatching = False
         self._peer: Any = None
         self._host: Any = None
         self._begin_message()
@@ -319,19 +318,15 @@ class WebhookChannel(Protocol):
 
     def _answer_next(self) -> None:
         """Answer what waits, one request after the other."""
-        if self._is_dispatching:
-            return  # the loop below goes on by itself
-        self._is_dispatching = True
-        while self._waiting and self._answering is None and not self.is_blocked:
+        if self._waiting and self._answering is None and not self.is_blocked:
             request = self._waiting.popleft()
             if isinstance(request, Refusal):
                 self._answer_refusal(request)
-                break
-            self._answering = request
-            if not self._is_receiving:
-                self.deadline_s = math.inf
-            request.process()
-        self._is_dispatching = False
+            else:
+                self._answering = request
+                if not self._is_receiving:
+                    self.deadline_s = math.inf
+                self.site.arrived.add(request)
         self._regulate()
 
     def _regulate(self) -> None:

@@ -19,6 +19,8 @@ from twisted.web.http import parse_qs
 from twisted.web.http_headers import Headers
 from twisted.web.server import Request
 
+from webhookd.http.turn import EndOfTurn
+
 SERVER = b"webhookd"
 HEADS: Mapping[int, bytes] = {
     status.value: b"HTTP/1.1 %d %b\r\nServer: %b\r\nDate: " % (status.value, status.phrase.encode(), SERVER)
@@ -53,6 +55,8 @@ class Edge(Protocol):
     date: bytes
     request_ids: Iterator[bytes]
     shortcut: Callable[[WebhookRequest], bool]
+    arrived: EndOfTurn[WebhookRequest]
+    answered: EndOfTurn[WebhookRequest]
 
     def getResourceFor(self, request: HTTPRequest) -> Any: ...
 
@@ -90,6 +94,7 @@ class WebhookRequest(Request):
     """
 
     _has_headers: bool
+    _answer: bytes
     channel: Line  # type: ignore[assignment]  # it has all that Request asks of a channel
 
     def __init__(
@@ -104,6 +109,7 @@ class WebhookRequest(Request):
         keep_alive: bool,
     ) -> None:
         super().__init__(channel, parsePOSTFormSubmission=False)
+        self.site = channel.site  # type: ignore[assignment]  # it has all that Request asks of a site
         self.method = method
         self.uri = uri
         self.clientproto = version
@@ -137,27 +143,36 @@ class WebhookRequest(Request):
         return b"localhost"
 
     def process(self) -> None:
-        """Answer it, by the short way if its route has one, else as twisted.web does."""
-        site = self.channel.site
-        self.site = site  # type: ignore[assignment]  # it has all that Request asks of a site
-        if site.shortcut(self):
-            return
-        self.prepath = []
-        self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
-        self.setHeader(b"Server", SERVER)
-        self.setHeader(b"Date", site.date)
-        self.setHeader(b"X-Request-Id", self.request_id)
+        """Answer it, by the short way if its route has one, else as twisted.web does.
+
+        A client that hung up meanwhile may be a sender that has lost patience, so its event counts.
+        """
+        edge: Edge = self.site  # type: ignore[assignment]
         try:
-            b"/".join(self.postpath).decode()  # Klein would put a traceback for this into the log
-            self.render(site.getResourceFor(self))
-        except UnicodeDecodeError:
-            self.refused(BAD_PATH.status, BAD_PATH.code)
-            self.respond(*BAD_PATH.response())
+            if not edge.shortcut(self) and not self.is_gone:
+                self._process_as_twisted_does(edge)
         except Exception:  # noqa: BLE001  # as twisted.web's own
             self.processingFailed(Failure())
 
+    def _process_as_twisted_does(self, edge: Edge) -> None:
+        self.prepath = []
+        self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
+        self.setHeader(b"Server", SERVER)
+        self.setHeader(b"Date", edge.date)
+        self.setHeader(b"X-Request-Id", self.request_id)
+        try:
+            b"/".join(self.postpath).decode()  # Klein would put a traceback for this into the log
+        except UnicodeDecodeError:
+            self.refused(BAD_PATH.status, BAD_PATH.code)
+            self.respond(*BAD_PATH.response())
+        else:
+            self.render(edge.getResourceFor(self))
+
     def respond(self, status: int, headers: Mapping[Any, Any], body: bytes) -> None:
-        """Answer, head and body in one write; ``headers`` are complete but for those of the connection."""
+        """Answer, head and body in one write; ``headers`` are complete but for those of the connection.
+
+        The steps of an answer: it is made, then `send`, then `end`, each with those of the same turn.
+        """
         if self.is_gone:
             return
         channel = self.channel
@@ -168,14 +183,24 @@ class WebhookRequest(Request):
         if self.method != b"HEAD":
             parts.append(body)
         self.code = status
-        channel.send(b"".join(parts))
-        channel.site.log(self)
-        self.finished = 1
-        self._cleanup()
+        self._answer = b"".join(parts)
+        channel.site.answered.add(self)
+
+    def send(self) -> None:
+        """Write the answer, unless its client is gone."""
+        if not self.is_gone:
+            self.channel.send(self._answer)
+
+    def end(self) -> None:
+        """It is answered: the next one may have its turn."""
+        if not self.is_gone:
+            self.channel.site.log(self)
+            self.finished = 1
+            self._cleanup()
 
     def refused(self, status: int, code: str, **known: str | None) -> None:
         """Tell the site that this request is refused, and what else is known, as `Refused` names it."""
-        edge: Edge = self.site  # type: ignore[assignment]  # as in `process`
+        edge: Edge = self.site  # type: ignore[assignment]
         known = {"client": address(self.client), **known}
         edge.refused(Refused(status, code, self.request_id, self.path, **known))
 

@@ -19,6 +19,7 @@ from twisted.web.server import Site
 from webhookd.counts import DURATIONS_S, Histogram
 from webhookd.http.channel import FRESH_GRACE_S, MAX_ARRIVING_BYTES, MAX_CONNECTIONS, WebhookChannel
 from webhookd.http.request import Refused, WebhookRequest, address, request_ids
+from webhookd.http.turn import EndOfTurn
 from webhookd.process import wall_clock_ms
 
 _SWEEP_INTERVAL_S = 1.0
@@ -34,10 +35,11 @@ _accesses = Logger("webhookd.access")
 class WebhookSite(Site):
     """All connections of one listening port.
 
-    ``shortcut`` answers a request and says so, or leaves it to the resource. ``now_s`` and ``date`` are at
-    most a second old. ``requests`` counts by route, method and status; what never became a request has none
-    of the first two. ``durations_s`` is by route. ``recent_refusals`` are the last, newest first, each with
-    its time in ms since 1970.
+    ``shortcut`` answers a request and says so, or leaves it to the resource. Requests that are complete have
+    ``arrived``, and wait for the end of the turn; those that have an answer are ``answered``, and it waits
+    as well. ``now_s`` and ``date`` are at most a second old. ``requests`` counts by route, method and status;
+    what never became a request has none of the first two. ``durations_s`` is by route. ``recent_refusals``
+    are the last, newest first, each with its time in ms since 1970.
     """
 
     displayTracebacks = False
@@ -65,6 +67,8 @@ class WebhookSite(Site):
         self.durations_s: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(DURATIONS_S))
         self.recent_refusals: deque[tuple[int, Refused]] = deque(maxlen=_RECENT_REFUSALS)
         self.request_ids = request_ids()
+        self.arrived = EndOfTurn(reactor, WebhookRequest.process)
+        self.answered = EndOfTurn(reactor, WebhookRequest.send, WebhookRequest.end)
         self._access_log = access_log
         self.clock = reactor
         self._drained: Deferred[None] | None = None
