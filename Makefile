@@ -38,7 +38,7 @@ run: $(installed) ## run the daemon on port 3001, or PORT, with a Redis of its o
 test: debian $(tools) $(node_modules) $(installed) ## install what the tests need, and run them all
 	PYTHONPATH=. .venv-dev/bin/trial tests.unit
 	.venv-dev/bin/pytest -p no:twisted tests/unit
-	.venv-dev/bin/pytest tests/integration
+	.venv-dev/bin/pytest -n 2 --dist worksteal tests/integration
 
 .PHONY: bench
 bench: debian $(tools) $(peers) $(installed) ## measure against Express and Fastify, and write docs/benchmarks.md

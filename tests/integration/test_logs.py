@@ -36,16 +36,16 @@ REFUSED: Mapping[tuple[int, str, str | None], bytes] = {
     (404, "unknown_source", None): post(path=f"{PATH}/nobody"),
     (404, "not_found", None): request_bytes("GET", "/nowhere"),
     (405, "method_not_allowed", None): request_bytes("GET", PATH),
-    (413, "too_large", None): request_bytes("POST", PATH, {"Content-Length": "100000"}),
+    (413, "too_large", None): request_bytes("POST", PATH, {"Content-Length": "200000"}),
     (415, "unsupported_media_type", "chatwoot"): post({**ALLOWED, "Content-Type": "text/plain"}),
-    (429, "too_many", None): post(body=b" " * 50_000),
+    (429, "too_many", None): post(body=b" " * 90_000),  # more than one read brings
     (431, "head_too_large", None): request_bytes("GET", "/", {"X": "x" * 17_000}),
     (500, "unavailable", "chatwoot"): post(),
 }
 
 
 def test_each_refusal_has_a_line_with_the_id_of_its_answer(start_daemon: StartDaemon) -> None:
-    limits = ("--max-body", "60000", "--max-in-flight-bytes", "40000")
+    limits = ("--max-body", "100000", "--max-in-flight-bytes", "40000")
     daemon = start_daemon(*NOWHERE, *limits, "--token", TOKEN, "--log-format", "json")
     answers = {kind: exchange(daemon.port, request) for kind, request in REFUSED.items()}
     named = exchange(daemon.port, post({"X-Request-Id": "chatwoot-7"}))

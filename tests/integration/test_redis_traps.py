@@ -195,7 +195,9 @@ def test_a_reply_that_is_lost_leaves_one_job_when_the_request_comes_again(
     assert_mended(daemon, redis, webhook(7))
 
 
-def test_replies_in_slices_of_one_byte(redis: RedisServer, proxy: Proxy, daemon: Daemon) -> None:
+def test_replies_in_slices_of_one_byte(redis: RedisServer, proxy: Proxy, start_daemon: StartDaemon) -> None:
+    options = "--redis", f"redis://127.0.0.1:{proxy.port}/0", "--redis-deadline", "1.5", *DIRECT
+    daemon = connected(start_daemon(*options))
     events = webhooks(20)
     with proxy.faulty(slice_bytes=1):
         assert {outcome(answer) for answer in post_at_once([daemon.port], events)} == {QUEUED}

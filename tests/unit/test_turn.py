@@ -3,7 +3,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from webhookd.http.turn import EndOfTurn
+from webhookd.http.turn import MAX_TOGETHER, EndOfTurn
 
 
 class EndOfTurnTests(SynchronousTestCase):
@@ -33,6 +33,15 @@ class EndOfTurnTests(SynchronousTestCase):
         self.clock.advance(0)
 
         self.assertEqual(self.done, ["first a", "first b", "first c", "second a", "second b", "second c"])
+
+    def test_a_crowd_does_not_wait(self) -> None:
+        for number in range(MAX_TOGETHER):
+            self.turn.add(str(number))
+        self.assertEqual(self.done[MAX_TOGETHER - 1 : MAX_TOGETHER + 1], ["first 63", "second 0"])
+
+        self.turn.add("a")
+        self.clock.advance(0)
+        self.assertEqual(len(self.done), 2 * (MAX_TOGETHER + 1))
 
     def test_each_is_handled_once(self) -> None:
         self.turn.add("a")
