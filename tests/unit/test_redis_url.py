@@ -35,6 +35,7 @@ GOOD = {
     "unix:///run/my%20redis.sock?db=3": RedisUrl(socket_path="/run/my redis.sock", database=3),
     "unix://:pw@/run/redis.sock": RedisUrl(socket_path="/run/redis.sock", password="pw"),
     "unix://user:pw@/run/redis.sock": RedisUrl(socket_path="/run/redis.sock", username="user", password="pw"),
+    "redis://:a[b]c@h": RedisUrl(hosts=(("h", 6379),), password="a[b]c"),
     "redis+sentinel://a/main": RedisUrl(hosts=(("a", 26379),), sentinel_name="main"),
     "redis+sentinel://:pw@a,b:1,[::1]:2/main/4": RedisUrl(
         hosts=(("a", 26379), ("b", 1), ("::1", 2)), sentinel_name="main", password="pw", database=4
