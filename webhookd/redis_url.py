@@ -71,6 +71,10 @@ def _split(text: str) -> tuple[str, str, str]:
     if not rest.startswith("//"):
         return "", rest, query
     authority, slash, path = rest[2:].partition("/")
+    if ("[" in authority) != ("]" in authority):
+        raise ValueError(
+            "not a URL: special characters in a password are written as %XX, an IPv6 address in brackets"
+        )
     return authority, slash + path, query
 
 
@@ -151,15 +155,15 @@ def _authority(authority: str, default_port: int) -> tuple[str | None, str | Non
 
 
 def _address(text: str, default_port: int) -> Address:
-    if not text.startswith("["):
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or not _is_ipv6(host) or rest[:1] not in ("", ":"):
+            raise ValueError("what is in brackets must be an IPv6 address, and a port may follow: [::1]:6379")
+        port = rest[1:]
+    else:
         host, _, port = text.partition(":")
         if not host:
             raise ValueError("the URL names no host")
-    else:
-        host, bracket, rest = text[1:].partition("]")
-        port = rest.removeprefix(":")
-        if not (bracket and _is_ipv6(host)) or (rest and rest == port):
-            raise ValueError("what is in brackets must be an IPv6 address, and a port may follow: [::1]:6379")
     return host, _number(port, 1, 65535, "the port") if port else default_port
 
 

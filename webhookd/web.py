@@ -372,7 +372,7 @@ class Shortcut:
         if isinstance(answer, Deferred):
             answer.addCallbacks(
                 _respond, self._respond_to_failure, callbackArgs=(request,), errbackArgs=(request,)
-            )
+            ).addErrback(_log_defect)
         else:
             _respond(answer, request)
         return True
@@ -397,10 +397,11 @@ class Shortcut:
 
 
 def _respond(answer: Response, request: WebhookRequest) -> None:
-    try:
-        request.respond(answer.code, answer.headers, answer.body)
-    except Exception:  # noqa: BLE001  # a defect of ours; nobody is left who could be told
-        _log.failure("cannot write an answer")
+    request.respond(answer.code, answer.headers, answer.body)
+
+
+def _log_defect(failure: Failure) -> None:
+    _log.failure("cannot write an answer", failure)
 
 
 # -- what a request shows -----------------------------------------------------------------------------------

@@ -232,6 +232,7 @@ MISTAKES: Sequence[Mistake] = (
                 f"redis://user:{REDIS_PASSWORD}@/0?x=1",
                 f"redis://user:{REDIS_PASSWORD}/x@host/0",
                 f"redis://user:{REDIS_PASSWORD}#x@host/0",
+                f"redis://user:[{REDIS_PASSWORD}@host/0",
                 f"http://user:{REDIS_PASSWORD}@host/0",
                 f"rediss://user:{REDIS_PASSWORD}@host/0?ca_file=/nowhere",
                 f"redis+sentinel://:{REDIS_PASSWORD}@host",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import timeit
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
@@ -49,6 +50,11 @@ def rounds(count: int, names: Sequence[str], measure: Callable[[str], Run]) -> M
 def pooled(groups: Sequence[Mapping[str, Sequence[Run]]]) -> Mapping[str, Sequence[Run]]:
     """The runs of several groups of servers, by name as before."""
     return {name: [run for group in groups for run in group[name]] for name in groups[0]}
+
+
+def alone_us(work: Callable[[], object]) -> float:
+    """What one call takes in a loop of its own, where nothing else is done."""
+    return 1e6 * min(timeit.repeat(work, number=1000, repeat=5)) / 1000
 
 
 def problems_of(runs: Mapping[str, Sequence[Run]]) -> list[str]:

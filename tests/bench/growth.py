@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import timeit
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
@@ -15,7 +14,7 @@ from tests.support.webhooks import PATH
 from webhookd.samples import SECRET
 
 from .bodies import body_of, sample_body
-from .comparison import COLUMNS, medians, pooled, problems_of, rounds
+from .comparison import COLUMNS, alone_us, medians, pooled, problems_of, rounds
 from .figures import Figure, Section, number, ratios, share
 from .load import ALWAYS_THE_SAME, Run, Shape, Wrk, close_loop, jobs_waiting
 from .machine import Cores
@@ -136,7 +135,8 @@ def signature(cores: Cores, *, servers: int, count: int) -> Section:
         [run.cpu_us_per_request for run in runs["not checked"]],
     )
     checked_us = median(run.cpu_us_per_request for run in runs["checked"])
-    digest_us = _digest_us()
+    body = sample_body()
+    digest_us = alone_us(lambda: sha256(body).digest())
     note = (
         "The same requests, each with its valid signature, to two sources of one server: one has the secret, "
         f"the other has none. Checking is {of_cpu.text(1)} % of the CPU. {servers} servers. Each check needs "
@@ -144,11 +144,6 @@ def signature(cores: Cores, *, servers: int, count: int) -> Section:
         f"{number(100 * digest_us / checked_us, 1)} %."
     )
     return _section("Signature", note, runs, measured={Figure.SIGNATURE: of_cpu.median})
-
-
-def _digest_us() -> float:
-    body = sample_body()
-    return 1e6 * min(timeit.repeat(lambda: sha256(body).digest(), number=1000, repeat=5)) / 1000
 
 
 def _signature_runs(cores: Cores, count: int) -> Mapping[str, Sequence[Run]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import time
-import timeit
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,7 +21,7 @@ from webhookd.counts import BATCH_SIZES, DURATIONS_S, Histogram
 from webhookd.model import Outcome
 
 from .arrival import LATENCIES, latencies
-from .comparison import COLUMNS, medians, pooled, problems_of, rounds
+from .comparison import COLUMNS, alone_us, medians, pooled, problems_of, rounds
 from .figures import Figure, Section, number, share
 from .load import Run, Shape, Wrk, close_loop, complaints, cpu_s, jobs_settled, open_loop
 from .machine import Cores
@@ -170,7 +169,7 @@ def _counting_us() -> float:
         batch_sizes.observe(_BATCH)
         answers.update(answer for answer in batch if isinstance(answer, Answer))
 
-    return 1e6 * min(timeit.repeat(count_call, number=1000, repeat=5)) / 1000 / _BATCH
+    return alone_us(count_call) / _BATCH
 
 
 def _counting_pair(cores: Cores, count: int) -> Mapping[str, Sequence[Run]]:

@@ -94,11 +94,12 @@ class MemoryClient:
 
     def turn(self) -> None:
         """Turns of the reactor: what has been sent arrives, as far as it is read, and what is due is done."""
-        while self._may_send():
+        while True:
             while self._may_send():
                 self._channel.dataReceived(self._to_send.popleft())
             self._clock.advance(0)
-        self._clock.advance(0)
+            if not self._may_send():
+                return
 
     def _may_send(self) -> bool:
         return bool(self._to_send) and not (self.transport.is_paused or self.transport.disconnecting)

@@ -215,6 +215,15 @@ class FlowTests(SiteCase):
         self.assertFalse(client.transport.is_paused)
         self.assertEqual(self.echo.bodies, [b"1", b"2"])
 
+    def test_a_request_whose_client_is_gone_in_the_same_turn_is_not_rendered(self) -> None:
+        client = self.connect()
+        client.transport.protocol.dataReceived(post())
+        client.hang_up()
+        self.clock.advance(0)
+
+        self.assertEqual(self.echo.bodies, [])
+        self.assertEqual(self.site.channels, set())
+
     def test_a_client_that_does_not_read_its_answers_gets_no_more_of_them(self) -> None:
         client = self.connect()
         client.transport.protocol.pauseProducing()
@@ -383,15 +392,6 @@ class BodyLimitTests(SiteCase):
         self.assertEqual(self.site.channels, set())
         self.pass_time(LINGER_S)
         self.assertFalse(client.transport.is_aborted)
-
-    def test_a_request_whose_client_is_gone_in_the_same_turn_is_not_rendered(self) -> None:
-        client = self.connect()
-        client.transport.protocol.dataReceived(post())
-        client.hang_up()
-        self.clock.advance(0)
-
-        self.assertEqual(self.echo.bodies, [])
-        self.assertEqual(self.site.channels, set())
 
 
 class CrowdTests(SiteCase):

@@ -96,6 +96,7 @@ class WebhookRequest(Request):
     _has_headers: bool
     _answer: bytes
     channel: Line  # type: ignore[assignment]  # it has all that Request asks of a channel
+    site: Edge  # type: ignore[assignment]  # the same of a site
 
     def __init__(
         self,
@@ -109,7 +110,7 @@ class WebhookRequest(Request):
         keep_alive: bool,
     ) -> None:
         super().__init__(channel, parsePOSTFormSubmission=False)
-        self.site = channel.site  # type: ignore[assignment]  # it has all that Request asks of a site
+        self.site = channel.site
         self.method = method
         self.uri = uri
         self.clientproto = version
@@ -147,18 +148,17 @@ class WebhookRequest(Request):
 
         A client that hung up meanwhile may be a sender that has lost patience, so its event counts.
         """
-        edge: Edge = self.site  # type: ignore[assignment]
         try:
-            if not edge.shortcut(self) and not self.is_gone:
-                self._process_as_twisted_does(edge)
+            if not self.site.shortcut(self) and not self.is_gone:
+                self._process_as_twisted_does()
         except Exception:  # noqa: BLE001  # as twisted.web's own
             self.processingFailed(Failure())
 
-    def _process_as_twisted_does(self, edge: Edge) -> None:
+    def _process_as_twisted_does(self) -> None:
         self.prepath = []
         self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
         self.setHeader(b"Server", SERVER)
-        self.setHeader(b"Date", edge.date)
+        self.setHeader(b"Date", self.site.date)
         self.setHeader(b"X-Request-Id", self.request_id)
         try:
             b"/".join(self.postpath).decode()  # Klein would put a traceback for this into the log
@@ -166,7 +166,7 @@ class WebhookRequest(Request):
             self.refused(BAD_PATH.status, BAD_PATH.code)
             self.respond(*BAD_PATH.response())
         else:
-            self.render(edge.getResourceFor(self))
+            self.render(self.site.getResourceFor(self))
 
     def respond(self, status: int, headers: Mapping[Any, Any], body: bytes) -> None:
         """Answer, head and body in one write; ``headers`` are complete but for those of the connection.
@@ -200,9 +200,8 @@ class WebhookRequest(Request):
 
     def refused(self, status: int, code: str, **known: str | None) -> None:
         """Tell the site that this request is refused, and what else is known, as `Refused` names it."""
-        edge: Edge = self.site  # type: ignore[assignment]
         known = {"client": address(self.client), **known}
-        edge.refused(Refused(status, code, self.request_id, self.path, **known))
+        self.site.refused(Refused(status, code, self.request_id, self.path, **known))
 
     def connectionLost(self, reason: Failure) -> None:
         """The client is gone before it had its answer."""

@@ -10,12 +10,12 @@ from twisted.logger import Logger
 
 MAX_TOGETHER = 64
 
-T = TypeVar("T")
+_Item = TypeVar("_Item")
 
 _log = Logger()
 
 
-class EndOfTurn(Generic[T]):
+class EndOfTurn(Generic[_Item]):
     """Takes each of its steps for all that a turn of the reactor brought, before it takes the next step.
 
     A request needs more code than a processor keeps near, the kernel's too. Where one request after the other
@@ -24,12 +24,12 @@ class EndOfTurn(Generic[T]):
     no more than `MAX_TOGETHER` wait: what they hold is counted nowhere yet.
     """
 
-    def __init__(self, clock: IReactorTime, *steps: Callable[[T], None]) -> None:
+    def __init__(self, clock: IReactorTime, *steps: Callable[[_Item], None]) -> None:
         self._clock = clock
         self._steps = steps
-        self._items: list[T] = []
+        self._items: list[_Item] = []
 
-    def add(self, item: T) -> None:
+    def add(self, item: _Item) -> None:
         """Have this item handled with the others of this turn."""
         if not self._items:
             self._clock.callLater(0, self._take_steps)
