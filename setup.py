@@ -25,7 +25,12 @@ setup(
     python_requires=">=3.11",
     # twisted.plugins has no __init__.py, here or in the wheel: it only adds our plugin to Twisted's own.
     packages=[*find_packages(include=["webhookd", "webhookd.*"]), "twisted.plugins"],
-    package_data={"webhookd": ["py.typed", "lua/*.lua", "status/page.html"], "webhookd.samples": ["*.json"]},
+    package_data={
+        "webhookd": ["py.typed"],
+        "webhookd.bullmq": ["add_jobs.lua"],
+        "webhookd.ops.status": ["page.html"],
+        "webhookd.samples": ["*.json"],
+    },
     install_requires=[
         "attrs>=23.1",
         "click>=8.1",

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from webhookd.bullmq import JobOptions, QueueKeys, Wire
+from webhookd.bullmq.keys import QueueKeys
+from webhookd.bullmq.options import JobOptions
+from webhookd.bullmq.script import Wire
 from webhookd.model import ConfigError
-from webhookd.redis_url import RedisUrl
+from webhookd.redis.url import RedisUrl
 
 if TYPE_CHECKING:  # `webhookd health`, which containers start every few seconds, needs no cryptography
-    from webhookd.auth import Network
+    from webhookd.intake.auth import Network
 
 #: The source behind ``/webhook/chatwoot``.
 DEFAULT_SOURCE = "chatwoot"

@@ -23,35 +23,38 @@ from twisted.logger import Logger, LogLevel
 from twisted.python import usage
 
 import webhookd
-from webhookd import chatwoot, embedded, intake
-from webhookd.auth import Authenticator
-from webhookd.breaker import BreakerPolicy, CircuitBreaker, State
+from webhookd import intake
+from webhookd.chatwoot import payload as chatwoot
+from webhookd.clock import run_on_monotonic_time, wall_clock_ms
 from webhookd.config import ALL_OPTIONS, DEFAULT_SOURCE, Config, resolve
-from webhookd.control import Control
-from webhookd.daemon import Daemon, Listener, fatal
+from webhookd.daemon.logs import LogWindows, RepeatLimiter, make_observer
+from webhookd.daemon.parts import Daemon, Listener, fatal
+from webhookd.daemon.process import end_on_signals, raise_descriptor_limit
+from webhookd.daemon.systemd import systemd_service
 from webhookd.delivery import Drain, JobDelivery, resend
-from webhookd.embedded import EmbeddedValkey, find_server
-from webhookd.health import Health, describe_breaker, describe_sources, describe_spool
 from webhookd.http import MAX_CONNECTIONS, WebhookSite
-from webhookd.logs import LogWindows, RepeatLimiter, make_observer
-from webhookd.metrics import DaemonCollector, Exposition, Parts, ReactorLag
+from webhookd.intake.auth import Authenticator
 from webhookd.model import ConfigError, ISpool, Job, Receipt
-from webhookd.process import end_on_signals, raise_descriptor_limit, run_on_monotonic_time, wall_clock_ms
-from webhookd.recent import RecentJobs
-from webhookd.redis_pool import RedisPool
-from webhookd.redis_queue import QueueSettings, RedisQueue
-from webhookd.redis_url import RedisUrl
-from webhookd.redis_watch import JobCounts, RedisWatch
-from webhookd.spool import Spools, SpoolThread
-from webhookd.spool_database import SpoolLimits
-from webhookd.spool_directory import SpoolRoot
-from webhookd.spool_service import SpoolService
-from webhookd.status import Sampler, StatusEvents, StatusFeed, load_page
-from webhookd.systemd import systemd_service
+from webhookd.ops.health import Health, describe_breaker, describe_sources, describe_spool
+from webhookd.ops.metrics import DaemonCollector, Exposition, Parts, ReactorLag
+from webhookd.ops.status import Sampler, StatusEvents, StatusFeed, load_page
+from webhookd.redis import embedded
+from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker, State
+from webhookd.redis.embedded import EmbeddedValkey, find_server
+from webhookd.redis.pool import RedisPool
+from webhookd.redis.queue import QueueSettings, RedisQueue
+from webhookd.redis.recent import RecentJobs
+from webhookd.redis.url import RedisUrl
+from webhookd.redis.watch import JobCounts, RedisWatch
+from webhookd.spool.control import Control
+from webhookd.spool.database import SpoolLimits
+from webhookd.spool.directory import SpoolRoot
+from webhookd.spool.queue import Spools, SpoolThread
+from webhookd.spool.service import SpoolService
 from webhookd.web import HealthApp, InFlight, OpsApp, Shortcut, WebhookApp
 
 if TYPE_CHECKING:
-    from webhookd.tracing import Tracing
+    from webhookd.ops.tracing import Tracing
 
 Deliver: TypeAlias = Callable[[Job], Deferred[Receipt]]
 
@@ -315,7 +318,7 @@ def _tracing(settings: Config, reactor: Any) -> Tracing | None:
     if settings.tracing == "off":
         return None
     try:
-        from webhookd.tracing import Tracing, otlp_provider  # with the SDK, which takes a while
+        from webhookd.ops.tracing import Tracing, otlp_provider  # with the SDK, which takes a while
     except ImportError as error:
         raise ConfigError(
             f"tracing: {error.name} is missing; pip install 'webhookd[otel]' brings it"

@@ -21,9 +21,9 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from webhookd.auth import Credentials, Network, client_address
-from webhookd.chatwoot import EVENTS
+from webhookd.chatwoot.payload import EVENTS
 from webhookd.http import WebhookRequest
+from webhookd.intake.auth import Credentials, Network, client_address
 from webhookd.model import (
     BadRequest,
     Delivery,

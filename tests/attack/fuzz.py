@@ -22,11 +22,12 @@ from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
 from tests.support.web_client import MemoryClient
-from webhookd import chatwoot, intake
-from webhookd.auth import REASONS, Authenticator, Credentials
-from webhookd.bullmq import check_job_id
+from webhookd import intake
+from webhookd.bullmq.keys import check_job_id
+from webhookd.chatwoot import payload as chatwoot
 from webhookd.config import resolve
 from webhookd.http import WebhookSite
+from webhookd.intake.auth import REASONS, Authenticator, Credentials
 from webhookd.model import BadRequest, ConfigError, Delivery, Job, Outcome, Receipt, Unauthorized
 from webhookd.samples import SAMPLES
 from webhookd.web import HealthApp, InFlight, Shortcut, WebhookApp

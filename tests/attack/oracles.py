@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from standardwebhooks import Webhook
 
 from tests.support.process import find_tool
-from webhookd.auth import Authenticator, Credentials, sign
+from webhookd.intake.auth import Authenticator, Credentials, sign
 
 from .target import Tally
 

@@ -6,5 +6,5 @@
     .venv-dev/bin/python -m tests.bench --quick                the comparison alone, short runs
     .venv-dev/bin/python -m tests.bench --only growth floor    some sections, at full length
 
-Nothing here is a test, and no test asserts a time. tests/unit/test_bench.py tests the arithmetic.
+Nothing here is a test, and no test asserts a time. tests/unit/project/test_bench.py tests the arithmetic.
 """

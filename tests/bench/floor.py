@@ -6,7 +6,9 @@ import subprocess
 from typing import Any
 
 from tests.support.process import find_tool
-from webhookd.bullmq import ADD_JOBS, JobOptions, QueueKeys, Wire, add_jobs_arguments
+from webhookd.bullmq.keys import QueueKeys
+from webhookd.bullmq.options import JobOptions
+from webhookd.bullmq.script import ADD_JOBS, Wire, add_jobs_arguments
 from webhookd.config import DEFAULT_JOB_OPTIONS
 from webhookd.model import Job
 

@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Self
 
 from tests.faults.builds import Build, Edit
-from webhookd.bullmq import Answer
-from webhookd.counts import BATCH_SIZES, DURATIONS_S, Histogram
+from webhookd.bullmq.script import Answer
+from webhookd.histogram import BATCH_SIZES, DURATIONS_S, Histogram
 from webhookd.model import Outcome
 
 from .arrival import LATENCIES, latencies
@@ -47,10 +47,10 @@ UNCOUNTED = Build(
             "pass",
         ),
         Edit("web.py", "self.events[source, event, receipt.outcome] += 1", "pass"),
-        Edit("redis_queue.py", "self.durations_s.observe(ended_s - began_s)", "pass"),
-        Edit("redis_queue.py", "self.batch_sizes.observe(len(jobs))", "pass"),
+        Edit("redis/queue.py", "self.durations_s.observe(ended_s - began_s)", "pass"),
+        Edit("redis/queue.py", "self.batch_sizes.observe(len(jobs))", "pass"),
         Edit(
-            "redis_queue.py",
+            "redis/queue.py",
             "self.answers.update(answer for answer in answers if isinstance(answer, Answer))",
             "pass",
         ),

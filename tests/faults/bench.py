@@ -26,7 +26,7 @@ from tests.support.process import ChildProcess, find_tool
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer
 from tests.support.webhooks import Webhook, outcome, post
-from webhookd.bullmq import QueueKeys
+from webhookd.bullmq.keys import QueueKeys
 
 from .builds import Build
 from .ledger import Attempt, Ledger, event, read_ledger, unanswered

@@ -115,14 +115,14 @@ _ANSWER = "def _answer_receipt(receipt: Receipt) -> Response:\n"
 CRASHING = Build(
     "with crash points",
     (
-        _before("intake.py", "source.authenticator.verify(", "before verify"),
-        _before("intake.py", "event = parse(delivery, self.fallback)", "after verify"),
+        _before("intake/__init__.py", "source.authenticator.verify(", "before verify"),
+        _before("intake/__init__.py", "event = parse(delivery, self.fallback)", "after verify"),
         Edit(
-            "spool_database.py",
+            "spool/database.py",
             _COMMIT,
             f"{_pass('after spool append before fsync')}; {_COMMIT}; {_pass('after fsync before ack')}",
         ),
-        _before("redis_queue.py", "self._acknowledged(\n", "after Redis reply before ack"),
+        _before("redis/queue.py", "self._acknowledged(\n", "after Redis reply before ack"),
         Edit(  # the answer is written within this turn of the reactor
             "web.py",
             _ANSWER,
@@ -140,7 +140,7 @@ WITHOUT_MEMORY = Build(
     "without the memory of acknowledged jobs",
     (
         Edit(
-            "recent.py",
+            "redis/recent.py",
             "for _, _, jobs in self._batches for job in jobs]",
             "for _, _, jobs in () for job in jobs]",
         ),
@@ -164,11 +164,11 @@ ACKNOWLEDGES_EARLY = Build(
 CHECKS_THEN_ADDS = Build(
     "checks and adds in two calls",
     (
-        Edit("lua/add_jobs.lua", "  if call('EXISTS', job.lock) == 1 then", "  if false then"),
-        Edit("lua/add_jobs.lua", "  if found == 'hash' then", "  if false then"),
-        Edit("lua/add_jobs.lua", "  elseif found ~= 'none' then", "  elseif false then"),
+        Edit("bullmq/add_jobs.lua", "  if call('EXISTS', job.lock) == 1 then", "  if false then"),
+        Edit("bullmq/add_jobs.lua", "  if found == 'hash' then", "  if false then"),
+        Edit("bullmq/add_jobs.lua", "  elseif found ~= 'none' then", "  elseif false then"),
         Edit(
-            "redis_queue.py",
+            "redis/queue.py",
             "        settings = self._settings\n        keys, arguments",
             "        settings = self._settings\n"
             "        found = [\n"
@@ -190,12 +190,12 @@ LOCKS_FIRST = Build(
     "locks before it adds",
     (
         Edit(
-            "lua/add_jobs.lua",
+            "bullmq/add_jobs.lua",
             "    push(job)\n  end\n  call('SET', job.lock, lock_value, 'PX', lock_ttl)",
             "    push(job)\n  end",
         ),
         Edit(
-            "lua/add_jobs.lua",
+            "bullmq/add_jobs.lua",
             "  rehearse_undo(job)\n  call('HMSET'",
             "  call('SET', job.lock, lock_value, 'PX', lock_ttl)\n  rehearse_undo(job)\n  call('HMSET'",
         ),
@@ -206,7 +206,7 @@ REUSES_CONNECTIONS = Build(
     "uses a connection again after a deadline",
     (
         Edit(
-            "redis_pool.py",
+            "redis/pool.py",
             "            if reason.unknown or reason.kind in _ASK_AGAIN:",
             "            if reason.kind is RedisErrorKind.TIMEOUT:\n"
             "                self.replyQueue.waiting.pop(0)  # txredisapi would remember who waited\n"
@@ -219,7 +219,7 @@ _PLAIN = '''\
 """A drain that does as if nobody could have added a job before."""
 
 from twisted.internet.defer import ensureDeferred
-from webhookd.bullmq import QueueKeys
+from webhookd.bullmq.keys import QueueKeys
 from webhookd.model import QueueUnavailable, RedisErrorKind
 
 
@@ -251,10 +251,10 @@ DRAINS_PLAINLY = Build(
 
 LOCKS_FOR_EVER = Build(
     "gives its locks no time to live",
-    (Edit("lua/add_jobs.lua", "lock_value, 'PX', lock_ttl)", "lock_value)"),),
+    (Edit("bullmq/add_jobs.lua", "lock_value, 'PX', lock_ttl)", "lock_value)"),),
 )
 
 DRAINS_BACKWARDS = Build(
     "drains the spool from its end",
-    (Edit("spool_database.py", 'FROM live ORDER BY sequence"', 'FROM live ORDER BY sequence DESC"'),),
+    (Edit("spool/database.py", 'FROM live ORDER BY sequence"', 'FROM live ORDER BY sequence DESC"'),),
 )

@@ -12,8 +12,8 @@ from typing import Any
 from attrs import frozen
 
 from tests.support.bullmq import Queue
-from webhookd.bullmq import QueueKeys
-from webhookd.spool_directory import DATABASE_NAME
+from webhookd.bullmq.keys import QueueKeys
+from webhookd.spool.directory import DATABASE_NAME
 
 from .ledger import Attempt
 

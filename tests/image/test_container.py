@@ -24,7 +24,7 @@ from tests.support.http import get
 from tests.support.process import MissingTool, ReservedPort, find_tool, wait_until
 from tests.support.servers import RedisServer
 from tests.support.webhooks import outcome, post, webhook
-from webhookd.bullmq import QueueKeys
+from webhookd.bullmq.keys import QueueKeys
 
 REPOSITORY = Path(__file__).parents[2]
 DOCKER = REPOSITORY / "docker"

@@ -23,7 +23,7 @@ from tests.support.daemon import Daemon, installed_twistd
 from tests.support.process import ReservedPort
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, connected
-from webhookd.bullmq import QueueKeys
+from webhookd.bullmq.keys import QueueKeys
 from webhookd.cli.sender import Post, Sender
 from webhookd.samples import SAMPLES
 

@@ -22,10 +22,10 @@ from tests.support.process import find_tool, wait_until
 from tests.support.servers import RedisServer
 from tests.support.spools import as_after_a_crash, inline, make_job
 from tests.support.webhooks import Webhook, connected, outcome, post, webhook
-from webhookd.bullmq import QueueKeys
-from webhookd.spool import Spool, Spools
-from webhookd.spool_database import SpoolLimits
-from webhookd.spool_directory import SpoolRoot
+from webhookd.bullmq.keys import QueueKeys
+from webhookd.spool.database import SpoolLimits
+from webhookd.spool.directory import SpoolRoot
+from webhookd.spool.queue import Spool, Spools
 
 _T = TypeVar("_T")
 

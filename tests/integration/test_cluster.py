@@ -17,7 +17,7 @@ from tests.support.http import connect, read_response
 from tests.support.process import wait_until
 from tests.support.servers import ClusterNode
 from tests.support.webhooks import DIRECT, connected, outcome, post, webhook, webhooks
-from webhookd.bullmq import QueueKeys
+from webhookd.bullmq.keys import QueueKeys
 
 MAX_BATCH = 128
 KEYS_OF_A_BATCH = 10 + 2 * MAX_BATCH

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from tests.support.bullmq import T0_MS, Queue, dump
 from tests.support.process import find_tool
 from tests.support.servers import FLAVOURS, RedisServer
-from webhookd.bullmq import Answer, Wire
+from webhookd.bullmq.script import Answer, Wire
 from webhookd.model import Job
 
 LINES = {"bullmq5": Wire.V5, "bullmq6": Wire.V6}

@@ -23,7 +23,7 @@ from tests.support.webhooks import connected
 from webhookd.cli.doctor import check_ports, check_redis, check_spool
 from webhookd.cli.doctor.findings import Finding, Level, Result
 from webhookd.config import Config, resolve
-from webhookd.spool_directory import SpoolRoot
+from webhookd.spool.directory import SpoolRoot
 
 from .conftest import StartDaemon
 

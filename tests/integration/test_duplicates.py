@@ -14,7 +14,7 @@ from tests.support.process import wait_until
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, Webhook, connected, outcome, post, post_at_once, webhook
 from tests.support.workers import LINES, Worker
-from webhookd.bullmq import QueueKeys
+from webhookd.bullmq.keys import QueueKeys
 
 COPIES = 500
 EVENT = webhook()

@@ -25,8 +25,8 @@ from twisted.logger import capturedLogs, formatEvent
 
 from tests.support.process import ChildProcess, ReservedPort, wait_until
 from tests.support.servers import FLAVOURS, server_binary
-from webhookd.embedded import _BECOME_SERVER, EmbeddedValkey, find_server
 from webhookd.model import ConfigError
+from webhookd.redis.embedded import _BECOME_SERVER, EmbeddedValkey, find_server
 
 DEADLINE_S = 30.0
 VALKEY = server_binary("valkey-9")
@@ -266,7 +266,7 @@ import sys
 from pathlib import Path
 from twisted.internet import reactor
 from twisted.logger import globalLogBeginner, textFileLogObserver
-from webhookd.embedded import EmbeddedValkey
+from webhookd.redis.embedded import EmbeddedValkey
 
 globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)])
 service = EmbeddedValkey(reactor, sys.argv[1], Path(sys.argv[2]))

@@ -12,7 +12,7 @@ from tests.support.bullmq import Queue
 from tests.support.process import wait_until
 from tests.support.servers import RedisServer
 from tests.support.webhooks import connected, outcome, post, webhook
-from webhookd.bullmq import QueueKeys
+from webhookd.bullmq.keys import QueueKeys
 
 _SENDERS = 8
 _FIRST_OF_EACH = 100_000

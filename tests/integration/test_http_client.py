@@ -17,7 +17,7 @@ from tests.support.daemon import Daemon
 from tests.support.http import connect, exchange, read_response, request_bytes
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, ODD, PATH, Webhook, connected, webhook, webhooks
-from webhookd.bullmq import QueueKeys
+from webhookd.bullmq.keys import QueueKeys
 from webhookd.samples import SAMPLES
 
 KEYS = QueueKeys("bull", "chatwoot")

@@ -62,7 +62,7 @@ def test_a_wrong_option_is_one_line_and_no_traceback(tmp_path: Path, wrong: list
 def test_the_package_carries_its_script_and_its_types(tmp_path: Path) -> None:
     listing = "import importlib.resources as r; print(*(f.name for f in r.files('webhookd{}').iterdir()))"
 
-    assert ".lua" in run_python(tmp_path, listing.format(".lua"))
+    assert "add_jobs.lua" in run_python(tmp_path, listing.format(".bullmq"))
     assert "py.typed" in run_python(tmp_path, listing.format(""))
 
 

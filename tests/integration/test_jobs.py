@@ -12,7 +12,7 @@ from tests.support.bullmq import T0_MS, Queue
 from tests.support.command import run_command, start_command
 from tests.support.process import ReservedPort
 from tests.support.servers import RedisServer, Sentinels, TlsRedis
-from webhookd.bullmq import QueueKeys
+from webhookd.bullmq.keys import QueueKeys
 
 ACL_FILE = Path(__file__).parents[2] / "conf" / "redis-acl.conf"
 KEYS = QueueKeys("bull", "chatwoot")

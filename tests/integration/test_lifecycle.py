@@ -23,7 +23,7 @@ from tests.support.http import Response, connect, exchange, read_response, reque
 from tests.support.process import ReservedPort, wait_until
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, PATH, Webhook, connected, outcome, post, webhook, webhooks
-from webhookd.bullmq import QueueKeys
+from webhookd.bullmq.keys import QueueKeys
 
 REPOSITORY = Path(__file__).parents[2]
 KEYS = QueueKeys("bull", "chatwoot")

@@ -37,7 +37,7 @@ from tests.support.process import ChildProcess, ReservedPort, wait_until
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, PATH, connected, outcome, post, post_at_once, webhook, webhooks
-from webhookd.bullmq import QueueKeys
+from webhookd.bullmq.keys import QueueKeys
 from webhookd.config import OPTIONS
 from webhookd.http import IDLE_TIMEOUT_S
 

@@ -27,7 +27,7 @@ from tests.support.process import find_tool, wait_until
 from tests.support.prometheus import RULES, SHIPPED, ObservedDaemon, Prometheus, load_rules, promtool
 from tests.support.servers import RedisServer
 from tests.support.webhooks import Webhook, connected, post, webhook
-from webhookd.bullmq import QueueKeys
+from webhookd.bullmq.keys import QueueKeys
 from webhookd.samples import SECRET
 
 REPOSITORY = Path(__file__).parents[2]

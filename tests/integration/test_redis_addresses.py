@@ -14,7 +14,7 @@ from tests.support.daemon import Daemon
 from tests.support.process import wait_until
 from tests.support.servers import RedisServer, Sentinels, TlsRedis
 from tests.support.webhooks import DIRECT, Webhook, connected, outcome, post, webhook
-from webhookd.bullmq import QueueKeys
+from webhookd.bullmq.keys import QueueKeys
 
 KEYS = QueueKeys("bull", "chatwoot")
 EVENT = webhook()

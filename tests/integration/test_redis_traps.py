@@ -23,12 +23,13 @@ from tests.support.process import wait_until
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, Webhook, connected, outcome, post, post_at_once, webhook, webhooks
-from webhookd.breaker import BreakerPolicy, CircuitBreaker
-from webhookd.bullmq import QueueKeys, Wire
+from webhookd.bullmq.keys import QueueKeys
+from webhookd.bullmq.script import Wire
 from webhookd.model import Job, Outcome, QueueUnavailable, Receipt, RedisErrorKind
-from webhookd.redis_pool import RedisConnection, RedisPool
-from webhookd.redis_queue import QueueSettings, RedisQueue
-from webhookd.redis_url import RedisUrl
+from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker
+from webhookd.redis.pool import RedisConnection, RedisPool
+from webhookd.redis.queue import QueueSettings, RedisQueue
+from webhookd.redis.url import RedisUrl
 
 KEYS = QueueKeys("bull", "chatwoot")
 EVENT = webhook()

@@ -16,7 +16,7 @@ from tests.support.daemon import Daemon
 from tests.support.nginx import Load, Nginx, assert_each_is_one_job
 from tests.support.servers import RedisServer
 from tests.support.webhooks import connected, post, webhook
-from webhookd.bullmq import QueueKeys
+from webhookd.bullmq.keys import QueueKeys
 
 IS_FULL = os.environ.get("WEBHOOKD_ROLLOUT") == "full"
 PER_SECOND = 300 if IS_FULL else 100

@@ -19,7 +19,7 @@ from tests.support.http import ANSWER_DEADLINE_S
 from tests.support.process import find_tool
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, connected
-from webhookd.bullmq import QueueKeys
+from webhookd.bullmq.keys import QueueKeys
 from webhookd.samples import SAMPLES, SAMPLES_DIRECTORY, SECRET, Sample
 
 SCRIPT = Path(__file__).parents[1] / "ruby" / "send_samples.rb"

@@ -20,7 +20,8 @@ from redis.retry import Retry
 from tests.support.bullmq import Queue, dump
 from tests.support.process import wait_until
 from tests.support.servers import FLAVOURS, ClusterNode, RedisServer
-from webhookd.bullmq import Answer, QueueKeys, Refused, Wire
+from webhookd.bullmq.keys import QueueKeys
+from webhookd.bullmq.script import Answer, Refused, Wire
 from webhookd.model import Job
 
 ADDED, LOCK_HELD, JOB_EXISTS = Answer.ADDED, Answer.LOCK_HELD, Answer.JOB_EXISTS

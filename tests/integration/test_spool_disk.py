@@ -19,9 +19,9 @@ from tests.support.crash_spool import FINGERPRINT
 from tests.support.process import ChildProcess, find_tool, wait_until
 from tests.support.spools import inline, make_job, numbers
 from webhookd.model import Outcome, SpoolUnavailable
-from webhookd.spool import Spool, Spools
-from webhookd.spool_database import SpoolLimits
-from webhookd.spool_directory import SpoolRoot
+from webhookd.spool.database import SpoolLimits
+from webhookd.spool.directory import SpoolRoot
+from webhookd.spool.queue import Spool, Spools
 
 _T = TypeVar("_T")
 

@@ -14,7 +14,7 @@ from tests.support.process import wait_until
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, Webhook, connected, outcome, post_at_once, webhooks
 from tests.support.workers import LINES, Worker
-from webhookd.bullmq import QueueKeys
+from webhookd.bullmq.keys import QueueKeys
 
 JOBS_COUNT = 2000
 BURST = 100

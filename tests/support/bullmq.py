@@ -7,16 +7,9 @@ from typing import Any
 
 from attrs import field, frozen
 
-from webhookd.bullmq import (
-    ADD_JOBS,
-    Answer,
-    JobOptions,
-    QueueKeys,
-    Refused,
-    Wire,
-    add_jobs_arguments,
-    read_reply,
-)
+from webhookd.bullmq.keys import QueueKeys
+from webhookd.bullmq.options import JobOptions
+from webhookd.bullmq.script import ADD_JOBS, Answer, Refused, Wire, add_jobs_arguments, read_reply
 from webhookd.model import Job
 
 T0_MS = 1_700_000_000_000

@@ -19,9 +19,9 @@ from twisted.internet.task import deferLater, react
 
 from tests.support.spools import job_number, make_job
 from webhookd.model import Receipt, SpoolUnavailable
-from webhookd.spool import Spool, Spools, SpoolThread
-from webhookd.spool_database import SpoolLimits
-from webhookd.spool_directory import SpoolRoot
+from webhookd.spool.database import SpoolLimits
+from webhookd.spool.directory import SpoolRoot
+from webhookd.spool.queue import Spool, Spools, SpoolThread
 
 FINGERPRINT = "to be killed"
 GROUP = 10

@@ -1,4 +1,4 @@
-"""Fakes of one idea each, which provide our interfaces; tests/unit/test_fakes.py holds them to these."""
+"""Fakes of one idea each; tests/unit/project/test_fakes.py checks them against our interfaces."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from tests.support.fakes import Log
-from webhookd.redis_pool import RedisPool
-from webhookd.redis_url import RedisUrl
+from webhookd.redis.pool import RedisPool
+from webhookd.redis.url import RedisUrl
 
 OK = b"+OK\r\n"
 PONG = b"+PONG\r\n"

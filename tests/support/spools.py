@@ -13,9 +13,9 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 
 from webhookd.model import Job, SpoolRecord
-from webhookd.spool import Run, Spools
-from webhookd.spool_database import SpoolDatabase, SpoolLimits
-from webhookd.spool_directory import SpoolRoot
+from webhookd.spool.database import SpoolDatabase, SpoolLimits
+from webhookd.spool.directory import SpoolRoot
+from webhookd.spool.queue import Run, Spools
 
 _T = TypeVar("_T")
 

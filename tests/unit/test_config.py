@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from webhookd.bullmq import JobOptions, Wire
+from webhookd.bullmq.options import JobOptions
+from webhookd.bullmq.script import Wire
 from webhookd.config import (
     ALL_OPTIONS,
     DEFAULT,
@@ -26,7 +27,7 @@ from webhookd.config import (
     resolve,
 )
 from webhookd.model import ConfigError
-from webhookd.redis_url import RedisUrl
+from webhookd.redis.url import RedisUrl
 
 OPTION = {option.name: option for option in OPTIONS}
 SECRET = "s3cret"

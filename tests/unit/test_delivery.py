@@ -35,7 +35,7 @@ from webhookd.model import (
     SpoolRecord,
     SpoolUnavailable,
 )
-from webhookd.spool import Spool
+from webhookd.spool.queue import Spool
 
 _REFUSED = JobRefused("WRONGTYPE")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from webhookd import chatwoot, intake
-from webhookd.auth import Authenticator, Credentials
+from webhookd import intake
+from webhookd.chatwoot import payload as chatwoot
 from webhookd.config import resolve
+from webhookd.intake.auth import Authenticator, Credentials
 from webhookd.model import Delivery, Job
-from webhookd.redis_pool import RedisEndpoint
-from webhookd.redis_url import RedisUrl
+from webhookd.redis.pool import RedisEndpoint
+from webhookd.redis.url import RedisUrl
 
 CANARY = "canary-5b1f90"
 SECRETS = {"secret": CANARY, "token": CANARY, "redis": f"redis://user:{CANARY}@127.0.0.1/0"}

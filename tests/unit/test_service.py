@@ -29,12 +29,12 @@ from zope.interface import implementer
 import webhookd
 from tests.support.fakes import Log
 from tests.support.web_client import MemoryClient
-from webhookd.breaker import BreakerPolicy, CircuitBreaker
 from webhookd.config import ALL_OPTIONS
-from webhookd.daemon import Daemon, Listener
+from webhookd.daemon.parts import Daemon, Listener
+from webhookd.daemon.process import end_on_signals, raise_descriptor_limit
 from webhookd.http import MAX_CONNECTIONS, WebhookSite
 from webhookd.model import ConfigError
-from webhookd.process import end_on_signals, raise_descriptor_limit
+from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker
 from webhookd.samples import SAMPLES, SECRET
 from webhookd.service import Options, log_breaker, makeService, max_connections
 

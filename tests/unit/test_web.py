@@ -18,8 +18,8 @@ from twisted.web.resource import IResource, Resource
 
 from tests.support.http import Response, request_bytes
 from tests.support.web_client import MemoryClient
-from webhookd.auth import Credentials
 from webhookd.http import WebhookSite
+from webhookd.intake.auth import Credentials
 from webhookd.model import (
     BadRequest,
     Delivery,
@@ -35,8 +35,8 @@ from webhookd.model import (
     UnknownSource,
     UnsupportedMedia,
 )
+from webhookd.ops.status import load_page
 from webhookd.samples import SAMPLES
-from webhookd.status import load_page
 from webhookd.web import HealthApp, InFlight, OpsApp, Shortcut, WebhookApp
 
 SAMPLE = SAMPLES["message_created"]

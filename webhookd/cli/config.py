@@ -10,11 +10,11 @@ from typing import Any
 import click
 from attrs import frozen
 
-from webhookd.bullmq import JobOptions
+from webhookd.bullmq.options import JobOptions
 from webhookd.cli.settings import configured
 from webhookd.cli.terminal import json_option, print_json, print_table
 from webhookd.config import OPTIONS, Config, Option, Source
-from webhookd.redis_url import RedisUrl
+from webhookd.redis.url import RedisUrl
 
 _FIELDS_OF_A_SOURCE = {"secret": "secrets", "token": "tokens"}
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from uuid import UUID
 
-from webhookd.auth import sign
-from webhookd.chatwoot import hash_of_body, parse
+from webhookd.chatwoot.payload import hash_of_body, parse
 from webhookd.config import Source
+from webhookd.intake.auth import sign
 from webhookd.model import BadRequest, Delivery
 
 _PARTS_OF_AN_UPDATE = 5  # of its job id: the last one is the delivery id

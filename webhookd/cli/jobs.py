@@ -16,8 +16,8 @@ from typing import Any
 import click
 from attrs import frozen
 
-from webhookd import chatwoot
-from webhookd.bullmq import QueueKeys, check_job_id
+from webhookd.bullmq.keys import QueueKeys, check_job_id
+from webhookd.chatwoot import payload as chatwoot
 from webhookd.cli.redis import Redis, ask_redis
 from webhookd.cli.settings import configured, find_source, source_option
 from webhookd.cli.terminal import (
@@ -29,9 +29,9 @@ from webhookd.cli.terminal import (
     print_json,
     print_table,
 )
+from webhookd.clock import wall_clock_ms
 from webhookd.config import Config
 from webhookd.model import Delivery
-from webhookd.process import wall_clock_ms
 from webhookd.text import printable
 
 # BullMQ's states, in the order in which a job goes through them. Each is a key of the queue: a sorted set of

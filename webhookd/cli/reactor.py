@@ -12,7 +12,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from twisted.python.failure import Failure
 from zope.interface import provider
 
-from webhookd.process import run_on_monotonic_time
+from webhookd.clock import run_on_monotonic_time
 
 _T = TypeVar("_T")
 

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeadlinePassed
 
-from webhookd import embedded
 from webhookd.cli.reactor import run
 from webhookd.cli.terminal import Unreachable
 from webhookd.config import Config
 from webhookd.model import QueueUnavailable, RedisErrorKind
-from webhookd.redis_pool import RedisConnection, RedisPool, unavailable
-from webhookd.redis_url import RedisUrl
+from webhookd.redis import embedded
+from webhookd.redis.pool import RedisConnection, RedisPool, unavailable
+from webhookd.redis.url import RedisUrl
 
 CONNECT_DEADLINE_S = 5.0
 ANSWER_DEADLINE_S = 4.0

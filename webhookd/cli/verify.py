@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import click
 from attrs import frozen
 
-from webhookd.auth import REASONS, Authenticator, Credentials
 from webhookd.cli.settings import configured, find_source, secrets_of, source_option
 from webhookd.cli.terminal import Negative, WrongUse, duration, json_option, print_json, read_file
 from webhookd.config import Config, Source
+from webhookd.intake.auth import REASONS, Authenticator, Credentials
 from webhookd.model import Unauthorized
 
 _ANY_AGE_S = 10**13  # more than a timestamp can say

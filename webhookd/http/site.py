@@ -16,11 +16,11 @@ from twisted.web.http import Request as HTTPRequest
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
-from webhookd.counts import DURATIONS_S, Histogram
+from webhookd.clock import wall_clock_ms
+from webhookd.histogram import DURATIONS_S, Histogram
 from webhookd.http.channel import FRESH_GRACE_S, MAX_ARRIVING_BYTES, MAX_CONNECTIONS, WebhookChannel
 from webhookd.http.request import Refused, WebhookRequest, address, request_ids
 from webhookd.http.turn import EndOfTurn
-from webhookd.process import wall_clock_ms
 
 _SWEEP_INTERVAL_S = 1.0
 _MAX_LOGGED_PATH = 256

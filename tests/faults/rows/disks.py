@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.faults.bench import OWN, SAFE, Bench, Replica, Row
 from tests.faults.disks import FragileDisk, SmallDisk
 from tests.faults.preloads import FaultySync
-from webhookd.spool_directory import DATABASE_NAME, LOCK_NAME
+from webhookd.spool.directory import DATABASE_NAME, LOCK_NAME
 
 _PAGE = 4096
 _INDEX_LEAF = b"\x0a"

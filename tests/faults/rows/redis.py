@@ -16,7 +16,7 @@ from tests.support.process import find_tool
 from tests.support.proxy import Proxy
 from tests.support.servers import ClusterNode, RedisServer, Sentinels
 from tests.support.workers import LINES, Worker
-from webhookd.bullmq import QueueKeys
+from webhookd.bullmq.keys import QueueKeys
 
 _TESTS = Path(__file__).parents[2]
 _NOWHERE = "127.0.0.1", 1

@@ -25,8 +25,8 @@ from webhookd.cli.redis import NOT_RUNNING, find_redis
 from webhookd.cli.settings import configured
 from webhookd.cli.terminal import Negative, json_option, print_json
 from webhookd.config import OPTIONS, Config
-from webhookd.embedded import find_server
 from webhookd.model import ConfigError, QueueUnavailable
+from webhookd.redis.embedded import find_server
 
 _DISK_DEADLINE_S = 10.0
 _COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red", Level.SKIPPED: "blue"}

@@ -26,8 +26,8 @@ import webhookd
 from webhookd.cli.doctor.findings import Checks, Finding, fail, mebibytes, milliseconds, ok, skipped, warn
 from webhookd.config import Config, unknown_names
 from webhookd.model import ConfigError
-from webhookd.spool_database import SpoolLimits, free_disk_bytes
-from webhookd.spool_directory import SpoolRoot, Tenancy
+from webhookd.spool.database import SpoolLimits, free_disk_bytes
+from webhookd.spool.directory import SpoolRoot, Tenancy
 
 # -- the configuration --------------------------------------------------------------------------------------
 

@@ -16,16 +16,17 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from webhookd.breaker import BreakerPolicy, CircuitBreaker
-from webhookd.bullmq import QueueKeys, Wire
+from webhookd.bullmq.keys import QueueKeys
+from webhookd.bullmq.script import Wire
 from webhookd.cli.doctor.findings import Checks, Finding, fail, mebibytes, milliseconds, ok, skipped, warn
 from webhookd.cli.redis import Redis, connected, describe
+from webhookd.clock import wall_clock_ms
 from webhookd.config import Config, Source
 from webhookd.model import Job, JobRefused, Outcome, QueueUnavailable, RedisErrorKind
-from webhookd.process import wall_clock_ms
-from webhookd.redis_queue import QueueSettings, RedisQueue
-from webhookd.redis_url import RedisUrl
-from webhookd.redis_watch import ServerFacts, read_info
+from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker
+from webhookd.redis.queue import QueueSettings, RedisQueue
+from webhookd.redis.url import RedisUrl
+from webhookd.redis.watch import ServerFacts, read_info
 
 _OLDEST = (6, 2)
 _SCRATCH_QUEUE = "webhookd-doctor"

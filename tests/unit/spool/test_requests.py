@@ -1,0 +1,181 @@
+"""What an operator may ask of a spool: of one that is open, and of one whose replica is dead."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import msgspec
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support.spools import Replica, as_after_a_crash, make_job
+from webhookd.spool.database import connect_to_read, decode_record, encode_record
+from webhookd.spool.queue import Spool
+from webhookd.spool.requests import (
+    PAGE,
+    CheckFile,
+    Holdings,
+    ListRows,
+    Look,
+    Purge,
+    ReadRows,
+    Request,
+    Requeue,
+    Row,
+    Table,
+)
+
+REQUESTS = [
+    Look(),
+    ListRows(Table.DEAD, 3, 5),
+    ReadRows(Table.CORRUPT, 7),
+    CheckFile(full=True),
+    Requeue([1, 2]),
+    Purge(Table.LIVE, [3]),
+]
+
+
+class RequestCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.root = Path(mkdtemp()) / "spool"
+        self.addCleanup(shutil.rmtree, self.root.parent)
+        self.spool: Spool = self.successResultOf(Replica(self.root).spools.open_own())
+
+    def append(self, *numbers: int, data: bytes = b"{}") -> None:
+        for number in numbers:
+            self.successResultOf(self.spool.append(make_job(number, data=data)))
+
+    def ask(self, request: Request) -> Any:
+        """What the spool says, after the way through the socket."""
+        sent = msgspec.json.decode(msgspec.json.encode(request), type=Request)
+        answer = msgspec.json.encode(self.successResultOf(self.spool.do(sent)))
+        return msgspec.json.decode(answer, type=request.answer_type)
+
+    def rows(self, table: Table) -> list[int]:
+        return [row.sequence for row in self.ask(ListRows(table))]
+
+
+class RequestTests(RequestCase):
+    def test_each_arrives_as_it_was_sent(self) -> None:
+        for request in REQUESTS:
+            self.assertEqual(msgspec.json.decode(msgspec.json.encode(request), type=Request), request)
+
+    def test_none_asks_for_more_than_a_page(self) -> None:
+        for request in (
+            ListRows(Table.LIVE, 0, PAGE + 1),
+            ReadRows(Table.LIVE, 0, PAGE + 1),
+            Requeue([1] * (PAGE + 1)),
+            Purge(Table.DEAD, [1] * (PAGE + 1)),
+        ):
+            text = msgspec.json.encode(request)
+            self.assertRaises(msgspec.ValidationError, msgspec.json.decode, text, type=Request)
+
+    def test_holdings(self) -> None:
+        self.append(1, 2, 3)
+        self.successResultOf(self.spool.bury(1, "no"))
+        size = sum(len(encode_record(make_job(number, data=b"{}"))) for number in (2, 3))
+        last = {Table.LIVE: 3, Table.DEAD: 1, Table.CORRUPT: 0}
+        self.assertEqual(self.ask(Look()), Holdings(2, size, 1, 0, make_job(2).timestamp_ms, last))
+
+    def test_rows_have_no_content_unless_it_is_asked_for(self) -> None:
+        self.append(1)
+        record = encode_record(make_job(1, data=b"{}"))
+        row = Row(1, "chatwoot", make_job(1).id, make_job(1).timestamp_ms, len(record), None, None)
+        self.assertEqual(self.ask(ListRows(Table.LIVE)), [row])
+        (row,) = self.ask(ReadRows(Table.LIVE))
+        self.assertEqual(decode_record(row.record), make_job(1, data=b"{}"))
+
+    def test_content_comes_in_pages_of_a_mebibyte(self) -> None:
+        self.append(1, 2, 3, 4, data=bytes(400_000))
+        self.append(5, data=bytes(3_000_000))
+        pages, after = [], 0
+        while rows := self.ask(ReadRows(Table.LIVE, after)):
+            pages.append([row.sequence for row in rows])
+            after = rows[-1].sequence
+        self.assertEqual(pages, [[1, 2], [3, 4], [5]])
+
+    def test_each_table_can_be_purged(self) -> None:
+        self.append(1, 2, 3, 4)
+        self.successResultOf(self.spool.bury(1, "no"))
+        database = self.spool.directory.database
+        self.successResultOf(self.spool.close())
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("UPDATE live SET record = x'00' WHERE sequence = 2")
+            connection.commit()
+        self.spool = self.successResultOf(Replica(self.root).spools.open_own())
+        self.successResultOf(self.spool.first(10, 1 << 20))
+        self.assertEqual([self.rows(table) for table in Table], [[3, 4], [1], [2]])
+        for table, sequences in ((Table.LIVE, [3, 99]), (Table.DEAD, [1]), (Table.CORRUPT, [2])):
+            self.assertEqual(self.ask(Purge(table, sequences)), 1)
+        self.assertEqual([self.rows(table) for table in Table], [[4], [], []])
+        stats = self.spool.stats
+        self.assertEqual((stats.records, stats.dead_records, stats.corrupt_records), (1, 0, 0))
+
+    def test_a_damaged_row_is_a_row(self) -> None:
+        self.append(1)
+        self.successResultOf(self.spool.bury(1, "no"))
+        database = self.spool.directory.database
+        self.successResultOf(self.spool.close())
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute(
+                "UPDATE dead SET queue = NULL, received_at_ms = 'x', record = NULL, reason = 7"
+            )
+            connection.commit()
+        self.spool = self.successResultOf(Replica(self.root).spools.open_own())
+        (row,) = self.ask(ReadRows(Table.DEAD))
+        self.assertEqual((row.queue, row.received_at_ms, row.size_bytes, row.reason), ("", 0, 0, "7"))
+
+    def test_a_large_file_is_checked_only_where_nobody_waits(self) -> None:
+        self.append(1)
+        self.assertEqual(self.ask(CheckFile()), [])
+        self.append(2, 3, 4, data=bytes(12_000_000))
+        self.assertEqual(self.ask(CheckFile()), None)
+        self.assertEqual(self.ask(CheckFile(full=True)), [])
+
+
+class DeadReplicaTests(RequestCase):
+    def contents(self, directory: Path) -> Mapping[str, bytes]:
+        return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+    def after_its_death(self) -> Path:
+        copy = as_after_a_crash(self.root, self.root.parent / "after the crash")
+        (directory,) = copy.iterdir()
+        return directory
+
+    def records(self, directory: Path) -> int:
+        with closing(connect_to_read(directory / "spool.sqlite")) as connection:
+            return Look().answer(connection.execute).records
+
+    def test_what_its_wal_holds_is_read_and_nothing_is_changed(self) -> None:
+        self.append(1, 2, 3)
+        directory = self.after_its_death()
+        before = self.contents(directory)
+        self.assertGreater(len(before["spool.sqlite-wal"]), 0)
+        self.assertEqual(self.records(directory), 3)
+        self.assertEqual(self.contents(directory), before)
+
+    def test_one_that_ended_well_is_not_changed_either(self) -> None:
+        self.append(1)
+        self.successResultOf(self.spool.close())
+        before = self.contents(self.spool.directory.path)
+        self.assertEqual(sorted(before), ["lock", "spool.sqlite"])
+        self.assertEqual(self.records(self.spool.directory.path), 1)
+        self.assertEqual(self.contents(self.spool.directory.path), before)
+
+    def test_one_that_never_began_holds_nothing(self) -> None:
+        directory = self.after_its_death()
+        for path in directory.glob("spool.sqlite*"):
+            path.unlink()
+        self.assertEqual(self.records(directory), 0)
+
+    def test_one_whose_repair_was_cut_short_is_not_empty(self) -> None:
+        self.append(1)
+        directory = self.after_its_death()
+        for path in directory.glob("spool.sqlite*"):
+            path.rename(path.with_name(path.name.replace("sqlite", "sqlite.old")))
+        self.assertRaises(sqlite3.DatabaseError, self.records, directory)

@@ -1,0 +1,123 @@
+"""``add_jobs.lua``, the one script that adds jobs to a queue: its arguments and its reply."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from enum import Enum, IntEnum
+from importlib.resources import files
+
+from attrs import field, frozen
+
+from webhookd.bullmq.keys import QueueKeys
+from webhookd.model import Job
+
+
+class Wire(Enum):
+    """Which BullMQ a queue's workers run; C{AUTO} goes by the C{version} that Node queues leave in C{meta}.
+
+    It matters only while a queue is paused and empty: 5 keeps its jobs in C{paused}, 6 in C{wait}.
+    """
+
+    AUTO = "auto"
+    V5 = "5"
+    V6 = "6"
+
+
+@frozen
+class Script:
+    """A Lua script, and the name that EVALSHA knows it by."""
+
+    text: bytes
+    sha1: str = field(init=False)
+
+    @sha1.default
+    def _digest(self) -> str:
+        return hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
+
+
+ADD_JOBS = Script(files(__package__).joinpath("add_jobs.lua").read_bytes())
+"""Adds a batch of jobs to one queue, each once. Its head documents KEYS, ARGV and the reply."""
+
+
+def add_jobs_arguments(
+    keys: QueueKeys, jobs: Sequence[Job], *, lock_ttl_ms: int, wire: Wire, set_by: str
+) -> tuple[list[str | bytes], list[str | bytes]]:
+    """KEYS and ARGV of one call of L{ADD_JOBS}, every one a string.
+
+    C{set_by} is what the creation locks hold, and C{lock_ttl_ms}, at least 1, how long they live.
+
+    @raise ValueError: there is no job, or one of another queue, or no time to live.
+    """
+    if not jobs or any(job.queue != keys.queue for job in jobs):
+        raise ValueError(f"the jobs of one call must all be of the queue {keys.queue!r}, and at least one")
+    if lock_ttl_ms < 1:
+        raise ValueError("a creation lock must live for at least 1 ms")
+    names: list[str | bytes] = [
+        keys.wait,
+        keys.paused,
+        keys.meta,
+        keys.id,
+        keys.delayed,
+        keys.active,
+        keys.prioritized,
+        keys.pc,
+        keys.events,
+        keys.marker,
+    ]
+    values: list[str | bytes] = [set_by, str(lock_ttl_ms), wire.value]
+    for job in jobs:
+        names += keys.job(job.id), keys.create_lock(job.id)
+        values += (
+            job.id,
+            job.name,
+            job.data,
+            job.options,
+            str(job.timestamp_ms),
+            str(job.delay_ms),
+            str(job.priority),
+            "1" if job.lifo else "0",
+        )
+    return names, values
+
+
+class Answer(IntEnum):
+    """What L{ADD_JOBS} did with a job; the values are its return codes."""
+
+    ADDED = 1
+    LOCK_HELD = 2
+    JOB_EXISTS = 3
+
+
+@frozen
+class Refused:
+    """Redis did not take this one job, and kept nothing of it.
+
+    The first word of C{reason} is the error's code: C{WRONGTYPE} where something else is in the job's place,
+    which repeating does not cure, or what Redis gives for a whole call, such as C{NOPERM}.
+    """
+
+    reason: str
+
+
+def read_reply(reply: object, count: int) -> list[Answer | Refused]:
+    """What became of each of C{count} jobs, in order.
+
+    @raise ValueError: the reply is not one of L{ADD_JOBS} to that many jobs.
+    """
+    if not isinstance(reply, list | tuple) or len(reply) != count:
+        raise ValueError(f"the reply is not an answer to each of {count} jobs")
+    return [_read_answer(answer) for answer in reply]
+
+
+_ANSWERS: Mapping[object, Answer] = {answer.value: answer for answer in Answer}
+
+
+def _read_answer(answer: object) -> Answer | Refused:
+    if isinstance(answer, int) and answer in _ANSWERS:
+        return _ANSWERS[answer]
+    if isinstance(answer, bytes):
+        return Refused(answer.decode(errors="replace"))
+    if isinstance(answer, str):
+        return Refused(answer)
+    raise ValueError("an answer is neither a code nor an error")

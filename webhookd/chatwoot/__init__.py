@@ -1,0 +1,1 @@
+"""Chatwoot, the sender: what its webhooks look like, and what they mean."""

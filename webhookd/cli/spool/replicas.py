@@ -1,0 +1,302 @@
+"""The spools of all replicas, for the parts of the command: of stopped ones, and of running ones.
+
+A stopped replica's directory is locked as an adopting replica would lock it, and read as it is: only what
+changes a spool opens it as a daemon does. A running replica is asked, on the socket in its directory.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgspec
+from attrs import define, field, frozen
+from treq.client import HTTPClient
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import UNIXClientEndpoint
+from twisted.internet.error import ConnectError
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+from twisted.web.client import URI, Agent, ResponseFailed, ResponseNeverReceived
+from twisted.web.iweb import IAgentEndpointFactory
+from zope.interface import implementer
+
+from webhookd.cli.terminal import Unreachable, WrongUse
+from webhookd.clock import wall_clock_ms
+from webhookd.model import SpoolUnavailable
+from webhookd.spool.database import SpoolDatabase, SpoolLimits, connect_to_read
+from webhookd.spool.directory import (
+    REPLICA_PREFIX,
+    SpoolDirectory,
+    SpoolRoot,
+    hold,
+    open_directory,
+    socket_path,
+)
+from webhookd.spool.queue import Run, Spool
+from webhookd.spool.requests import DrainState, Question, Request
+from webhookd.spool.wal import reseal
+
+_OPEN_DEADLINE_S = 3.0
+_ANSWER_DEADLINE_S = 5.0
+_POLL_INTERVAL_S = 0.1
+
+
+class Unreadable(Unreachable):
+    """The file of a spool is damaged."""
+
+
+def short_name(path: Path) -> str:
+    """What tells a replica's directory from the others."""
+    return path.name.removeprefix(REPLICA_PREFIX)
+
+
+@define(eq=False)
+class Stopped:
+    """The spool of a replica that does not run; ours until it is closed."""
+
+    path: Path
+    _directory: SpoolDirectory
+    _connection: sqlite3.Connection
+    _run: Run
+    _root: SpoolRoot
+    _limits: SpoolLimits
+    _spool: Spool | None = field(default=None, init=False)
+    pid: None = field(default=None, init=False)
+
+    async def ask(self, request: Request) -> Any:
+        """What the spool says to a request.
+
+        @raise Unreachable: it cannot be read, or written to.
+        """
+        if self._spool is None and isinstance(request, Question):
+            return await self._run(partial(self._read, request))
+        spool = self.spool()
+        try:
+            return await spool.do(request)
+        except SpoolUnavailable as error:
+            raise Unreachable(f"{self.path}: {error}") from None
+
+    def spool(self) -> Spool:
+        """The spool as a daemon opens it, for what changes it."""
+        if self._spool is None:
+            if not self._root.is_ours(self.path):
+                raise WrongUse(f"{self.path}: made by another version, or for another Redis, prefix or queue")
+            _act_as_owner(self.path)
+            if not os.access(self.path, os.W_OK):
+                raise Unreachable(f"{self.path}: it cannot be written to")
+            self._connection.close()
+            database = SpoolDatabase(self._directory.database, self._limits)
+            self._spool = Spool(self._directory, database, self._run, wall_clock_ms, self._limits)
+        return self._spool
+
+    async def is_cut_off(self) -> bool:
+        """Whether damage in its WAL hides what comes behind it, until a daemon opens it."""
+        return await self._run(self._has_damaged_wal)
+
+    def _has_damaged_wal(self) -> bool:
+        try:
+            database = self._directory.database
+            return reseal(database.with_name(f"{database.name}-wal").read_bytes()) is not None
+        except FileNotFoundError:
+            return False
+
+    async def close(self) -> None:
+        """Leave it to the next one who comes; one that was changed and is empty now is removed."""
+        if self._spool is not None:
+            await self._spool.close()
+        else:
+            self._connection.close()
+            self._directory.release()
+
+    def _read(self, question: Question) -> Any:
+        try:
+            return question.answer(self._connection.execute)
+        except sqlite3.Error as error:
+            raise Unreadable(f"{self.path}: its file cannot be read: {error}") from None
+
+
+@frozen
+class Running:
+    """The spool of a daemon that runs, and answers for it."""
+
+    path: Path
+    pid: int
+    _socket: Socket
+
+    async def ask(self, request: Request) -> Any:
+        """What the spool says to a request.
+
+        @raise Unreachable: the daemon does not answer, or cannot.
+        """
+        answer = await self._socket.fetch("POST", "/", msgspec.json.encode(request))
+        return msgspec.json.decode(answer, type=request.answer_type)
+
+    async def wake_drain(self) -> None:
+        """Have its drain look now."""
+        await self._socket.fetch("POST", "/drain")
+
+    async def drain_state(self) -> DrainState:
+        """How its drain gets on."""
+        return await self._socket.drain_state()
+
+    async def is_cut_off(self) -> bool:
+        """See L{Stopped}: a daemon has opened it."""
+        return False
+
+    async def close(self) -> None:
+        """Ask no more."""
+        self._socket.close()
+
+
+@implementer(IAgentEndpointFactory)
+class Socket:
+    """The socket in a replica's directory, for HTTP."""
+
+    def __init__(self, reactor: Any, path: Path) -> None:
+        self._reactor = reactor
+        self._path = path
+        self._directory_fd = open_directory(path)
+        self._client = HTTPClient(Agent.usingEndpointFactory(reactor, self))
+
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
+        """The same for each."""
+        return UNIXClientEndpoint(self._reactor, socket_path(self._directory_fd), _ANSWER_DEADLINE_S)
+
+    async def fetch(self, method: str, path: str, body: bytes = b"") -> bytes:
+        """The body of an answer.
+
+        @raise Unreachable: the daemon does not answer, or cannot.
+        @raise ConnectError: nobody listens.
+        """
+        fetched = Deferred.fromCoroutine(self._fetch(method, path, body))
+        fetched.addTimeout(_ANSWER_DEADLINE_S, self._reactor, self._too_late)
+        try:
+            return await fetched
+        except (ResponseFailed, ResponseNeverReceived):
+            raise Unreachable(f"{self._path}: the daemon ended meanwhile") from None
+
+    def _too_late(self, _answer: bytes | Failure, deadline_s: float) -> Failure:
+        return Failure(
+            Unreachable(
+                f"{self._path}: the daemon has not answered for {deadline_s:.0f} s: its disk may hang"
+            )
+        )
+
+    async def _fetch(self, method: str, path: str, body: bytes) -> bytes:
+        response = await self._client.request(method, f"http://spool{path}", data=body)
+        content = await response.content()
+        if response.code != 200:
+            raise Unreachable(f"{self._path}: {msgspec.json.decode(content)}")
+        return content
+
+    async def drain_state(self) -> DrainState:
+        """Who listens, and how its drain gets on."""
+        return msgspec.json.decode(await self.fetch("GET", "/drain"), type=DrainState)
+
+    def close(self) -> None:
+        """Ask no more."""
+        os.close(self._directory_fd)
+
+
+Replica: TypeAlias = Stopped | Running
+
+
+@frozen
+class Replicas:
+    """The replicas below one spool root."""
+
+    root: SpoolRoot
+    reactor: Any
+    _run: Run
+    _limits: SpoolLimits
+
+    def paths(self, wanted: str | None = None) -> Sequence[Path]:
+        """The directories of all, or of the one that is wanted: its path, or how its name begins."""
+        if wanted is not None and "/" in wanted:
+            return [Path(wanted).absolute()]
+        try:
+            next(self.root.path.iterdir(), None)  # a glob would be silent about what it may not read
+        except OSError as error:
+            raise Unreachable(f"{self.root.path}: {error.strerror}") from None
+        paths = [path for path in self.root.replicas() if path.is_dir()]
+        if wanted is None:
+            return paths
+        found = [path for path in paths if path.name.startswith((wanted, REPLICA_PREFIX + wanted))]
+        if len(found) != 1:
+            problem = "several replicas have" if found else "no replica has"
+            raise WrongUse(f"{self.root.path}: {problem} a name that begins with {wanted}")
+        return found
+
+    def path(self, wanted: str | None) -> Path:
+        """The directory of the one that is wanted; need not be said where there is one only."""
+        paths = self.paths(wanted)
+        if len(paths) == 1:
+            return paths[0]
+        if not paths:
+            raise Unreachable(f"{self.root.path}: no replica has a spool here")
+        names = ", ".join(map(short_name, paths))
+        raise WrongUse(f"say which replica, with --replica: {names}")
+
+    @asynccontextmanager
+    async def open(self, path: Path) -> AsyncIterator[Replica]:
+        """The spool in a directory, whoever holds it.
+
+        @raise Unreachable: it is not there, not ours to read, or nobody answers for it.
+        """
+        replica = await self._open(path)
+        try:
+            yield replica
+        finally:
+            await replica.close()
+
+    async def _open(self, path: Path) -> Replica:
+        end_s = time.monotonic() + _OPEN_DEADLINE_S
+        while True:  # a daemon that starts has the lock before it listens
+            try:
+                replica = await self._run(partial(self._take, path)) or await self._call(path)
+            except OSError as error:
+                raise Unreachable(f"{path}: {error.strerror or error}") from None
+            if replica is not None:
+                return replica
+            if time.monotonic() > end_s:
+                raise Unreachable(f"{path}: in use by a process that answers no questions")
+            await deferLater(self.reactor, _POLL_INTERVAL_S)
+
+    def _take(self, path: Path) -> Stopped | None:
+        directory = hold(path)
+        if directory is None:
+            return None
+        try:
+            connection = connect_to_read(directory.database)
+        except sqlite3.Error as error:
+            directory.release()
+            raise Unreadable(f"{path}: its file cannot be read: {error}") from None
+        return Stopped(path, directory, connection, self._run, self.root, self._limits)
+
+    async def _call(self, path: Path) -> Running | None:
+        socket = Socket(self.reactor, path)
+        try:
+            return Running(path, (await socket.drain_state()).pid, socket)
+        except ConnectError:
+            socket.close()
+            return None
+        except BaseException:
+            socket.close()
+            raise
+
+
+def _act_as_owner(path: Path) -> None:
+    """As root, go on as the user whose spool it is: a file of root's would keep the daemon out."""
+    status = path.stat()
+    if os.geteuid() == 0 and status.st_uid != 0:
+        os.setgroups([])
+        os.setgid(status.st_gid)
+        os.setuid(status.st_uid)

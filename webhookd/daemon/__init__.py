@@ -1,0 +1,1 @@
+"""The process: its services in order, signals, systemd and logs."""

@@ -1,0 +1,137 @@
+"""The way of an event: from a delivery and its credentials to a receipt.
+
+One direction, no way back: authenticate, parse, filter, encode, deliver.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import msgspec
+from attrs import field, frozen
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+
+from webhookd.bullmq.options import JobOptions
+from webhookd.chatwoot.payload import Fallback, parse
+from webhookd.intake.auth import Authenticator, Credentials
+from webhookd.model import Delivery, Event, Job, Outcome, Receipt, Unauthorized, UnknownSource
+
+#: Makes a job's data from a delivery.
+Encoder = Callable[[Delivery], bytes]
+
+_log = Logger()
+
+
+@frozen
+class Source:
+    """What intake knows of one source; ``events`` are the wanted names, None means all."""
+
+    authenticator: Authenticator
+    events: frozenset[str] | None
+    queue: str
+    options: JobOptions
+
+
+@frozen
+class Intake:
+    """Takes the deliveries of all sources.
+
+    ``signature_failures`` counts by source and code, ``secrets_used`` by source and position.
+    """
+
+    sources: Mapping[str, Source]
+    encode: Encoder
+    fallback: Fallback
+    deliver: Callable[[Job], Deferred[Receipt]]
+    signature_failures: Counter[tuple[str, str]] = field(factory=Counter)
+    secrets_used: Counter[tuple[str, int]] = field(factory=Counter)
+
+    def accept(self, delivery: Delivery, credentials: Credentials) -> Deferred[Receipt]:
+        """Take one delivery.
+
+        Raises a L{webhookd.model.Refusal} at once, or fires with a receipt, or fails as ``deliver`` does.
+        """
+        source = self.sources.get(delivery.source)
+        if source is None:
+            raise UnknownSource("unknown_source", "no source of this name is configured")
+        self._authenticate(source, delivery, credentials)
+        event = parse(delivery, self.fallback)
+        if source.events is not None and event.name not in source.events:
+            return succeed(Receipt(Outcome.IGNORED, event.job_id, event.name))
+        return self.deliver(self._job(source, delivery, event))
+
+    def _authenticate(self, source: Source, delivery: Delivery, credentials: Credentials) -> None:
+        now_s = delivery.received_at_ms / 1000
+        try:
+            position = source.authenticator.verify(credentials, delivery.body, now_s)
+        except Unauthorized as error:
+            self.signature_failures[delivery.source, error.code] += 1
+            raise
+        if position is not None:
+            self.secrets_used[delivery.source, position] += 1
+
+    def _job(self, source: Source, delivery: Delivery, event: Event) -> Job:
+        options = source.options
+        return Job(
+            queue=source.queue,
+            id=event.job_id,
+            name=event.name,
+            data=self.encode(delivery),
+            options=options.encode(event.job_id),
+            timestamp_ms=delivery.received_at_ms,
+            delay_ms=options.delay_ms,
+            priority=options.priority,
+            lifo=options.lifo,
+        )
+
+
+def told(
+    accept: Callable[[Delivery, Credentials], Deferred[Receipt]], seconds: Callable[[], float]
+) -> Callable[[Delivery, Credentials], Deferred[Receipt]]:
+    """The same, with a line in the log for each delivery that was taken; ``seconds`` is a clock."""
+
+    def accept_and_tell(delivery: Delivery, credentials: Credentials) -> Deferred[Receipt]:
+        began_s = seconds()
+
+        def tell(receipt: Receipt) -> Receipt:
+            _log.debug(
+                "{outcome} {job_id} of {source} in {duration_ms} ms, request {request_id}",
+                outcome=receipt.outcome.value,
+                event=receipt.event,
+                job_id=receipt.job_id,
+                source=delivery.source,
+                request_id=delivery.request_id.decode(),
+                duration_ms=round((seconds() - began_s) * 1000, 3),
+            )
+            return receipt
+
+        return accept(delivery, credentials).addCallback(tell)
+
+    return accept_and_tell
+
+
+def payload(delivery: Delivery) -> bytes:
+    """The body, byte for byte as it was sent and signed."""
+    return delivery.body
+
+
+def envelope(delivery: Delivery) -> bytes:
+    """The same bytes under ``payload``, beside what only the receiver knows.
+
+    The delivery id is the sender's to choose, so it is encoded; a source's name and a request id need no
+    escapes.
+    """
+    delivery_id = msgspec.json.encode(delivery.delivery_id)
+    head = b'{"source":"%b","deliveryId":%b,"requestId":"%b","receivedAt":%d,"payload":' % (
+        delivery.source.encode(),
+        delivery_id,
+        delivery.request_id,
+        delivery.received_at_ms,
+    )
+    return head + delivery.body + b"}"
+
+
+#: By the value of the option ``job_data``.
+ENCODERS: Mapping[str, Encoder] = {"payload": payload, "envelope": envelope}

@@ -1,0 +1,1 @@
+"""What operators see: metrics, health, traces and the status page."""

@@ -1,0 +1,220 @@
+"""A trace from the webhook, or from before it, to the worker: OpenTelemetry, exported by OTLP over HTTP.
+
+Each webhook is a span, and its job is another one in it. The job carries the W3C ``traceparent`` of its span
+where bullmq-otel looks for it, and so the worker's span goes on with the same trace. Spans name routes, jobs
+and queues, and hold nothing of a message.
+
+Nothing here waits: the SDK exports in a thread of its own, from a bounded queue, and drops what does not fit.
+The module needs the extra ``otel``, and is imported only where tracing is wanted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from threading import Thread
+from typing import Any
+
+from msgspec.structs import replace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeadlinePassed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from webhookd.bullmq.options import with_telemetry
+from webhookd.http import WebhookRequest
+from webhookd.model import ConfigError, Job, Receipt
+
+_LAST_EXPORT_DEADLINE_S = 2.0
+_MAX_TRACESTATE_BYTES = 512  # what W3C asks everybody to pass on; it goes into each job
+_MAX_PATH = 256
+_QUIET_S = 60.0
+
+_W3C = TraceContextTextMapPropagator()
+
+_log = Logger()
+
+Answer = Callable[[WebhookRequest], bool]
+Deliver = Callable[[Job], Deferred[Receipt]]
+
+
+def otlp_provider(version: str, replica: str) -> TracerProvider:
+    """The SDK as OpenTelemetry's own environment variables (``OTEL_…``) configure it.
+
+    Raises L{ConfigError} where they make no sense.
+    """
+    sdk = logging.getLogger("opentelemetry")
+    sdk.handlers, sdk.propagate = [SdkLog()], False
+    ours = {"service.name": "webhookd", "service.version": version, "service.instance.id": replica}
+    try:
+        provider = TracerProvider(
+            resource=Resource(ours).merge(OTELResourceDetector().detect()), shutdown_on_exit=False
+        )
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    except ValueError as error:
+        raise ConfigError(f"tracing: {error}") from None
+    return provider
+
+
+class Tracing(Service):
+    """The spans of webhooks and jobs.
+
+    A webhook gets from `answering` to `delivering` without a turn of the reactor in between. So one attribute
+    is enough to tell the second which span is the parent of its own.
+    """
+
+    _webhook: Span = INVALID_SPAN
+
+    def __init__(self, reactor: Any, provider: TracerProvider, version: str) -> None:
+        self._reactor = reactor
+        self._provider = provider
+        self._tracer = provider.get_tracer("webhookd", version)
+
+    def answering(self, answer: Answer) -> Answer:
+        """The same way to an answer, with a span around each POST."""
+
+        def traced(request: WebhookRequest) -> bool:
+            if request.method != b"POST":
+                return answer(request)
+            span = self._tracer.start_span(
+                "POST", _parent(request.fields), SpanKind.SERVER, attributes=_attributes(request)
+            )
+            if span.is_recording():
+                request.notifyFinish().addBoth(_answered, request, span)
+            self._webhook = span
+            try:
+                return answer(request)
+            finally:
+                self._webhook = INVALID_SPAN
+
+        return traced
+
+    def delivering(self, deliver: Deliver) -> Deliver:
+        """The same delivery, with a span around each job, and that span's name in the job.
+
+        What is not sampled needs no second span: the job carries the name of the webhook's.
+        """
+
+        def traced(job: Job) -> Deferred[Receipt]:
+            webhook = self._webhook
+            if not webhook.is_recording():
+                return deliver(_continuing(webhook, job))
+            span = self._tracer.start_span(
+                f"add {job.queue}",
+                set_span_in_context(webhook, Context()),
+                SpanKind.PRODUCER,
+                attributes={
+                    "messaging.system": "bullmq",
+                    "messaging.operation.name": "add",
+                    "messaging.operation.type": "send",
+                    "messaging.destination.name": job.queue,
+                    "messaging.message.id": job.id,
+                },
+            )
+            return deliver(_continuing(span, job)).addCallbacks(
+                _taken, _not_taken, callbackArgs=(span,), errbackArgs=(span,)
+            )
+
+        return traced
+
+    def stopService(self) -> Deferred[None]:
+        """Export what is left, as far as that is quick."""
+        super().stopService()
+        ended: Deferred[None] = Deferred()
+        # A thread of its own: the reactor waits for those of its pool, whatever they wait for.
+        Thread(target=self._end, args=(ended,), daemon=True).start()
+        return ended.addTimeout(_LAST_EXPORT_DEADLINE_S, self._reactor).addErrback(_not_exported)
+
+    def _end(self, ended: Deferred[None]) -> None:
+        self._provider.shutdown()
+        self._reactor.callFromThread(ended.callback, None)
+
+
+def _parent(fields: Mapping[bytes, bytes]) -> Context:
+    """The sender's span, if it names one."""
+    given = {"traceparent": fields.get(b"traceparent", b"").decode("latin-1")}
+    state = fields.get(b"tracestate", b"")
+    if len(state) <= _MAX_TRACESTATE_BYTES:
+        given["tracestate"] = state.decode("latin-1")
+    return _W3C.extract(given, Context())
+
+
+def _continuing(span: Span, job: Job) -> Job:
+    """The job, so that whoever processes it goes on with a span's trace."""
+    metadata: dict[str, str] = {}
+    _W3C.inject(metadata, set_span_in_context(span, Context()))
+    return replace(job, options=with_telemetry(job.options, metadata))
+
+
+def _attributes(request: WebhookRequest) -> Mapping[str, str]:
+    return {
+        "http.request.method": "POST",
+        "url.path": request.path[:_MAX_PATH].decode("ascii", "replace"),
+        "url.scheme": "https" if request.isSecure() else "http",
+        "network.protocol.version": request.clientproto[5:].decode(),
+        "webhookd.request_id": request.request_id.decode(),
+    }
+
+
+def _answered(result: Failure | None, request: WebhookRequest, span: Span) -> None:
+    if request.route != "other":
+        route = request.route.replace("<", "{").replace(">", "}")
+        span.update_name(f"POST {route}")
+        span.set_attribute("http.route", route)
+    if result is not None:  # the client is gone
+        _fail(span, type(result.value).__name__)
+    else:
+        span.set_attribute("http.response.status_code", request.code)
+        if request.code >= 500:
+            _fail(span, str(request.code))
+    span.end()
+
+
+def _taken(receipt: Receipt, span: Span) -> Receipt:
+    span.set_attribute("webhookd.outcome", receipt.outcome.value)
+    span.end()
+    return receipt
+
+
+def _not_taken(failure: Failure, span: Span) -> Failure:
+    _fail(span, type(failure.value).__name__)
+    span.end()
+    return failure
+
+
+def _fail(span: Span, error_type: str) -> None:
+    span.set_attribute("error.type", error_type)
+    span.set_status(StatusCode.ERROR)
+
+
+def _not_exported(failure: Failure) -> None:
+    failure.trap(DeadlinePassed)
+    _log.warn("the last spans were not exported in time")
+
+
+class SdkLog(logging.Handler):
+    """What OpenTelemetry says of itself, in our log, and each thing once a minute at most.
+
+    What it says of its configuration quotes headers, which may hold tokens: so only the exporter's messages
+    are repeated in full.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._told_at_s: dict[str, float] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        what = str(record.msg)  # with places for its values
+        if record.created - self._told_at_s.get(what, 0.0) < _QUIET_S:
+            return
+        self._told_at_s[what] = record.created
+        is_exporters = record.name.startswith("opentelemetry.exporter")
+        _log.warn("tracing: {problem}", problem=record.getMessage() if is_exporters else what)

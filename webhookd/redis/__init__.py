@@ -1,0 +1,1 @@
+"""Redis: connections that recover, the queue that adds jobs, and what protects both."""

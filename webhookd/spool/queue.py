@@ -1,0 +1,262 @@
+"""A spool as others use it: operations that wait for the thread, committed in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from attrs import define, evolve, field
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.threadpool import ThreadPool
+from zope.interface import implementer
+
+from webhookd.model import ISpool, Job, Receipt, SpoolRecord, SpoolStats, SpoolUnavailable
+from webhookd.spool.database import EMPTY, Operation, SpoolDatabase, SpoolLimits, encode_record
+from webhookd.spool.directory import SpoolDirectory, SpoolRoot
+
+_T = TypeVar("_T")
+_log = Logger()
+
+
+class Run(Protocol):
+    """Runs blocking work somewhere, one piece after the other, and fires with its result."""
+
+    def __call__(self, work: Callable[[], _T], /) -> Deferred[_T]: ...
+
+
+class SpoolThread:
+    """The one thread in which spools do their work; a L{Run}."""
+
+    def __init__(self, reactor: IReactorFromThreads) -> None:
+        self._reactor = reactor
+        self._pool = ThreadPool(minthreads=1, maxthreads=1, name="spool")
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._pool.start()
+
+    def stop(self) -> None:
+        """Wait for the thread to end; after the spools are closed, that is at once."""
+        self._pool.stop()
+
+    def __call__(self, work: Callable[[], _T], /) -> Deferred[_T]:
+        """Do some work after what was handed in before."""
+        return deferToThreadPool(self._reactor, self._pool, work)
+
+
+@implementer(ISpool)
+@define(eq=False)
+class Spool:
+    """A spool in a directory that is ours; see L{Spools}.
+
+    Cancelling a Deferred of it does not take back what was asked for.
+    """
+
+    directory: SpoolDirectory
+    _database: SpoolDatabase
+    _run: Run
+    _now_ms: Callable[[], int]
+    _limits: SpoolLimits
+    stats: SpoolStats = field(default=EMPTY, init=False)
+    _waiting: list[tuple[Operation, Deferred[Any]]] = field(factory=list, init=False)
+    _appends: int = field(default=0, init=False)
+    _writing: Deferred[None] | None = field(default=None, init=False)
+    _closing: Deferred[None] | None = field(default=None, init=False)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no record is in it or on its way; see L{ISpool}."""
+        return self.stats.records == 0 and self._appends == 0
+
+    def until_open(self) -> None:
+        """It is open; see L{ISpool.until_open}."""
+
+    def append(self, job: Job) -> Deferred[Receipt]:
+        """Put a job at the end; see L{ISpool.append}."""
+        if len(self._waiting) >= self._limits.max_waiting:
+            return fail(SpoolUnavailable("busy"))
+        self._appends += 1
+        appended = self._submit(partial(SpoolDatabase.append, job=job, record=encode_record(job)))
+        return appended.addBoth(self._append_ended)
+
+    def first(self, limit: int, max_bytes: int) -> Deferred[Sequence[SpoolRecord]]:
+        """Read the oldest records; see L{ISpool.first}."""
+        return self._submit(
+            partial(SpoolDatabase.first, limit=limit, max_bytes=max_bytes, now_ms=self._now_ms())
+        )
+
+    def remove(self, sequences: Sequence[int]) -> Deferred[None]:
+        """Forget records; see L{ISpool.remove}."""
+        return self._submit(partial(SpoolDatabase.remove, sequences=tuple(sequences)))
+
+    def bury(self, sequence: int, reason: str) -> Deferred[None]:
+        """Move a record to the dead letters; see L{ISpool.bury}."""
+        return self._submit(
+            partial(SpoolDatabase.bury, sequence=sequence, reason=reason, now_ms=self._now_ms())
+        )
+
+    def check(self) -> Deferred[None]:
+        """Write and fsync; see L{ISpool.check}."""
+        return self._submit(partial(SpoolDatabase.beat, now_ms=self._now_ms()))
+
+    def expire_dead(self) -> Deferred[int]:
+        """Delete dead letters and corrupt records past their age; fires with their number."""
+        return self._submit(partial(SpoolDatabase.expire_dead, now_ms=self._now_ms()))
+
+    def do(self, operation: Operation) -> Deferred[Any]:
+        """Do something to the spool's database that an operator wants; fires with its result."""
+        return self._submit(operation)
+
+    def close(self) -> Deferred[None]:
+        """Finish what waits, write the WAL back, close the file and release the directory.
+
+        A directory that holds nothing any more is removed. From now on everything else fails with
+        L{SpoolUnavailable}; closing again waits for the same end.
+        """
+        if self._closing is None:
+            self._closing = Deferred.fromCoroutine(self._close())
+        return _follow(self._closing)
+
+    def _append_ended(self, result: _T) -> _T:
+        self._appends -= 1
+        return result
+
+    def _submit(self, operation: Operation) -> Deferred[Any]:
+        if self._closing is not None:
+            return fail(SpoolUnavailable("closed"))
+        result: Deferred[Any] = Deferred()
+        self._waiting.append((operation, result))
+        if self._writing is None:
+            self._writing = Deferred()
+            Deferred.fromCoroutine(self._write())
+        return result
+
+    async def _write(self) -> None:
+        """Commit what waits, group after group, until nothing does."""
+        while self._waiting:
+            group, self._waiting = self._waiting, []
+            try:
+                results = await self._commit([operation for operation, _ in group])
+            except Exception as error:  # noqa: BLE001 - whatever it was, nobody may wait for ever
+                results = [error] * len(group)
+            for (_, waiter), result in zip(group, results, strict=True):
+                if isinstance(result, Exception):
+                    waiter.errback(result)
+                else:
+                    waiter.callback(result)
+        done, self._writing = self._writing, None
+        if done is not None:
+            done.callback(None)
+
+    async def _commit(self, operations: Sequence[Operation]) -> Sequence[Any]:
+        was = self.stats.problem
+        try:
+            results, self.stats = await self._run(partial(self._database.commit, operations))
+        except SpoolUnavailable as error:
+            self.stats = evolve(self.stats, problem=str(error))
+            raise
+        finally:
+            self._tell(was)
+        return results
+
+    def _tell(self, was: str | None) -> None:
+        now = self.stats.problem
+        if now != was:
+            path = str(self.directory.path)
+            if now is None:
+                _log.info("spool {path} takes events", path=path)
+            else:
+                _log.error("spool {path} takes no events: {problem}", path=path, problem=now)
+
+    async def _close(self) -> None:
+        if self._writing is not None:
+            await _follow(self._writing)
+        await self._run(partial(_close_files, self.directory, self._database))
+
+
+@define(eq=False)
+class Spools:
+    """The spools below one root: this replica's own, and those that others left behind."""
+
+    _root: SpoolRoot
+    _run: Run
+    _now_ms: Callable[[], int]
+    _limits: SpoolLimits
+    _make_database: Callable[[Path, SpoolLimits], SpoolDatabase] = SpoolDatabase
+
+    def open_own(self) -> Deferred[Spool]:
+        """Take a directory, an orphan before a new one, and open its spool.
+
+        Fires with a spool that may have a problem (see its ``stats``), and heals when the disk does. Fails
+        with L{ConfigError} where a spool can never be, and with L{SpoolUnavailable} where no directory can be
+        had now.
+        """
+        return Deferred.fromCoroutine(self._open_own())
+
+    def claim_orphan(self) -> Deferred[Spool | None]:
+        """Take the next directory with our label that nobody holds, and that has records to drain.
+
+        Fires with its opened spool, or with None; fails with L{SpoolUnavailable} where the disk does. The
+        caller drains it and closes it, which removes the directory if it is empty then. A directory that
+        holds nothing but dead letters is left where it is; those of them that are past their age are deleted.
+        """
+        return Deferred.fromCoroutine(self._claim_orphan())
+
+    async def _open_own(self) -> Spool:
+        spool = self._spool(await self._run(self._take))
+        with suppress(SpoolUnavailable):
+            await spool.check()
+        return spool
+
+    async def _claim_orphan(self) -> Spool | None:
+        orphans = self._root.orphans()
+        while (directory := await self._run(partial(_next_with_content, orphans))) is not None:
+            spool = self._spool(directory)
+            with suppress(SpoolUnavailable):
+                await spool.expire_dead()
+            if spool.stats.records:
+                return spool
+            await spool.close()
+        return None
+
+    def _take(self) -> SpoolDirectory:
+        try:
+            self._root.prepare()
+            return self._root.take()
+        except OSError as error:
+            raise SpoolUnavailable(f"broken: {error}") from error
+
+    def _spool(self, directory: SpoolDirectory) -> Spool:
+        database = self._make_database(directory.database, self._limits)
+        return Spool(directory, database, self._run, self._now_ms, self._limits)
+
+
+def _next_with_content(orphans: Iterator[SpoolDirectory]) -> SpoolDirectory | None:
+    try:
+        for directory in orphans:
+            if not directory.is_vacant:
+                return directory
+            directory.remove()
+    except OSError as error:
+        raise SpoolUnavailable(f"broken: {error}") from error
+    return None
+
+
+def _close_files(directory: SpoolDirectory, database: SpoolDatabase) -> None:
+    if database.close():
+        directory.remove()
+    else:
+        directory.release()
+
+
+def _follow(original: Deferred[None]) -> Deferred[None]:
+    """A Deferred that fires after another one, which any number can follow."""
+    follower: Deferred[None] = Deferred()
+    original.chainDeferred(follower)
+    return follower
