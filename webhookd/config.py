@@ -1,4 +1,4 @@
-"""The configuration: every option once, resolved once into one frozen L{Config}.
+"""The configuration: every option once, resolved once into one frozen `Config`.
 
 Defaults < TOML file < environment < command line. `OPTIONS` is the only list of options: the command line,
 the environment names and the reference in the docs are made from it. Unknown options and TOML keys are
@@ -244,7 +244,7 @@ def _wire(value: object) -> Wire:
 class Option:
     """One option under all its names.
 
-    ``name`` is the TOML key, and with ``_unit`` behind it the field of L{Config}; the command line says it
+    ``name`` is the TOML key, and with ``_unit`` behind it the field of `Config`; the command line says it
     with dashes. The first of ``environment`` that is set and not empty counts. A ``secret`` may be read from
     the file that ``NAME_FILE`` names, and a ``repeatable`` one may be given several times. ``per_source``
     ones can be set under ``[sources.NAME]``.
@@ -267,7 +267,7 @@ class Option:
 
     @property
     def field(self) -> str:
-        """The field of L{Config}."""
+        """The field of `Config`."""
         return f"{self.name}_{self.unit}" if self.unit else self.name
 
 
@@ -481,10 +481,10 @@ ALL_OPTIONS = (_CONFIG_FILE, *OPTIONS)
 
 
 def resolve(command_line: Mapping[str, object], environment: Environment) -> Config:
-    """One L{Config} from what was given; reads the files that it names.
+    """One `Config` from what was given; reads the files that it names.
 
     ``command_line`` maps option names to strings, or to a list of strings for repeatable ones, and has
-    only those that were given. Raises L{ConfigError} with one line that names the culprit.
+    only those that were given. Raises `ConfigError` with one line that names the culprit.
     """
     path = _parsed(_CONFIG_FILE, *_given(_CONFIG_FILE, command_line, environment, {}))
     document = _read_toml(path) if path is not None else {}

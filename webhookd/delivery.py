@@ -50,7 +50,7 @@ class JobDelivery:
     ) -> None:
         """``may_call`` says whether Redis is worth asking now; ``spooled`` is told of each job on disk.
 
-        ``handover`` is L{Handover.wait} of the spool's drain.
+        ``handover`` is `Handover.wait` of the spool's drain.
         """
         self._sink = sink
         self._spool = spool
@@ -61,7 +61,7 @@ class JobDelivery:
     def deliver(self, job: Job) -> Deferred[Receipt]:
         """Take a job for good: the receipt says where it is.
 
-        Fails with L{SpoolUnavailable}, or as the sink does, where neither can take it.
+        Fails with `SpoolUnavailable`, or as the sink does, where neither can take it.
         """
         if self._spool.is_empty and self._may_call():
             return self._sink.add(job).addErrback(self._not_queued, job)

@@ -177,8 +177,8 @@ class IJobSink(Interface):
     def add(job: Job) -> Deferred[Receipt]:
         """Add one job, once.
 
-        Fires with a receipt of ``QUEUED`` or ``ALREADY_QUEUED``; fails with L{QueueUnavailable}
-        or L{JobRefused}. Cancelling the Deferred does not take the job back.
+        Fires with a receipt of ``QUEUED`` or ``ALREADY_QUEUED``; fails with `QueueUnavailable`
+        or `JobRefused`. Cancelling the Deferred does not take the job back.
         """
 
 
@@ -195,7 +195,7 @@ class SpoolStats:
     """What a spool holds: live records, their bytes, the receipt time of the first, and what was set aside.
 
     ``problem`` says why the next append would fail, as far as is known: None, or the message of a
-    L{SpoolUnavailable}.
+    `SpoolUnavailable`.
     """
 
     records: int
@@ -219,7 +219,7 @@ class ISpool(Interface):
         """Put a job at the end.
 
         Fires only after the commit is on disk: ``SPOOLED``, or ``ALREADY_QUEUED`` where the spool
-        already holds that job id. Fails with L{SpoolUnavailable}.
+        already holds that job id. Fails with `SpoolUnavailable`.
         """
 
     def first(limit: int, max_bytes: int) -> Deferred[Sequence[SpoolRecord]]:
@@ -232,7 +232,7 @@ class ISpool(Interface):
         """Move a record that can never be queued to the dead letters."""
 
     def check() -> Deferred[None]:
-        """Write something and fsync it, for health; fails with L{SpoolUnavailable} where no append can."""
+        """Write something and fsync it, for health; fails with `SpoolUnavailable` where no append can."""
 
     def expire_dead() -> Deferred[int]:
         """Delete what was set aside longer ago than its age limit; fires with the number of records."""
@@ -240,5 +240,5 @@ class ISpool(Interface):
     def close() -> Deferred[None]:
         """Finish what waits, close the files and let go of the directory.
 
-        From then on all else fails with L{SpoolUnavailable}.
+        From then on all else fails with `SpoolUnavailable`.
         """

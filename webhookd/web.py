@@ -97,7 +97,7 @@ class InFlight:
         self._max_bytes = max_bytes
 
     def enter(self, size_bytes: int) -> None:
-        """Count a request in; raises L{TooMany} where that would pass a limit."""
+        """Count a request in; raises `TooMany` where that would pass a limit."""
         if self.requests >= self._max_requests or self.bytes + size_bytes > self._max_bytes:
             raise TooMany("too_many", "too many requests are under way")
         self.requests += 1

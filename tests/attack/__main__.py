@@ -1,4 +1,4 @@
-"""C{python -m tests.attack}: run the sections, print the table; 0 where all invariants held."""
+"""``python -m tests.attack``: run the sections, print the table; 0 where all invariants held."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Fuzzing by coverage: C{python -m tests.attack.coverage TARGET DIRECTORY… -max_total_time=600}.
+"""Fuzzing by coverage: ``python -m tests.attack.coverage TARGET DIRECTORY… -max_total_time=600``.
 
-The targets are those of L{tests.attack.fuzz}, the rest is libFuzzer's. What is worth keeping goes to the
+The targets are those of `tests.attack.fuzz`, the rest is libFuzzer's. What is worth keeping goes to the
 first directory.
 """
 

@@ -28,7 +28,7 @@ DELIVERY = "587b7988-4119-4eae-865f-daed46efd91%d"
 
 
 def digest(secret: str, timestamp: str, body: bytes) -> str:
-    """What Chatwoot writes after C{sha256=}; computed apart from webhookd."""
+    """What Chatwoot writes after ``sha256=``; computed apart from webhookd."""
     return hmac.new(secret.encode(), timestamp.encode() + b"." + body, "sha256").hexdigest()
 
 

@@ -126,7 +126,7 @@ class TlsDaemon(Daemon):
 
 
 class Target:
-    """A daemon and its Redis; C{options} are the daemon's command line, C{kind} its class."""
+    """A daemon and its Redis; ``options`` are the daemon's command line, ``kind`` its class."""
 
     queue = "chatwoot"
 

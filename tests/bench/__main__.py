@@ -42,7 +42,7 @@ QUICK: Mapping[str, _Measure] = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the bench; the exit code is 1 where C{--check} finds a "must" missed, or figures void."""
+    """Run the bench; the exit code is 1 where ``--check`` finds a "must" missed, or figures void."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
     parser.add_argument("--quick", action="store_true", help="the comparison alone, with short runs")
     parser.add_argument("--only", nargs="+", choices=FULL, default=FULL, help="some sections alone")

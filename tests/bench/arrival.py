@@ -40,7 +40,7 @@ LATENCIES = ("p50 ms", "p95 ms", "p99 ms", "slowest ms")
 
 
 def latencies(answers: Answers) -> list[str]:
-    """The columns of L{LATENCIES}."""
+    """The columns of `LATENCIES`."""
     values = (answers.p50_ms, answers.p95_ms, answers.p99_ms, answers.slowest_ms)
     return [number(value, 1) for value in values]
 

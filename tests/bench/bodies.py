@@ -1,4 +1,4 @@
-"""The requests that are sent: Chatwoot's C{message_created}, at any size, each with an id of its own."""
+"""The requests that are sent: Chatwoot's ``message_created``, at any size, each with an id of its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FILLER = (
 
 
 def sample_body() -> bytes:
-    """The 3 kB of the sample, with L{ID_MARK} for the message's id."""
+    """The 3 kB of the sample, with `ID_MARK` for the message's id."""
     before, found, after = SAMPLES["message_created"].body.rpartition(_SAMPLE_ID)
     if not found:
         raise ValueError("the sample's message has another id")

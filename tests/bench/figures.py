@@ -68,7 +68,7 @@ _SIGNS: Mapping[str, Callable[[float, float], bool]] = {"<": lt, "<=": le, ">=":
 
 @frozen
 class Bound:
-    """What a figure is held against: one of C{<}, C{<=} and C{>=}, and a limit."""
+    """What a figure is held against: one of ``<``, ``<=`` and ``>=``, and a limit."""
 
     sign: str
     limit: float
@@ -120,8 +120,8 @@ TARGETS = (
 class Section:
     """One table of the report.
 
-    C{measured} is what it says of the targets' figures. C{problems} are sentences that make its figures void:
-    an event that was not found in the queue, a request that was never sent.
+    ``measured`` is what it says of the targets' figures. ``problems`` are sentences that make its figures
+    void: an event that was not found in the queue, a request that was never sent.
     """
 
     title: str

@@ -34,15 +34,15 @@ _SIGNATURES_PER_S = 25_000  # more than any server here can take
 _K6_ENVIRONMENT = {"GOGC": "off", "GOMEMLIMIT": "4GiB"}
 
 ALWAYS_THE_SAME = 10**12
-"""A C{repeat} that no run gets to the end of."""
+"""A ``repeat`` that no run gets to the end of."""
 
 
 @frozen
 class Shape:
     """A closed loop: so many connections, each of which sends a request when it has the last one's answer.
 
-    Each id is sent C{repeat} times, to the source behind C{path}. C{signed} sends valid signatures, and not
-    only something of their size.
+    Each id is sent ``repeat`` times, to the source behind ``path``. ``signed`` sends valid signatures, and
+    not only something of their size.
     """
 
     duration_s: int
@@ -107,7 +107,7 @@ class Wrk:
     core: int
 
     def start(self, stack: ExitStack, port: int, shape: Shape, loop: int = 0) -> subprocess.Popen[str]:
-        """Start it, maybe as one loop of several; C{stack} removes its files."""
+        """Start it, maybe as one loop of several; ``stack`` removes its files."""
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="webhookd-bench-")))
         request, first = Request.of(shape.body, shape.path), first_id(loop)
         arguments = [str(request.write(directory)), str(first), str(shape.repeat)]
@@ -226,7 +226,7 @@ def jobs_since(client: Any, first: int) -> int:
 
 
 def hashes_of_jobs(client: Any) -> int:
-    """How many jobs have a hash; the queue's one other hash is C{meta}."""
+    """How many jobs have a hash; the queue's one other hash is ``meta``."""
     return sum(1 for _ in client.scan_iter(f"bull:{QUEUE}:*", count=10_000, _type="hash")) - 1
 
 

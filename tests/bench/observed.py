@@ -60,7 +60,7 @@ UNCOUNTED = Build(
 
 
 class _Observed(Webhookd):
-    """One whose metrics can be had, on L{ops_port}."""
+    """One whose metrics can be had, on `ops_port`."""
 
     def __init__(self, core: int, redis: BenchRedis) -> None:
         super().__init__(core, redis)
@@ -71,7 +71,7 @@ class _Observed(Webhookd):
 
 
 class _Scraper:
-    """Asks for the metrics at a constant rate while the C{with} block lasts; C{seconds} is what each took."""
+    """Asks for the metrics at a constant rate during the ``with`` block; ``seconds`` is what each took."""
 
     def __init__(self, port: int, per_second: float) -> None:
         self.seconds: list[float] = []

@@ -19,7 +19,7 @@ class Unreadable(Exception):
 
 @frozen
 class Answers:
-    """What a load generator saw: C{ok} answers of 2xx; C{unsent} requests failed or came too late."""
+    """What a load generator saw: ``ok`` answers of 2xx; ``unsent`` requests failed or came too late."""
 
     requests: int
     ok: int
@@ -37,7 +37,7 @@ class Answers:
 
 
 def read_wrk(output: str) -> Answers:
-    """What C{wrk -s wrk.lua} printed."""
+    """What ``wrk -s wrk.lua`` printed."""
     line = re.search(rf"^{_WRK_MARK}(.+)$", output, re.MULTILINE)
     if line is None:
         raise Unreadable(f"wrk gave no result:\n{output[-2000:]}")
@@ -55,7 +55,7 @@ def read_wrk(output: str) -> Answers:
 
 
 def read_k6(output: str) -> Answers:
-    """What C{k6 run k6.js} printed: the metrics of its summary, as JSON."""
+    """What ``k6 run k6.js`` printed: the metrics of its summary, as JSON."""
     try:
         metrics: Mapping[str, Any] = json.loads(output)
         latency = metrics["http_req_duration"]["values"]
@@ -78,7 +78,7 @@ def read_k6(output: str) -> Answers:
 
 
 def read_cpu_ticks(stat: str) -> int:
-    """User and system time of a process with all its threads, in clock ticks, from C{/proc/PID/stat}.
+    """User and system time of a process with all its threads, in clock ticks, from ``/proc/PID/stat``.
 
     The second field, the program's name in parentheses, may hold blanks and parentheses of its own.
     """
@@ -87,7 +87,7 @@ def read_cpu_ticks(stat: str) -> int:
 
 
 def read_kilobytes(status: str, name: str) -> int:
-    """One line such as C{VmRSS} of C{/proc/PID/status} or C{/proc/meminfo}."""
+    """One line such as ``VmRSS`` of ``/proc/PID/status`` or ``/proc/meminfo``."""
     line = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
     if line is None:
         raise Unreadable(f"no {name}")
@@ -95,7 +95,7 @@ def read_kilobytes(status: str, name: str) -> int:
 
 
 def read_redis_benchmark(output: str) -> float:
-    """Calls a second, from C{redis-benchmark --csv}: the first of seven numbers behind the command."""
+    """Calls a second, from ``redis-benchmark --csv``: the first of seven numbers behind the command."""
     numbers = re.search(r',"([0-9.]+)"(,"[0-9.]+"){6}$', output.strip())
     if numbers is None:
         raise Unreadable(f"redis-benchmark gave no result:\n{output[-2000:]}")

@@ -18,7 +18,7 @@ class Verdict:
 
     @property
     def misses_must(self) -> bool:
-        """Whether this alone makes C{make bench-check} fail."""
+        """Whether this alone makes ``make bench-check`` fail."""
         return self.value is not None and not self.target.must.holds(self.value)
 
     def row(self) -> list[str]:

@@ -65,7 +65,7 @@ class Webhookd(Daemon):
 
 
 class _Listener(ChildProcess):
-    """A program that is ready when it listens on L{port}."""
+    """A program that is ready when it listens on `port`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -110,7 +110,7 @@ class Peer(_Listener):
 
 
 class Echo(_Listener):
-    """The floor of L{tests.bench.echo}."""
+    """The floor of `tests.bench.echo`."""
 
     def __init__(self, core: int) -> None:
         super().__init__("echo")

@@ -1,4 +1,4 @@
-"""docs/configuration.md, made from the options themselves: C{python -m tests.docs.configuration}."""
+"""docs/configuration.md, made from the options themselves: ``python -m tests.docs.configuration``."""
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@
     python -m tests.faults --only R1,P1b       # some rows, printed
     pytest tests/integration/test_faults.py    # the short set
 
-A row (L{tests.faults.rows}) says what breaks and what must come of it. Its scenario runs on a bench
-(L{tests.faults.bench}): Redis, replicas of webhookd, and a sender (L{tests.faults.load}) in a process of its
-own, which writes down in a ledger (L{tests.faults.ledger}) what it is about to send and what was answered.
-When all is well again, the oracle (L{tests.faults.oracle}) compares the ledger with Redis and the spools.
+A row (`tests.faults.rows`) says what breaks and what must come of it. Its scenario runs on a bench
+(`tests.faults.bench`): Redis, replicas of webhookd, and a sender (`tests.faults.load`) in a process of its
+own, which writes down in a ledger (`tests.faults.ledger`) what it is about to send and what was answered.
+When all is well again, the oracle (`tests.faults.oracle`) compares the ledger with Redis and the spools.
 
 The invariants that it judges:
 
@@ -17,5 +17,5 @@ The invariants that it judges:
     I4  p95 under 50 ms where a row demands it, and no answer after 4 s
     I6  each creation lock has a time to live, and a job that was added
 
-That the bench bites is shown by flawed builds (L{tests.faults.builds}), each of which it must catch.
+That the bench bites is shown by flawed builds (`tests.faults.builds`), each of which it must catch.
 """

@@ -1,4 +1,4 @@
-"""C{python -m tests.faults}: run the table, print it, and keep it."""
+"""``python -m tests.faults``: run the table, print it, and keep it."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ _T = TypeVar("_T", bound=ChildProcess)
 
 
 class Load(ChildProcess):
-    """The sender (L{tests.faults.load}), which writes its ledger into its own directory."""
+    """The sender (`tests.faults.load`), which writes its ledger into its own directory."""
 
     name = "load"
 
@@ -79,7 +79,7 @@ class Load(ChildProcess):
 class Replica(Daemon):
     """A webhookd of the bench.
 
-    C{extra} is environment that the next start gets, C{wrapper} a command in front of its own.
+    ``extra`` is environment that the next start gets, ``wrapper`` a command in front of its own.
     """
 
     def __init__(self, *options: str, directory: Path | None = None, wrapper: Sequence[str] = ()) -> None:
@@ -101,7 +101,7 @@ class Replica(Daemon):
 
     @property
     def health(self) -> Mapping[str, Any]:
-        """What C{/health} says."""
+        """What ``/health`` says."""
         content: Mapping[str, Any] = json.loads(self.get("/health").body)
         return content
 
@@ -124,8 +124,8 @@ class Replica(Daemon):
 class Bench:
     """All that one scenario needs.
 
-    L{redis} and L{queue} say where the oracle finds the jobs at the end. The jobs in L{deleted} were lost or
-    removed by the scenario's own doing, those in L{strangers} are not in a ledger.
+    `redis` and `queue` say where the oracle finds the jobs at the end. The jobs in `deleted` were lost or
+    removed by the scenario's own doing, those in `strangers` are not in a ledger.
     """
 
     def __init__(self, build: Build = INSTALLED, rate: float = RATE) -> None:
@@ -352,8 +352,8 @@ Scenario = Callable[[Bench], None]
 class Row:
     """One fault of the table.
 
-    C{p95} says whether accepted requests must stay under 50 ms at the 95th percentile, C{all_taken} whether
-    each request must be acknowledged, C{may_lose} how many events at most may be lost, where any may.
+    ``p95`` says whether accepted requests must stay under 50 ms at the 95th percentile, ``all_taken`` whether
+    each request must be acknowledged, ``may_lose`` how many events at most may be lost, where any may.
     """
 
     name: str

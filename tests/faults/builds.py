@@ -17,7 +17,7 @@ from tests.support.daemon import installed_twistd
 
 @frozen
 class Edit:
-    """In one file of the package, C{new} in place of the one C{old}."""
+    """In one file of the package, ``new`` in place of the one ``old``."""
 
     file: str
     old: str
@@ -66,7 +66,7 @@ def _installed_package() -> Path:
 # -- crash points -------------------------------------------------------------------------------------------
 
 CRASH_AT = "WEBHOOKD_CRASH_AT"
-"""The environment variable with the crash point that counts: C{NAME:PASSES:SECONDS:ACTION}."""
+"""The environment variable with the crash point that counts: ``NAME:PASSES:SECONDS:ACTION``."""
 
 _CRASH_POINTS = '''\
 """Where the fault bench has the daemon die: no release has this module."""

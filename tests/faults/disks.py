@@ -18,7 +18,7 @@ _RESERVE_BYTES = 64 << 20
 
 @contextmanager
 def mounted_tmpfs(path: Path, options: str) -> Iterator[None]:
-    """A tmpfs with mount options such as C{ro}, for a while."""
+    """A tmpfs with mount options such as ``ro``, for a while."""
     _run("mount", "-t", "tmpfs", "-o", options, "tests", str(path))
     try:
         yield
@@ -47,7 +47,7 @@ class SmallDisk:
                 file.write(bytes(_CHUNK_BYTES))
 
     def clear(self) -> None:
-        """Give back what L{fill} took."""
+        """Give back what `fill` took."""
         self._ballast.unlink()
 
 

@@ -22,7 +22,7 @@ def event(number: int) -> Webhook:
 class Attempt:
     """One request. Times are readings of the monotonic clock, which all processes of a machine share.
 
-    ``due_s`` is when the open loop wanted it sent; C{status} is 0 where no answer came, and C{outcome} then
+    ``due_s`` is when the open loop wanted it sent; ``status`` is 0 where no answer came, and ``outcome`` then
     says why not.
     """
 
@@ -59,7 +59,7 @@ class Ledger:
         self._serial = 0
 
     def sends(self, number: int, port: int, due_s: float | None = None) -> int:
-        """A request is about to be sent; its serial number is what L{answered} wants."""
+        """A request is about to be sent; its serial number is what `answered` wants."""
         self._serial += 1
         now_s = time.monotonic()
         due_s = now_s if due_s is None else due_s

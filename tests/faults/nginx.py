@@ -45,7 +45,7 @@ http {{
 
 
 class Nginx(ChildProcess):
-    """Debian's nginx on L{port}, with upstreams on these ports of loopback."""
+    """Debian's nginx on `port`, with upstreams on these ports of loopback."""
 
     name = "nginx"
 

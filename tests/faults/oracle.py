@@ -21,7 +21,7 @@ SLOWEST_S = 4.0
 """Chatwoot cuts at 5 s."""
 
 KEEP_ALL_EVENTS = 10_000_000
-"""C{opts.maxLenEvents} of a queue whose every event the oracle wants to see."""
+"""``opts.maxLenEvents`` of a queue whose every event the oracle wants to see."""
 
 _LOCK = "create-lock:"
 
@@ -80,7 +80,7 @@ def spooled_ids(roots: Iterable[Path]) -> list[str]:
 class Verdict:
     """What came of one run: counts and times for the table, and in words what must not be.
 
-    C{lost} are the keys that were acknowledged, and are neither a job nor in a spool.
+    ``lost`` are the keys that were acknowledged, and are neither a job nor in a spool.
     """
 
     requests: int
@@ -106,9 +106,9 @@ def judge(
 ) -> Verdict:
     """Apply the invariants.
 
-    The jobs in C{deleted} are excused: somebody had the right to delete them, or the scenario broke them on
-    purpose. Those in C{strangers} were sent without a ledger.
-    C{ordered} demands that jobs are in the queue in the order in which their replica took them, C{truthful}
+    The jobs in ``deleted`` are excused: somebody had the right to delete them, or the scenario broke them on
+    purpose. Those in ``strangers`` were sent without a ledger.
+    ``ordered`` demands that jobs are in the queue in the order in which their replica took them, ``truthful``
     that nobody who sent an event for the first time was told that it was a duplicate.
     """
     sent = {attempt.key for attempt in attempts}

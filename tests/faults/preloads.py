@@ -19,7 +19,7 @@ class Workplace(Protocol):
 
 
 def _preload(workplace: Workplace, name: str) -> str:
-    """Compile C{name.c} beside this module; the path of the library."""
+    """Compile ``name.c`` beside this module; the path of the library."""
     library = workplace.directory / f"{name}.so"
     compiler = find_tool("gcc", "it is in Debian's package gcc")
     source = Path(__file__).with_name(f"{name}.c")
@@ -51,7 +51,7 @@ class FaultySync:
 
     @contextmanager
     def faulty(self, fault: str) -> Iterator[None]:
-        """C{EIO} or C{SLOW}, for a while."""
+        """``EIO`` or ``SLOW``, for a while."""
         self._fault.write_text(fault)
         try:
             yield

@@ -1,6 +1,6 @@
 """The image, built from its Dockerfile and run with nothing that it could do without.
 
-The base image is L{BASE} where podman has it, or else Debian's own Python: a tree that debootstrap makes, and
+The base image is `BASE` where podman has it, or else Debian's own Python: a tree that debootstrap makes, and
 that podman keeps for the next time. It takes root to build without a daemon.
 """
 

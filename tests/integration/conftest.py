@@ -18,20 +18,20 @@ from tests.support.servers import RedisServer
 def redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """A Redis of the test's own: Debian's, or what the test's own parameter says.
 
-    C{@pytest.mark.parametrize("redis", FLAVOURS, indirect=True)} runs a test on each flavour.
+    ``@pytest.mark.parametrize("redis", FLAVOURS, indirect=True)`` runs a test on each flavour.
     """
     with RedisServer(getattr(request, "param", "redis-7.0")) as server:
         yield server
 
 
 class StartDaemon(Protocol):
-    """C{start_daemon(*options, environ=..., directory=...)}: a running daemon, the test's to stop too."""
+    """``start_daemon(*options, environ=..., directory=...)``: a running daemon, the test's to stop too."""
 
     def __call__(self, *options: str, **settings: Any) -> Daemon: ...
 
 
 class StartReplicas(Protocol):
-    """C{start_replicas(count, *options, environ=...)}: that many running daemons."""
+    """``start_replicas(count, *options, environ=...)``: that many running daemons."""
 
     def __call__(self, count: int, *options: str, **settings: Any) -> Replicas: ...
 

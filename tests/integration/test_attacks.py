@@ -1,4 +1,4 @@
-"""The short part of the attacks (L{tests.attack}); C{make attack} runs all of them, and prints the table."""
+"""The short part of the attacks (`tests.attack`); ``make attack`` runs all of them, and prints the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bull Board as the compose profile C{tools} runs it (docker/bull-board), on a queue of the daemon's."""
+"""Bull Board as the compose profile ``tools`` runs it (docker/bull-board), on a queue of the daemon's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAUSE = request_bytes("PUT", "/api/queues/chatwoot/pause", body=b"")
 
 
 class BullBoard(ChildProcess):
-    """docker/bull-board/server.js, on L{port} on loopback."""
+    """docker/bull-board/server.js, on `port` on loopback."""
 
     name = "bull-board"
 

@@ -325,7 +325,7 @@ def test_colours_on_a_terminal_alone(daemon: Daemon) -> None:
 
 
 def test_a_reader_that_has_seen_enough() -> None:
-    """C{| head}: no complaint."""
+    """``| head``: no complaint."""
     with subprocess.Popen(
         [command(), "send", "--list"],
         env=environ_of({}),

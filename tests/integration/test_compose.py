@@ -1,4 +1,4 @@
-"""The compose file by the specification, and the start script with a C{docker} that only takes notes."""
+"""The compose file by the specification, and the start script with a ``docker`` that only takes notes."""
 
 from __future__ import annotations
 

@@ -96,8 +96,9 @@ class Bench:
     ) -> None:
         """Run a list both ways, and compare what the operations gave and what they left.
 
-        C{defaults} are the team's default job options. Without C{writes_meta} nobody wrote C{meta.version},
-        and the wire is configured. Without C{locks_live} every lock has expired when the next job comes.
+        ``defaults`` are the team's default job options. Without ``writes_meta`` nobody wrote
+        ``meta.version``, and the wire is configured. Without ``locks_live`` every lock has expired when the
+        next job comes.
         """
         self.reference.flushdb()
         self.ours.flushdb()

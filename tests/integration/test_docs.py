@@ -1,7 +1,7 @@
 """Every command in the docs is run, page by page, as by somebody who reads it from top to bottom.
 
 It is run in a clean copy of the repository, with the installed webhookd. What cannot be run here stands in
-L{ELSEWHERE}, with what stands in for it: a new command is run, or fails.
+`ELSEWHERE`, with what stands in for it: a new command is run, or fails.
 """
 
 from __future__ import annotations

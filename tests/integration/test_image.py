@@ -1,4 +1,4 @@
-"""What can be said of the image without building it (C{make image-test} does), and its health check."""
+"""What can be said of the image without building it (``make image-test`` does), and its health check."""
 
 from __future__ import annotations
 

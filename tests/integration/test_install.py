@@ -67,7 +67,7 @@ def test_the_package_carries_its_script_and_its_types(tmp_path: Path) -> None:
 
 
 def test_the_plugin_directory_stays_twisteds_own(tmp_path: Path) -> None:
-    """An C{__init__.py} of ours in twisted/plugins would overwrite Twisted's own."""
+    """An ``__init__.py`` of ours in twisted/plugins would overwrite Twisted's own."""
     found = run_python(
         tmp_path,
         "from importlib.metadata import files;"

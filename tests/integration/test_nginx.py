@@ -45,7 +45,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 class StartNginx(Protocol):
-    """C{start_nginx(*upstreams, flavour=..., environ=...)}: a running nginx."""
+    """``start_nginx(*upstreams, flavour=..., environ=...)``: a running nginx."""
 
     def __call__(self, *upstreams: int | str, **settings: Any) -> Nginx: ...
 

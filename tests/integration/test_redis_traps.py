@@ -60,7 +60,7 @@ def daemon(proxy: Proxy, start_daemon: StartDaemon) -> Daemon:
 
 
 def assert_mended(daemon: Daemon, redis: RedisServer, *earlier: Webhook) -> None:
-    """The daemon has found its way back by itself, and each event is one job, C{earlier} ones too."""
+    """The daemon has found its way back by itself, and each event is one job, ``earlier`` ones too."""
     assert outcome(post(connected(daemon).port, EVENT)) in (QUEUED, ALREADY_QUEUED)
     assert outcome(post(daemon.port, webhook(2))) == QUEUED
     ids = sorted(event.job_id for event in (EVENT, webhook(2), *earlier))

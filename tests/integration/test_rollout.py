@@ -1,6 +1,6 @@
 """Replicas come and go under load: nobody who sends a webhook may notice.
 
-C{make rollout} runs these with the load that we promise, C{make test} with less.
+``make rollout`` runs these with the load that we promise, ``make test`` with less.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def held(spool: Spool) -> list[int]:
 
 
 class CrashingSpool(ChildProcess):
-    """A L{tests.support.crash_spool} on a root that outlives it."""
+    """A `tests.support.crash_spool` on a root that outlives it."""
 
     name = "spool"
 

@@ -1,6 +1,6 @@
 """A newcomer's path: from a clean copy of the repository to the first job that a worker has taken.
 
-Apart from the other tests (C{make newcomer}), for it makes a virtual environment from nothing, as a newcomer
+Apart from the other tests (``make newcomer``), for it makes a virtual environment from nothing, as a newcomer
 does. It takes half a minute, and may take three.
 """
 

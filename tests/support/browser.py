@@ -19,7 +19,7 @@ class BrowserFailed(Exception):
 
 
 class Browser:
-    """One browser with one page at a time. It ends with the C{with} block, or with the test run."""
+    """One browser with one page at a time. It ends with the ``with`` block, or with the test run."""
 
     def __enter__(self) -> Self:
         node = find_tool("node", "it is in Debian's package nodejs")
@@ -39,7 +39,7 @@ class Browser:
         self._process.communicate()
 
     def open(self, url: str, **settings: Any) -> None:
-        """Open a page in a new profile; the settings are those of Playwright's C{newContext}."""
+        """Open a page in a new profile; the settings are those of Playwright's ``newContext``."""
         self._do("open", url=url, settings=settings)
 
     def evaluate(self, script: str) -> Any:
@@ -47,11 +47,11 @@ class Browser:
         return self._do("evaluate", script=script)
 
     def wait(self, script: str) -> None:
-        """Return when an expression is true, or with a L{BrowserFailed} when it takes too long."""
+        """Return when an expression is true, or with a `BrowserFailed` when it takes too long."""
         self._do("wait", script=script)
 
     def prefer(self, **settings: str) -> None:
-        """Change what the reader prefers; the settings are those of Playwright's C{emulateMedia}."""
+        """Change what the reader prefers; the settings are those of Playwright's ``emulateMedia``."""
         self._do("prefer", settings=settings)
 
     def press(self, key: str) -> None:

@@ -20,7 +20,7 @@ T0_MS = 1_700_000_000_000
 class Queue:
     """One queue, written to by the script."""
 
-    client: Any  # a L{redis.Redis}: its types leave open whether replies are bytes
+    client: Any  # a `redis.Redis`: its types leave open whether replies are bytes
     keys: QueueKeys = field(default=QueueKeys("bull", "q"))
     lock_ttl_ms: int = 60_000
     set_by: str = "the tests"
@@ -28,7 +28,7 @@ class Queue:
     def job(
         self, job_id: str, *, name: str = "created", data: str = "{}", at_ms: int = T0_MS, **options: object
     ) -> Job:
-        """A job of this queue, encoded as the daemon does; C{options} are BullMQ's."""
+        """A job of this queue, encoded as the daemon does; ``options`` are BullMQ's."""
         job_options = JobOptions.from_mapping(options)
         return Job(
             queue=self.keys.queue,

@@ -17,7 +17,7 @@ _DEADLINE_S = 60.0
 
 
 def command() -> Path:
-    """The installed C{webhookd}."""
+    """The installed ``webhookd``."""
     return installed_twistd().with_name("webhookd")
 
 
@@ -44,7 +44,7 @@ class Running:
 def start_command(
     *arguments: str, environ: Mapping[str, str] = {}, cwd: Path | None = None, within: Sequence[str] = ()
 ) -> Running:
-    """Start the command, so that several run at once; C{within} is a program that runs what follows it."""
+    """Start the command, so that several run at once; ``within`` is a program that runs what follows it."""
     return Running(
         subprocess.Popen(
             [*within, command(), *arguments],

@@ -1,7 +1,7 @@
-"""webhookd itself for the tests: C{twistd webhookd}, from the built wheel, as a child process.
+"""webhookd itself for the tests: ``twistd webhookd``, from the built wheel, as a child process.
 
-The daemon under test is the one that was installed, never the checkout: C{make wheel} builds it and
-installs it anew, in a few seconds, and C{WEBHOOKD_TEST_TWISTD} names another one's C{twistd}.
+The daemon under test is the one that was installed, never the checkout: ``make wheel`` builds it and
+installs it anew, in a few seconds, and ``WEBHOOKD_TEST_TWISTD`` names another one's ``twistd``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _REPOSITORY = Path(__file__).parents[2]
 
 
 def installed_twistd() -> Path:
-    """The C{twistd} whose webhookd is under test."""
+    """The ``twistd`` whose webhookd is under test."""
     path = Path(os.environ.get("WEBHOOKD_TEST_TWISTD", _REPOSITORY / ".venv" / "bin" / "twistd"))
     if not path.exists():
         raise MissingTool(f"there is no {path}: run `make wheel`")
@@ -28,10 +28,10 @@ def installed_twistd() -> Path:
 
 
 class Daemon(ChildProcess):
-    """One webhookd, with a working directory of its own, so its C{var/} is there too.
+    """One webhookd, with a working directory of its own, so its ``var/`` is there too.
 
-    C{options} are its command line, C{environ} its environment beyond the bare necessary. It listens on
-    L{port} on loopback, which survives a restart, and has no ops endpoint unless the options name one.
+    ``options`` are its command line, ``environ`` its environment beyond the bare necessary. It listens on
+    `port` on loopback, which survives a restart, and has no ops endpoint unless the options name one.
     """
 
     name = "webhookd"
@@ -68,7 +68,7 @@ class Daemon(ChildProcess):
         return {**super().environ(), **self._environ}
 
     def is_ready(self) -> bool:
-        """Whether C{/health/live} answers."""
+        """Whether ``/health/live`` answers."""
         try:
             return self.get("/health/live").status == 200
         except (OSError, HTTPException):

@@ -33,7 +33,7 @@ UNKNOWN = QueueUnavailable(RedisErrorKind.TIMEOUT, "no answer", unknown=True)
 @implementer(IJobSink)
 @define(eq=False)
 class AcceptingSink:
-    """Takes each job, and adds it once; C{queue} holds the numbers of the jobs in order."""
+    """Takes each job, and adds it once; ``queue`` holds the numbers of the jobs in order."""
 
     queue: list[int] = Factory(list)
 
@@ -48,7 +48,7 @@ class AcceptingSink:
 @implementer(IJobSink)
 @define(eq=False)
 class RefusingSink:
-    """Takes no job; C{asked} holds the numbers of the jobs that it was asked to take."""
+    """Takes no job; ``asked`` holds the numbers of the jobs that it was asked to take."""
 
     error: Exception = NOT_SENT
     asked: list[int] = Factory(list)
@@ -103,7 +103,7 @@ class SilentSink:
 @implementer(ISpool)
 @define(eq=False)
 class MemorySpool:
-    """A spool without a disk; while C{problem} is set nothing works, while C{busy} an append is under way."""
+    """A spool without a disk. With ``problem`` set nothing works; with ``busy`` an append is under way."""
 
     max_records: int = 1_000_000
     problem: str | None = None

@@ -23,7 +23,7 @@ class Response:
 def request_bytes(
     method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
 ) -> bytes:
-    """A whole request, with C{Content-Length} where there is a body, that asks for the connection's end."""
+    """A whole request, with ``Content-Length`` where there is a body, that asks for the connection's end."""
     fields = {"Host": "localhost", "Connection": "close"}
     if body is not None:
         fields["Content-Length"] = str(len(body))
@@ -40,7 +40,7 @@ def connect(port: int) -> socket.socket:
 
 
 def read_response(connection: socket.socket, method: str = "GET") -> Response:
-    """The next answer on a connection; L{http.client.HTTPException} where it is not HTTP, or none comes."""
+    """The next answer on a connection; `http.client.HTTPException` where it is not HTTP, or none comes."""
     response = HTTPResponse(connection, method=method)
     response.begin()
     body = response.read()

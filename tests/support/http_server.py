@@ -24,7 +24,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class ThreadServer:
-    """Serves on a loopback port that the kernel chose, while the C{with} block lasts."""
+    """Serves on a loopback port that the kernel chose, while the ``with`` block lasts."""
 
     def __init__(self, handler: type[Handler]) -> None:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -44,9 +44,9 @@ def nginx_binary(flavour: str) -> str:
 
 
 class Nginx(ChildProcess):
-    """nginx on L{port}, in front of the C{upstreams}: ports of loopback, or C{HOST:PORT}.
+    """nginx on `port`, in front of the ``upstreams``: ports of loopback, or ``HOST:PORT``.
 
-    C{environ} is what an operator would set; docker/nginx/render.sh tells the names.
+    ``environ`` is what an operator would set; docker/nginx/render.sh tells the names.
     """
 
     name = "nginx"
@@ -124,7 +124,7 @@ class Nginx(ChildProcess):
 
 @frozen
 class Sent:
-    """One webhook that was sent, and the status of its answer; 0 where none came, and C{error} says why."""
+    """One webhook that was sent, and the status of its answer; 0 where none came, and ``error`` says why."""
 
     webhook: Webhook
     status: int
@@ -134,7 +134,7 @@ class Sent:
 class Load:
     """Sends distinct webhooks at a constant rate, each on a connection of its own, as Chatwoot does.
 
-    It begins with the C{with} block and ends with it, or after C{limit} webhooks. The loop is open: a slow
+    It begins with the ``with`` block and ends with it, or after ``limit`` webhooks. The loop is open: a slow
     answer keeps none of the next from being sent.
     """
 
@@ -175,7 +175,7 @@ class Load:
         self._thread.join()
 
     def start(self) -> None:
-        """Begin; a load without limit is better begun by C{with}, which ends it, too."""
+        """Begin; a load without limit is better begun by ``with``, which ends it, too."""
         self._thread.start()
 
     def __enter__(self) -> Self:

@@ -36,7 +36,7 @@ class ExportedSpan:
 
 
 class Collector(ThreadServer):
-    """Takes spans by HTTP, from daemons with L{environ}."""
+    """Takes spans by HTTP, from daemons with `environ`."""
 
     def __init__(self) -> None:
         self.spans: list[ExportedSpan] = []

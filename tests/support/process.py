@@ -33,7 +33,7 @@ class ProcessFailed(Exception):
 
 
 def find_tool(name: str, installed_by: str) -> str:
-    """The path of a program, or a L{MissingTool} that says how to get it: no test is skipped for that."""
+    """The path of a program, or a `MissingTool` that says how to get it: no test is skipped for that."""
     path = shutil.which(name)
     if path is None:
         raise MissingTool(f"{name} is not installed: {installed_by}")
@@ -41,7 +41,7 @@ def find_tool(name: str, installed_by: str) -> str:
 
 
 def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = START_DEADLINE_S) -> None:
-    """Ask again and again until C{condition} holds; C{what} tells the reader of a failure what is missing."""
+    """Poll until ``condition`` holds; ``what`` says in a failure what is missing."""
     end = time.monotonic() + deadline_s
     while not condition():
         if time.monotonic() > end:
@@ -71,8 +71,8 @@ class ReservedPort:
 class ChildProcess:
     """One program that a test starts, stops, kills, freezes, and starts again.
 
-    A subclass says what to run (L{argv}) and when it is ready (L{is_ready}). The directory is a new one
-    that is removed on L{close}, unless the test hands one in to keep.
+    A subclass says what to run (`argv`) and when it is ready (`is_ready`). The directory is a new one
+    that is removed on `close`, unless the test hands one in to keep.
     """
 
     name: str = "child"
@@ -129,7 +129,7 @@ class ChildProcess:
             )
 
     def wait_ready(self, deadline_s: float = START_DEADLINE_S) -> None:
-        """Return when the child is ready; L{ProcessFailed} where it ends instead, or does not get there."""
+        """Return when the child is ready; `ProcessFailed` where it ends instead, or does not get there."""
 
         def ready() -> bool:
             if self._running().poll() is not None:
@@ -143,7 +143,7 @@ class ChildProcess:
             raise self._failed(str(error)) from error
 
     def stop(self, deadline_s: float = STOP_DEADLINE_S) -> int:
-        """Ask the child to end (SIGTERM), frozen or not, and L{wait} for it."""
+        """Ask the child to end (SIGTERM), frozen or not, and `wait` for it."""
         process = self._running()
         if process.poll() is None:
             process.terminate()
@@ -151,7 +151,7 @@ class ChildProcess:
         return self.wait(deadline_s)
 
     def wait(self, deadline_s: float = STOP_DEADLINE_S) -> int:
-        """Return the exit code when the child ends; one that does not in time is killed: L{ProcessFailed}."""
+        """Return the exit code when the child ends; one that does not in time is killed: `ProcessFailed`."""
         try:
             return self._running().wait(deadline_s)
         except subprocess.TimeoutExpired as error:
@@ -198,7 +198,7 @@ class ChildProcess:
         self.close()
 
     def reserve_port(self) -> int:
-        """A loopback port that stays this child's own until L{close}."""
+        """A loopback port that stays this child's own until `close`."""
         port = ReservedPort()
         self._resources.callback(port.close)
         return port.number

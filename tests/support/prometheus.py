@@ -36,7 +36,7 @@ def load_rules() -> list[Mapping[str, Any]]:
 
 
 class ObservedDaemon(Daemon):
-    """A daemon with an ops endpoint, on L{ops_port}."""
+    """A daemon with an ops endpoint, on `ops_port`."""
 
     def __init__(self, *options: str, **settings: Any) -> None:
         super().__init__(*options, **settings)
@@ -46,14 +46,14 @@ class ObservedDaemon(Daemon):
         return [*super().argv(), "--ops-endpoint", f"tcp:{self.ops_port}:interface={self.host}"]
 
     def scrape(self) -> str:
-        """What C{/metrics} answers, in the classic text format."""
+        """What ``/metrics`` answers, in the classic text format."""
         response = get(self.ops_port, "/metrics")
         assert response.status == 200, response
         return response.body.decode()
 
 
 class Prometheus(ChildProcess):
-    """Scrapes some daemons each second, as the job C{webhookd}; alerts fire after a second."""
+    """Scrapes some daemons each second, as the job ``webhookd``; alerts fire after a second."""
 
     name = "prometheus"
 

@@ -39,12 +39,12 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 class Faults:
     """What is wrong with the way between client and server; by default nothing is.
 
-    C{reply_latency_s} holds each piece of a reply back; many may be on their way at once, as on a long line.
-    C{slice_bytes} cuts replies into pieces that small, which arrive one by one. A C{black_hole} lets nothing
-    through either way, not even an end, while clients still get a connection; what was sent into it comes
-    out once it is healed, as TCP's repeats would. C{drops_replies} throws away what the server says, and
-    C{resets_on_reply} resets the connection as well, so that a client cannot know what became of its request.
-    C{refuses} lets no new connection in.
+    ``reply_latency_s`` holds each piece of a reply back; many may be on their way at once, as on a long line.
+    ``slice_bytes`` cuts replies into pieces that small, which arrive one by one. A ``black_hole`` lets
+    nothing through either way, not even an end, while clients still get a connection; what was sent into it
+    comes out once it is healed, as TCP's repeats would. ``drops_replies`` throws away what the server says,
+    and ``resets_on_reply`` resets the connection as well, so that a client cannot know what became of its
+    request. ``refuses`` lets no new connection in.
     """
 
     reply_latency_s: float = 0.0
@@ -155,7 +155,7 @@ class _Link:
 
 
 class Proxy:
-    """Forwards L{port} on loopback to C{target_port} there, with the L{Faults} of the moment."""
+    """Forwards `port` on loopback to ``target_port`` there, with the `Faults` of the moment."""
 
     def __init__(self, target_port: int) -> None:
         self._target = (_LOOPBACK, target_port)
@@ -179,7 +179,7 @@ class Proxy:
 
     @contextmanager
     def faulty(self, **faults: Any) -> Iterator[None]:
-        """Have these L{Faults} for a while."""
+        """Have these `Faults` for a while."""
         self.become(Faults(**faults))
         try:
             yield

@@ -26,14 +26,14 @@ _DEADLINE_S = 90.0
 
 @frozen
 class Block:
-    """The commands of one C{sh} block, and the lines that the page says they print, if it does."""
+    """The commands of one ``sh`` block, and the lines that the page says they print, if it does."""
 
     commands: Sequence[str]
     output: Sequence[str]
 
 
 def blocks(page: str) -> list[Block]:
-    """The C{sh} blocks of a page, which is a path in the repository."""
+    """The ``sh`` blocks of a page, which is a path in the repository."""
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     return [Block(_commands(shown), output.splitlines()) for shown, output in _BLOCK.findall(text)]
 
@@ -57,8 +57,8 @@ def copy_repository(path: Path) -> Path:
 class Terminal:
     """A terminal in a directory, in which one command is entered after another.
 
-    Its directory, its environment and its shell functions stay from one to the next. C{words} are replaced in
-    each command: the page's port 3001 by the test's.
+    Its directory, its environment and its shell functions stay from one to the next. ``words`` are replaced
+    in each command: the page's port 3001 by the test's.
     """
 
     def __init__(

@@ -112,7 +112,7 @@ class Line:
             self._protocol.dataReceived(reply)
 
     def shake_hands(self, **answers: bytes) -> list[Command]:
-        """Answer a handshake: as a willing server does, but for C{answers}, by command. Returns what came."""
+        """Answer a handshake as a willing server does, except ``answers``, by command. Returns what came."""
         replies = {**_HANDSHAKE, **{name.encode(): reply for name, reply in answers.items()}}
         came: list[Command] = []
         while commands := self.commands():
@@ -165,7 +165,7 @@ async def turn() -> None:
 
 
 async def until_attempts(network: Network, count: int) -> None:
-    """Wait for the pool to connect again; it pauses in real time, as Twisted's C{ClientService} does."""
+    """Wait for the pool to connect again; it pauses in real time, as Twisted's ``ClientService`` does."""
     from twisted.internet import reactor
 
     while len(network.attempts()) < count:

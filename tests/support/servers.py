@@ -5,7 +5,7 @@
         redis.kill()
         redis.start()
 
-Nothing is persisted unless the test's own C{config} lines say so.
+Nothing is persisted unless the test's own ``config`` lines say so.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def _packaged_binary(package: str, name: str) -> str:
 class RedisServer(ChildProcess):
     """One Redis or Valkey.
 
-    C{config} are lines of its configuration file, and win over the defaults here. With C{unix_socket} it
-    listens on L{socket_path} in addition.
+    ``config`` are lines of its configuration file, and win over the defaults here. With ``unix_socket`` it
+    listens on `socket_path` in addition.
     """
 
     name = "redis"
@@ -85,7 +85,7 @@ class RedisServer(ChildProcess):
         return f"unix://{self.socket_path}"
 
     def client(self, **options: Any) -> redis.Redis:
-        """A synchronous client that speaks bytes; C{options} are those of L{redis.Redis}."""
+        """A synchronous client that speaks bytes; ``options`` are those of `redis.Redis`."""
         return redis.Redis(**{"host": self.host, "port": self.port, "socket_timeout": 10.0, **options})
 
     def argv(self) -> Sequence[str]:
@@ -122,7 +122,7 @@ class RedisServer(ChildProcess):
 
 
 class TlsRedis(RedisServer):
-    """A Redis that speaks TLS alone, with a certificate of a CA of its own: L{ca_file}."""
+    """A Redis that speaks TLS alone, with a certificate of a CA of its own: `ca_file`."""
 
     scheme = "rediss"
 
@@ -248,7 +248,7 @@ class Sentinels:
         return promoted
 
     def kill_primary(self) -> RedisServer:
-        """Kill the primary and return it at once; L{wait_for_primary} waits for its successor."""
+        """Kill the primary and return it at once; `wait_for_primary` waits for its successor."""
         killed = self.primary
         killed.kill()
         return killed

@@ -33,7 +33,7 @@ def make_job(number: int, *, queue: str = "chatwoot", data: bytes = b'{"event":"
 
 
 def job_number(job: Job) -> int:
-    """The number of a job of L{make_job}."""
+    """The number of a job of `make_job`."""
     return int(job.id.rpartition(".")[2])
 
 
@@ -66,9 +66,9 @@ class HeldBack:
 
 @define
 class Disk:
-    """A disk with a given free space, on which commits fail while C{error_code} is set.
+    """A disk with a given free space, on which commits fail while ``error_code`` is set.
 
-    With C{fails_late}, the commit is on disk before it fails: SQLite cannot always tell.
+    With ``fails_late``, the commit is on disk before it fails: SQLite cannot always tell.
     """
 
     free_bytes: int = 1 << 40

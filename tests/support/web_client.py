@@ -1,4 +1,4 @@
-"""A client of a L{WebhookSite} without sockets: bytes in, bytes out, and a clock that the test turns."""
+"""A client of a `WebhookSite` without sockets: bytes in, bytes out, and a clock that the test turns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .http import Response, request_bytes
 
 @implementer(ITCPTransport)
 class MemoryTransport(StringTransport):
-    """What L{StringTransport} lacks: its protocol is told, in the reactor's next turn, that it has closed."""
+    """What `StringTransport` lacks: its protocol is told, in the reactor's next turn, that it has closed."""
 
     protocol: WebhookChannel
 

@@ -67,13 +67,13 @@ class Webhook:
 
 
 ODD = Webhook(_ODD_BODY, {"Content-Type": "application/json"}, "chatwoot.odd_one.a1.5.h", "odd.one")
-"""An event of an unknown type, valid JSON that no JSON library writes like that; to be L{numbered}."""
+"""An event of an unknown type, valid JSON that no JSON library writes like that; to be `numbered`."""
 
 _KINDS = [ODD, *(Webhook.from_sample(sample) for sample in SAMPLES.values())]
 
 
 def webhooks(count: int, first: int = 1_000_000) -> list[Webhook]:
-    """So many distinct events, of all types by turns; C{first} keeps one call's apart from another's."""
+    """So many distinct events, of all types by turns; ``first`` keeps one call's apart from another's."""
     return [kind.numbered(first + number) for number, kind in enumerate(islice(cycle(_KINDS), count))]
 
 
@@ -118,6 +118,6 @@ def post_at_once(ports: Sequence[int], events: Sequence[Webhook]) -> list[Respon
 
 
 def outcome(response: Response) -> tuple[int, str]:
-    """The status, and what the body calls it: the receipt's C{status}, or the error's C{code}."""
+    """The status, and what the body calls it: the receipt's ``status``, or the error's ``code``."""
     content = json.loads(response.body)
     return response.status, content["error"]["code"] if "error" in content else content["status"]

@@ -18,7 +18,7 @@ _SCRIPT = Path(__file__).parents[1] / "node" / "worker.js"
 
 @frozen
 class Processed:
-    """One call of a worker's processor: the job, and the digest of its C{data} as Redis holds it."""
+    """One call of a worker's processor: the job, and the digest of its ``data`` as Redis holds it."""
 
     id: str
     name: str
@@ -26,7 +26,7 @@ class Processed:
 
 
 class Worker(ChildProcess):
-    """One Node process with a BullMQ Worker, which ends (L{stop}) when its jobs are finished."""
+    """One Node process with a BullMQ Worker, which ends (`stop`) when its jobs are finished."""
 
     name = "worker"
 

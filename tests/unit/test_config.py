@@ -35,7 +35,7 @@ SECRET = "s3cret"
 
 @frozen
 class Value:
-    """One value of an option: as a string, as TOML, and as it is in the L{Config}."""
+    """One value of an option: as a string, as TOML, and as it is in the `Config`."""
 
     text: str
     toml: str

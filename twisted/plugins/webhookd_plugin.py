@@ -1,4 +1,4 @@
-"""Tells C{twistd} about the C{webhookd} command."""
+"""Tells ``twistd`` about the ``webhookd`` command."""
 
 from twisted.application.service import ServiceMaker
 

@@ -26,9 +26,9 @@ def _key(suffix: str) -> str:
 
 @frozen
 class QueueKeys:
-    """The names of a queue's keys: C{<prefix>:<queue>:<suffix>}.
+    """The names of a queue's keys: ``<prefix>:<queue>:<suffix>``.
 
-    @raise ValueError: the prefix is empty, or the queue's name is empty or contains C{:}.
+    :raises ValueError: the prefix is empty, or the queue's name is empty or contains ``:``.
     """
 
     prefix: str = field(validator=_check_prefix)
@@ -50,12 +50,12 @@ class QueueKeys:
         return f"{self.prefix}:{self.queue}:{job_id}"
 
     def create_lock(self, job_id: str) -> str:
-        """The key of a job's creation lock, webhookd's own; no job has it, since no job id contains C{:}."""
+        """The key of a job's creation lock, webhookd's own; no job has it, since no job id contains ``:``."""
         return f"{self.prefix}:{self.queue}:create-lock:{job_id}"
 
     @property
     def is_hash_tagged(self) -> bool:
-        """Whether all keys share a slot of a Redis Cluster, as a script needs: C{{bull}:q} or C{bull:{q}}."""
+        """Whether all keys share a slot of a Redis Cluster, as scripts need: ``{bull}:q`` or ``bull:{q}``."""
         _, _, tail = f"{self.prefix}:{self.queue}".partition("{")
         tag, brace, _ = tail.partition("}")
         return bool(tag and brace)
@@ -88,10 +88,10 @@ _JOB_ID = re.compile(r"(?!-?[0-9]+\Z)[A-Za-z0-9._-]{1,255}")
 def check_job_id(job_id: str) -> None:
     """Refuse an id that is no safe job id.
 
-    BullMQ refuses integers and C{:} in its clients alone, and nobody refuses the suffix of one of the queue's
-    own keys: a job C{meta} is swallowed, a job C{completed} breaks the queue.
+    BullMQ refuses integers and ``:`` in its clients alone, and nobody refuses the suffix of one of the
+    queue's own keys: a job ``meta`` is swallowed, a job ``completed`` breaks the queue.
 
-    @raise ValueError: not 1 to 255 of C{[A-Za-z0-9._-]}, or an integer, or such a suffix.
+    :raises ValueError: not 1 to 255 of ``[A-Za-z0-9._-]``, or an integer, or such a suffix.
     """
     if not _JOB_ID.fullmatch(job_id) or job_id in _OWN_SUFFIXES:
         raise ValueError(f"{job_id!r} cannot be a job id")

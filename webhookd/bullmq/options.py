@@ -128,9 +128,9 @@ def _stored(options: Mapping[str, object]) -> dict[str, object]:
 
 @frozen
 class JobOptions:
-    """The BullMQ options of a source's jobs, validated: C{priority} and C{delay_ms} are 0 where not given.
+    """The BullMQ options of a source's jobs, validated: ``priority`` and ``delay_ms`` are 0 where not given.
 
-    C{sizeLimit} is stored but not enforced: BullMQ's own producer would throw the job away.
+    ``sizeLimit`` is stored but not enforced: BullMQ's own producer would throw the job away.
     """
 
     priority: int
@@ -142,7 +142,7 @@ class JobOptions:
     def from_mapping(cls, options: Mapping[str, object]) -> JobOptions:
         """Options by the names that BullMQ documents.
 
-        @raise ValueError: an option is unknown, makes no sense here, or has a bad value; one line names it.
+        :raises ValueError: an option is unknown, makes no sense here, or has a bad value; one line names it.
         """
         stored = _stored(options)
         head = json.dumps({**stored, "jobId": ""}, ensure_ascii=False, separators=(",", ":"))
@@ -156,7 +156,7 @@ class JobOptions:
     def encode(self, job_id: str) -> bytes:
         """The options of one job, as JSON.
 
-        @raise ValueError: see L{check_job_id}; an id that passed needs no escapes.
+        :raises ValueError: see `check_job_id`; an id that passed needs no escapes.
         """
         check_job_id(job_id)
         return self._head + job_id.encode() + b'"}'
@@ -165,7 +165,8 @@ class JobOptions:
 def with_telemetry(options: bytes, metadata: Mapping[str, str]) -> bytes:
     """A job's options, and in them what BullMQ's telemetry hands from a producer to a worker.
 
-    It is stored as C{tm}, a string that holds JSON; a worker whose telemetry is on cannot take anything else.
+    It is stored as ``tm``, a string that holds JSON; a worker whose telemetry is on cannot take anything
+    else.
     """
     text = json.dumps(json.dumps(metadata, separators=(",", ":")))
     return b'%b,"tm":%b}' % (options.removesuffix(b"}"), text.encode())

@@ -14,9 +14,9 @@ from webhookd.model import Job
 
 
 class Wire(Enum):
-    """Which BullMQ a queue's workers run; C{AUTO} goes by the C{version} that Node queues leave in C{meta}.
+    """The BullMQ version of the workers; ``AUTO`` goes by the ``version`` that Node queues leave in ``meta``.
 
-    It matters only while a queue is paused and empty: 5 keeps its jobs in C{paused}, 6 in C{wait}.
+    It matters only while a queue is paused and empty: 5 keeps its jobs in ``paused``, 6 in ``wait``.
     """
 
     AUTO = "auto"
@@ -43,11 +43,11 @@ ADD_JOBS = Script(files(__package__).joinpath("add_jobs.lua").read_bytes())
 def add_jobs_arguments(
     keys: QueueKeys, jobs: Sequence[Job], *, lock_ttl_ms: int, wire: Wire, set_by: str
 ) -> tuple[list[str | bytes], list[str | bytes]]:
-    """KEYS and ARGV of one call of L{ADD_JOBS}, every one a string.
+    """KEYS and ARGV of one call of `ADD_JOBS`, every one a string.
 
-    C{set_by} is what the creation locks hold, and C{lock_ttl_ms}, at least 1, how long they live.
+    ``set_by`` is what the creation locks hold, and ``lock_ttl_ms``, at least 1, how long they live.
 
-    @raise ValueError: there is no job, or one of another queue, or no time to live.
+    :raises ValueError: there is no job, or one of another queue, or no time to live.
     """
     if not jobs or any(job.queue != keys.queue for job in jobs):
         raise ValueError(f"the jobs of one call must all be of the queue {keys.queue!r}, and at least one")
@@ -82,7 +82,7 @@ def add_jobs_arguments(
 
 
 class Answer(IntEnum):
-    """What L{ADD_JOBS} did with a job; the values are its return codes."""
+    """What `ADD_JOBS` did with a job; the values are its return codes."""
 
     ADDED = 1
     LOCK_HELD = 2
@@ -93,17 +93,17 @@ class Answer(IntEnum):
 class Refused:
     """Redis did not take this one job, and kept nothing of it.
 
-    The first word of C{reason} is the error's code: C{WRONGTYPE} where something else is in the job's place,
-    which repeating does not cure, or what Redis gives for a whole call, such as C{NOPERM}.
+    The first word of ``reason`` is the error's code: ``WRONGTYPE`` where something else is in the job's
+    place, which repeating does not cure, or what Redis gives for a whole call, such as ``NOPERM``.
     """
 
     reason: str
 
 
 def read_reply(reply: object, count: int) -> list[Answer | Refused]:
-    """What became of each of C{count} jobs, in order.
+    """What became of each of ``count`` jobs, in order.
 
-    @raise ValueError: the reply is not one of L{ADD_JOBS} to that many jobs.
+    :raises ValueError: the reply is not one of `ADD_JOBS` to that many jobs.
     """
     if not isinstance(reply, list | tuple) or len(reply) != count:
         raise ValueError(f"the reply is not an answer to each of {count} jobs")

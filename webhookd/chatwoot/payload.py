@@ -101,7 +101,7 @@ _decode = msgspec.json.Decoder(_Payload).decode
 def parse(delivery: Delivery, fallback: Fallback) -> Event:
     """Read a delivery's body.
 
-    Raises L{BadRequest} with the code ``not_utf8``, ``not_json``, ``not_an_object`` or ``no_event``.
+    Raises `BadRequest` with the code ``not_utf8``, ``not_json``, ``not_an_object`` or ``no_event``.
     """
     payload = _read(delivery.body)
     scope, entity, happens_once = _identify(payload)

@@ -40,7 +40,7 @@ def renumbered(body: bytes, number: int) -> bytes:
 
 
 def delivery_id(number: int) -> str:
-    """What Chatwoot would send as C{X-Chatwoot-Delivery}: the same number has the same one."""
+    """What Chatwoot would send as ``X-Chatwoot-Delivery``: the same number has the same one."""
     return str(UUID(int=number))
 
 

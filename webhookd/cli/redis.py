@@ -41,14 +41,14 @@ class Redis(RedisPool):
             self._next.errback(reason)
 
     async def wait(self) -> None:
-        """Return once there is a connection; raises L{QueueUnavailable}."""
+        """Return once there is a connection; raises `QueueUnavailable`."""
         try:
             await self._next.addTimeout(CONNECT_DEADLINE_S, self._clock)
         except DeadlinePassed:
             raise QueueUnavailable(RedisErrorKind.TIMEOUT, "no connection in time") from None
 
     async def ask(self, *command: str | bytes | int) -> Any:
-        """The answer to one command; raises L{QueueUnavailable}."""
+        """The answer to one command; raises `QueueUnavailable`."""
         if self.writer is None:  # a failed call gave it up
             self._next = Deferred()
             await self.wait()
@@ -64,7 +64,7 @@ class Redis(RedisPool):
 
 @asynccontextmanager
 async def connected(reactor: Any, url: RedisUrl) -> AsyncIterator[Redis]:
-    """Redis, while the block lasts; raises L{QueueUnavailable} where it cannot be used."""
+    """Redis, while the block lasts; raises `QueueUnavailable` where it cannot be used."""
     redis = Redis(reactor, url)
     try:
         redis.startService()
@@ -83,7 +83,7 @@ def find_redis(settings: Config) -> RedisUrl | None:
 
 
 def ask_redis(settings: Config, question: Callable[[Redis], Coroutine[Deferred[Any], Any, _T]]) -> _T:
-    """What becomes of a question to Redis; raises L{Unreachable} where Redis cannot be asked."""
+    """What becomes of a question to Redis; raises `Unreachable` where Redis cannot be asked."""
     url = find_redis(settings)
     if url is None:
         raise Unreachable(NOT_RUNNING)

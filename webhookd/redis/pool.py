@@ -177,7 +177,7 @@ class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredi
         return b"".join(parts)
 
     async def within(self, deadline_s: float, answer: Deferred[Any]) -> Any:
-        """A command's answer; raises L{QueueUnavailable}, and gives the connection up where that is due."""
+        """A command's answer; raises `QueueUnavailable`, and gives the connection up where that is due."""
         try:
             return await answer.addTimeout(deadline_s, self.factory.clock)
         except txredisapi.ScriptDoesNotExist:

@@ -89,7 +89,7 @@ class RedisQueue:
         self._log = Logger()
 
     def add(self, job: Job) -> Deferred[Receipt]:
-        """See L{IJobSink}; without a connection the job fails at once."""
+        """See `IJobSink`; without a connection the job fails at once."""
         if self._pool.writer is None:
             return fail(self._not_connected())
         receipt: Deferred[Receipt] = Deferred()

@@ -18,9 +18,9 @@ SAMPLES_DIRECTORY = Path(__file__).parent
 
 @frozen
 class Sample:
-    """One request as Chatwoot sends it; its name is that of its file without C{.json}.
+    """One request as Chatwoot sends it; its name is that of its file without ``.json``.
 
-    C{sent_by} says which of Chatwoot's senders does so.
+    ``sent_by`` says which of Chatwoot's senders does so.
     """
 
     name: str

@@ -20,13 +20,13 @@ What the caller must do:
 
 * Remove a record only after Redis has acknowledged its job. A crash in between drains it a second time, so
   the adding must be idempotent: it is, by job id, within the dedup window.
-* Look for orphans from time to time (L{Spools.claim_orphan}), drain each like its own spool, and close it.
-* Call L{Spool.expire_dead} from time to time, close each spool, and only then stop the L{SpoolThread}.
+* Look for orphans from time to time (`Spools.claim_orphan`), drain each like its own spool, and close it.
+* Call `Spool.expire_dead` from time to time, close each spool, and only then stop the `SpoolThread`.
 
 The crash windows of one event, and what makes each harmless: before the commit: the sender has no answer, and
 nothing is there. Between commit and answer: the record is there, and a repetition finds it by its id. Between
 Redis' acknowledgement and the removal's commit: it is sent again, and the script drops it.
 
-After a failure (disk full, read-only, I/O error) appends fail with L{SpoolUnavailable} and the next group
+After a failure (disk full, read-only, I/O error) appends fail with `SpoolUnavailable` and the next group
 tries again, on a newly opened file where the old one can no longer be trusted. Nothing has to be restarted.
 """

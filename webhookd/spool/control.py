@@ -49,7 +49,7 @@ class ControlApp:
 
     @app.route("/", methods=["POST"])
     async def ask(self, request: WebhookRequest) -> Answer:
-        """A L{Request}, and what the spool says to it."""
+        """A `Request`, and what the spool says to it."""
         return _answer(200, await self.spool.do(_decode(request.body)))
 
     @app.route("/drain", methods=["GET"])

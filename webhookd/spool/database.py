@@ -135,9 +135,9 @@ def encode_record(job: Job) -> bytes:
 
 
 def decode_record(record: bytes) -> Job:
-    """Decode what L{encode_record} made.
+    """Decode what `encode_record` made.
 
-    @raise CorruptRecord: the checksum, the version or the content is wrong.
+    :raises CorruptRecord: the checksum, the version or the content is wrong.
     """
     try:
         return _decode(record)
@@ -175,7 +175,7 @@ class SpoolLimits:
 
 
 class Operation(Protocol):
-    """Something to do inside a group's transaction; raises L{SpoolUnavailable} to fail alone."""
+    """Something to do inside a group's transaction; raises `SpoolUnavailable` to fail alone."""
 
     def __call__(self, database: SpoolDatabase, /) -> Any: ...
 
@@ -197,7 +197,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     The caller holds the directory's lock. SQLite would lock the file itself, and map shared memory from a
     file beside it: both need a right to write, and who is alone needs neither.
 
-    @raise sqlite3.Error: it cannot be read.
+    :raises sqlite3.Error: it cannot be read.
     """
     if not path.exists():
         if path.with_name(f"{path.name}.old").exists():
@@ -224,7 +224,7 @@ def free_disk_bytes(path: Path) -> int:
 class SpoolDatabase:
     """The records of one spool, in an SQLite file that is opened when needed, and again after it failed.
 
-    The methods below L{commit} may be called by its operations only.
+    The methods below `commit` may be called by its operations only.
     """
 
     _path: Path
@@ -246,9 +246,9 @@ class SpoolDatabase:
     def commit(self, operations: Sequence[Operation]) -> tuple[list[Any], SpoolStats]:
         """Run operations in one transaction, and return their results once it is on disk.
 
-        The result of an operation that failed alone is its L{SpoolUnavailable}.
+        The result of an operation that failed alone is its `SpoolUnavailable`.
 
-        @raise SpoolUnavailable: nothing of it counts. Its rows may be there after all once the file is open
+        :raises SpoolUnavailable: nothing of it counts. Its rows may be there after all once the file is open
             again (SQLite may have failed after its last write); nobody was told so, and ids stay unique.
         """
         failure: Exception
@@ -265,7 +265,7 @@ class SpoolDatabase:
         raise SpoolUnavailable(reason) from failure
 
     def _transact(self, operations: Sequence[Operation]) -> tuple[list[Any], SpoolStats]:
-        """Do what L{commit} does; after a failure, the file must be opened again."""
+        """Do what `commit` does; after a failure, the file must be opened again."""
         connection = self._open()
         before = self._stats
         connection.execute("BEGIN IMMEDIATE")
@@ -531,7 +531,7 @@ class SpoolDatabase:
         """Close the connection, and forget what was not committed.
 
         SQLite then writes the WAL back up to the last commit that worked, and not what a failed fsync
-        left behind it; if it cannot, the WAL stays for L{_write_again}.
+        left behind it; if it cannot, the WAL stays for `_write_again`.
         """
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -590,7 +590,7 @@ def _write_durably(path: Path, content: bytes) -> None:
 
 
 def _check_structure(connection: sqlite3.Connection) -> None:
-    """@raise _Damage: tables and indices are not whole."""
+    """:raises _Damage: tables and indices are not whole."""
     if connection.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
         raise _Damage("its structure is not whole")
 

@@ -106,7 +106,7 @@ class SpoolDirectory:
         Anything unexpected in it (a damaged file that was set aside, a WAL that could not be written back)
         keeps it in place. Each crash window leaves less, in an order in which what is left is a vacant
         directory: database, socket, lock, directory. Whoever opened the lock file before we unlinked it gets
-        the lock of a file without a name, and notices (see L{_try_lock}).
+        the lock of a file without a name, and notices (see `_try_lock`).
         """
         try:
             if _contents(self.path) <= {DATABASE_NAME}:
@@ -127,7 +127,7 @@ class SpoolDirectory:
 def hold(path: Path) -> SpoolDirectory | None:
     """Take a directory whatever its label says, and change nothing in it; None while somebody else holds it.
 
-    @raise OSError: it is not there, or is not ours to open.
+    :raises OSError: it is not there, or is not ours to open.
     """
     (path / LOCK_NAME).stat()
     descriptor = _try_lock(path, os.O_RDONLY)
@@ -184,7 +184,7 @@ class SpoolRoot:
     """The root below which all replicas have their directories.
 
     ``fingerprint`` names what the records are for (Redis, prefix and queue), in a form without secrets.
-    All methods do I/O: call them in the spool's thread. They raise L{OSError} where the disk fails.
+    All methods do I/O: call them in the spool's thread. They raise ``OSError`` where the disk fails.
     """
 
     path: Path
@@ -195,7 +195,7 @@ class SpoolRoot:
     def prepare(self) -> None:
         """Make the root, with mode 0700, and check that a spool can be on its file system.
 
-        @raise ConfigError: it is on a network file system, where neither locks nor fsync can be trusted.
+        :raises ConfigError: it is on a network file system, where neither locks nor fsync can be trusted.
         """
         if not self.path.is_dir():
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ class SpoolRoot:
     def check_file_system(self) -> None:
         """Check that a spool can be where it is, or will be.
 
-        @raise ConfigError: it is on a network file system, where neither locks nor fsync can be trusted.
+        :raises ConfigError: it is on a network file system, where neither locks nor fsync can be trusted.
         """
         kind = file_system_type(self.path.resolve(), self._mountinfo)
         if kind in _NETWORK_FILE_SYSTEMS:

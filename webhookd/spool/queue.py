@@ -31,7 +31,7 @@ class Run(Protocol):
 
 
 class SpoolThread:
-    """The one thread in which spools do their work; a L{Run}."""
+    """The one thread in which spools do their work; a `Run`."""
 
     def __init__(self, reactor: IReactorFromThreads) -> None:
         self._reactor = reactor
@@ -53,7 +53,7 @@ class SpoolThread:
 @implementer(ISpool)
 @define(eq=False)
 class Spool:
-    """A spool in a directory that is ours; see L{Spools}.
+    """A spool in a directory that is ours; see `Spools`.
 
     Cancelling a Deferred of it does not take back what was asked for.
     """
@@ -71,14 +71,14 @@ class Spool:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no record is in it or on its way; see L{ISpool}."""
+        """Whether no record is in it or on its way; see `ISpool`."""
         return self.stats.records == 0 and self._appends == 0
 
     def until_open(self) -> None:
-        """It is open; see L{ISpool.until_open}."""
+        """It is open; see `ISpool.until_open`."""
 
     def append(self, job: Job) -> Deferred[Receipt]:
-        """Put a job at the end; see L{ISpool.append}."""
+        """Put a job at the end; see `ISpool.append`."""
         if len(self._waiting) >= self._limits.max_waiting:
             return fail(SpoolUnavailable("busy"))
         self._appends += 1
@@ -86,23 +86,23 @@ class Spool:
         return appended.addBoth(self._append_ended)
 
     def first(self, limit: int, max_bytes: int) -> Deferred[Sequence[SpoolRecord]]:
-        """Read the oldest records; see L{ISpool.first}."""
+        """Read the oldest records; see `ISpool.first`."""
         return self._submit(
             partial(SpoolDatabase.first, limit=limit, max_bytes=max_bytes, now_ms=self._now_ms())
         )
 
     def remove(self, sequences: Sequence[int]) -> Deferred[None]:
-        """Forget records; see L{ISpool.remove}."""
+        """Forget records; see `ISpool.remove`."""
         return self._submit(partial(SpoolDatabase.remove, sequences=tuple(sequences)))
 
     def bury(self, sequence: int, reason: str) -> Deferred[None]:
-        """Move a record to the dead letters; see L{ISpool.bury}."""
+        """Move a record to the dead letters; see `ISpool.bury`."""
         return self._submit(
             partial(SpoolDatabase.bury, sequence=sequence, reason=reason, now_ms=self._now_ms())
         )
 
     def check(self) -> Deferred[None]:
-        """Write and fsync; see L{ISpool.check}."""
+        """Write and fsync; see `ISpool.check`."""
         return self._submit(partial(SpoolDatabase.beat, now_ms=self._now_ms()))
 
     def expire_dead(self) -> Deferred[int]:
@@ -117,7 +117,7 @@ class Spool:
         """Finish what waits, write the WAL back, close the file and release the directory.
 
         A directory that holds nothing any more is removed. From now on everything else fails with
-        L{SpoolUnavailable}; closing again waits for the same end.
+        `SpoolUnavailable`; closing again waits for the same end.
         """
         if self._closing is None:
             self._closing = Deferred.fromCoroutine(self._close())
@@ -194,7 +194,7 @@ class Spools:
         """Take a directory, an orphan before a new one, and open its spool.
 
         Fires with a spool that may have a problem (see its ``stats``), and heals when the disk does. Fails
-        with L{ConfigError} where a spool can never be, and with L{SpoolUnavailable} where no directory can be
+        with `ConfigError` where a spool can never be, and with `SpoolUnavailable` where no directory can be
         had now.
         """
         return Deferred.fromCoroutine(self._open_own())
@@ -202,7 +202,7 @@ class Spools:
     def claim_orphan(self) -> Deferred[Spool | None]:
         """Take the next directory with our label that nobody holds, and that has records to drain.
 
-        Fires with its opened spool, or with None; fails with L{SpoolUnavailable} where the disk does. The
+        Fires with its opened spool, or with None; fails with `SpoolUnavailable` where the disk does. The
         caller drains it and closes it, which removes the directory if it is empty then. A directory that
         holds nothing but dead letters is left where it is; those of them that are past their age are deleted.
         """

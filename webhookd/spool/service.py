@@ -79,12 +79,12 @@ class SpoolService(Service):
 
     @property
     def stats(self) -> SpoolStats:
-        """See L{ISpool}; while it is being opened nothing is known, and nothing is wrong."""
+        """See `ISpool`; while it is being opened nothing is known, and nothing is wrong."""
         return self._spool.stats if self._spool is not None else evolve(EMPTY, problem=self._problem)
 
     @property
     def is_empty(self) -> bool:
-        """See L{ISpool}; while it is being opened, it may hold something."""
+        """See `ISpool`; while it is being opened, it may hold something."""
         return self._spool.is_empty if self._spool is not None else self._problem is not None
 
     @property
@@ -93,7 +93,7 @@ class SpoolService(Service):
         return self._spool is not None and self._spool.stats.problem is None
 
     def until_open(self) -> Deferred[None] | None:
-        """See L{ISpool}."""
+        """See `ISpool`."""
         if self._spool is not None or self._problem is not None:
             return None
         opened: Deferred[None] = Deferred()
@@ -101,31 +101,31 @@ class SpoolService(Service):
         return opened
 
     def append(self, job: Job) -> Deferred[Receipt]:
-        """See L{ISpool}."""
+        """See `ISpool`."""
         return self._once_open(lambda spool: spool.append(job))
 
     def first(self, limit: int, max_bytes: int) -> Deferred[Sequence[SpoolRecord]]:
-        """See L{ISpool}."""
+        """See `ISpool`."""
         return self._once_open(lambda spool: spool.first(limit, max_bytes))
 
     def remove(self, sequences: Sequence[int]) -> Deferred[None]:
-        """See L{ISpool}."""
+        """See `ISpool`."""
         return self._once_open(lambda spool: spool.remove(sequences))
 
     def bury(self, sequence: int, reason: str) -> Deferred[None]:
-        """See L{ISpool}."""
+        """See `ISpool`."""
         return self._once_open(lambda spool: spool.bury(sequence, reason))
 
     def check(self) -> Deferred[None]:
-        """See L{ISpool}."""
+        """See `ISpool`."""
         return self._once_open(lambda spool: spool.check())
 
     def expire_dead(self) -> Deferred[int]:
-        """See L{ISpool}."""
+        """See `ISpool`."""
         return self._once_open(lambda spool: spool.expire_dead())
 
     def close(self) -> Deferred[None]:
-        """See L{ISpool}."""
+        """See `ISpool`."""
         return self._once_open(lambda spool: spool.close())
 
     def _once_open(self, operate: Callable[[Spool], Deferred[_T]]) -> Deferred[_T]:

@@ -34,7 +34,7 @@ async def handle(message: Event) -> None:
 
 
 def event_of(job: Job) -> Event:
-    """The event of a job, with either C{--job-data} of webhookd."""
+    """The event of a job, with either ``--job-data`` of webhookd."""
     is_envelope = "payload" in job.data and "deliveryId" in job.data
     event: Event = job.data["payload"] if is_envelope else job.data
     return event
@@ -43,8 +43,8 @@ def event_of(job: Job) -> Event:
 def is_from_customer(event: Event) -> bool:
     """Whether a customer wrote it.
 
-    Chatwoot tells of our own answers, too: they are C{outgoing}, be they an agent's, a bot's or sent by its
-    API. A worker that answers those answers itself, forever. Notes among agents are C{private}.
+    Chatwoot tells of our own answers, too: they are ``outgoing``, be they an agent's, a bot's or sent by its
+    API. A worker that answers those answers itself, forever. Notes among agents are ``private``.
     """
     is_message = event["event"] == "message_created"
     return is_message and event["message_type"] == "incoming" and not event["private"]

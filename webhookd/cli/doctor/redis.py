@@ -93,7 +93,7 @@ class RedisFacts:
 
 
 async def look_at_redis(reactor: Any, settings: Config, url: RedisUrl) -> RedisFacts:
-    """All that the checks need; raises L{QueueUnavailable} where Redis cannot be asked."""
+    """All that the checks need; raises `QueueUnavailable` where Redis cannot be asked."""
     async with connected(reactor, url) as redis:
         round_trip_s = min([await _round_trip(redis) for _ in range(3)])
         info, ahead_s = await _info(redis)

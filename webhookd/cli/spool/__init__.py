@@ -525,7 +525,7 @@ async def _drain_stopped(
 async def _wait_until_empty(
     replicas: Replicas, replica: Replica, patience_s: float, state: Callable[[], Awaitable[DrainState]]
 ) -> int:
-    """How many records have left; raises L{Unreachable} once none does any more."""
+    """How many records have left; raises `Unreachable` once none does any more."""
     begin = lowest = (await state()).records
     moved_s = time.monotonic()
     with _progress("draining", replica, begin) as advance:

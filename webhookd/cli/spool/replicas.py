@@ -74,7 +74,7 @@ class Stopped:
     async def ask(self, request: Request) -> Any:
         """What the spool says to a request.
 
-        @raise Unreachable: it cannot be read, or written to.
+        :raises Unreachable: it cannot be read, or written to.
         """
         if self._spool is None and isinstance(request, Question):
             return await self._run(partial(self._read, request))
@@ -134,7 +134,7 @@ class Running:
     async def ask(self, request: Request) -> Any:
         """What the spool says to a request.
 
-        @raise Unreachable: the daemon does not answer, or cannot.
+        :raises Unreachable: the daemon does not answer, or cannot.
         """
         answer = await self._socket.fetch("POST", "/", msgspec.json.encode(request))
         return msgspec.json.decode(answer, type=request.answer_type)
@@ -148,7 +148,7 @@ class Running:
         return await self._socket.drain_state()
 
     async def is_cut_off(self) -> bool:
-        """See L{Stopped}: a daemon has opened it."""
+        """See `Stopped`: a daemon has opened it."""
         return False
 
     async def close(self) -> None:
@@ -173,8 +173,8 @@ class Socket:
     async def fetch(self, method: str, path: str, body: bytes = b"") -> bytes:
         """The body of an answer.
 
-        @raise Unreachable: the daemon does not answer, or cannot.
-        @raise ConnectError: nobody listens.
+        :raises Unreachable: the daemon does not answer, or cannot.
+        :raises ConnectError: nobody listens.
         """
         fetched = Deferred.fromCoroutine(self._fetch(method, path, body))
         fetched.addTimeout(_ANSWER_DEADLINE_S, self._reactor, self._too_late)
@@ -249,7 +249,7 @@ class Replicas:
     async def open(self, path: Path) -> AsyncIterator[Replica]:
         """The spool in a directory, whoever holds it.
 
-        @raise Unreachable: it is not there, not ours to read, or nobody answers for it.
+        :raises Unreachable: it is not there, not ours to read, or nobody answers for it.
         """
         replica = await self._open(path)
         try:
