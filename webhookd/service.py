@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from attrs import frozen
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -25,7 +25,7 @@ from twisted.python import usage
 import webhookd
 from webhookd import intake
 from webhookd.chatwoot import payload as chatwoot
-from webhookd.clock import run_on_monotonic_time, wall_clock_ms
+from webhookd.clock import wall_clock_ms
 from webhookd.config import ALL_OPTIONS, DEFAULT_SOURCE, Config, resolve
 from webhookd.daemon.logs import LogWindows, RepeatLimiter, make_observer
 from webhookd.daemon.parts import Daemon, Listener, fatal
@@ -38,6 +38,7 @@ from webhookd.model import ConfigError, ISpool, Job, Receipt
 from webhookd.ops.health import Health, describe_breaker, describe_sources, describe_spool
 from webhookd.ops.metrics import DaemonCollector, Exposition, Parts, ReactorLag
 from webhookd.ops.status import Sampler, StatusEvents, StatusFeed, load_page
+from webhookd.reactor import IReactor, run_on_monotonic_time, the_reactor
 from webhookd.redis import embedded
 from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker, State
 from webhookd.redis.embedded import EmbeddedValkey, find_server
@@ -124,8 +125,7 @@ class Options(usage.Options):
 
 def makeService(options: Options) -> IService:
     """The daemon, built from its configuration."""
-    from twisted.internet import reactor  # the one place that touches it
-
+    reactor = the_reactor()  # the one place of the daemon that touches it
     run_on_monotonic_time(reactor)
     end_on_signals(reactor)
     try:
@@ -139,7 +139,7 @@ def max_connections(descriptors: int) -> int:
     return min(MAX_CONNECTIONS, max(descriptors - _OTHER_DESCRIPTORS, descriptors // 2))
 
 
-def _build(settings: Config, reactor: Any, log_observer: RepeatLimiter | None) -> Daemon:
+def _build(settings: Config, reactor: IReactor, log_observer: RepeatLimiter | None) -> Daemon:
     """The object graph, from the bottom up; the daemon's parts in the order of their start."""
     server = _embedded_server(settings, reactor)
     url = settings.redis if server is None else RedisUrl.parse(server.url)
@@ -243,13 +243,13 @@ class Redis:
         return f"Redis at {self.pool.url}: {reason}"
 
 
-def _embedded_server(settings: Config, reactor: Any) -> EmbeddedValkey | None:
+def _embedded_server(settings: Config, reactor: IReactor) -> EmbeddedValkey | None:
     if not settings.redis.embedded:
         return None
     return EmbeddedValkey(reactor, find_server(), embedded.DIRECTORY, settings.redis.embedded_port)
 
 
-def make_redis(settings: Config, reactor: Any, url: RedisUrl) -> Redis:
+def make_redis(settings: Config, reactor: IReactor, url: RedisUrl) -> Redis:
     """The way to a Redis, not yet connected."""
     pool = RedisPool(reactor, url)
     breaker = CircuitBreaker(BreakerPolicy(slow_call_s=settings.redis_deadline_s / 2), random.random)
@@ -284,7 +284,7 @@ def _delivery(redis: Redis, spool: SpoolService | None) -> tuple[Deliver, Delive
 
 
 def _health(
-    settings: Config, reactor: Any, redis: Redis, spool: SpoolService | None, watch: RedisWatch
+    settings: Config, reactor: IReactor, redis: Redis, spool: SpoolService | None, watch: RedisWatch
 ) -> Health:
     return Health(
         clock=reactor,
@@ -302,7 +302,7 @@ def _health(
     )
 
 
-def _site(settings: Config, reactor: Any, app: WebhookApp | OpsApp, connections: int) -> WebhookSite:
+def _site(settings: Config, reactor: IReactor, app: WebhookApp | OpsApp, connections: int) -> WebhookSite:
     return WebhookSite(
         app.app.resource(),
         reactor,
@@ -314,7 +314,7 @@ def _site(settings: Config, reactor: Any, app: WebhookApp | OpsApp, connections:
     )
 
 
-def _tracing(settings: Config, reactor: Any) -> Tracing | None:
+def _tracing(settings: Config, reactor: IReactor) -> Tracing | None:
     if settings.tracing == "off":
         return None
     try:
@@ -351,7 +351,7 @@ def _queue_settings(settings: Config) -> QueueSettings:
     )
 
 
-def _spool_service(settings: Config, directory: str, reactor: Any, redis: Redis) -> SpoolService:
+def _spool_service(settings: Config, directory: str, reactor: IReactor, redis: Redis) -> SpoolService:
     # twistd may change its directory before the service starts.
     root = SpoolRoot(Path(directory).absolute(), settings.destination)
     with suppress(OSError):  # the service will say so, and try again
@@ -392,7 +392,7 @@ def _intake(settings: Config, deliver: Deliver) -> intake.Intake:
     )
 
 
-def _endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
+def _endpoint(reactor: IReactor, description: str) -> IStreamServerEndpoint:
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
     except Exception as error:  # noqa: BLE001  # each kind of endpoint has its own way to complain

@@ -25,6 +25,7 @@ from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, connected
 from webhookd.bullmq.keys import QueueKeys
 from webhookd.cli.sender import Post, Sender
+from webhookd.reactor import the_reactor
 from webhookd.samples import SAMPLES
 
 KEYS = QueueKeys("bull", "chatwoot")
@@ -223,13 +224,14 @@ WRONG = {
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("name", WRONG)
 async def test_whoever_answers_instead(name: str) -> None:
-    from twisted.internet import reactor
-
     wrong = WRONG[name]
     with closing(Listener(wrong.says)) as listener:
         url = listener.url.replace("http:", wrong.scheme)
         sender = Sender(
-            reactor, f"{url}/x", lambda _number: Post(b"{}", {}), deadline_s=0.2 if name == "silent" else 5
+            the_reactor(),
+            f"{url}/x",
+            lambda _number: Post(b"{}", {}),
+            deadline_s=0.2 if name == "silent" else 5,
         )
         (answer,) = await sender.send([0], rate=None)
         assert answer.outcome == wrong.send
@@ -241,8 +243,6 @@ async def test_whoever_answers_instead(name: str) -> None:
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize(("rate", "at_least", "at_most"), [(None, 2, 10), (10_000, 11, 256)])
 async def test_a_bounded_number_is_under_way(rate: float | None, at_least: int, at_most: int) -> None:
-    from twisted.internet import reactor
-
     under_way = []
 
     def make(number: int) -> Post:
@@ -250,7 +250,7 @@ async def test_a_bounded_number_is_under_way(rate: float | None, at_least: int, 
         return Post(b"{}", {})
 
     with closing(Listener(None)) as listener:
-        sender = Sender(reactor, listener.url, make, deadline_s=0.2)
+        sender = Sender(the_reactor(), listener.url, make, deadline_s=0.2)
         answers = await sender.send(range(at_most + 10), rate)
 
     assert at_least <= max(under_way) <= at_most

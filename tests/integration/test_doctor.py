@@ -23,6 +23,7 @@ from tests.support.webhooks import connected
 from webhookd.cli.doctor import check_ports, check_redis, check_spool
 from webhookd.cli.doctor.findings import Finding, Level, Result
 from webhookd.config import Config, resolve
+from webhookd.reactor import the_reactor
 from webhookd.spool.directory import SpoolRoot
 
 from .conftest import StartDaemon
@@ -51,15 +52,11 @@ def by_check(results: Sequence[Result]) -> dict[str, Finding]:
 
 async def examine(server: RedisServer, **options: str) -> Mapping[str, Finding]:
     """What the doctor finds about a Redis and its queue."""
-    from twisted.internet import reactor
-
-    return by_check(await check_redis(reactor, configured(**{"redis": server.url, **options})))
+    return by_check(await check_redis(the_reactor(), configured(**{"redis": server.url, **options})))
 
 
 async def examine_ports(**options: str) -> Mapping[str, Finding]:
-    from twisted.internet import reactor
-
-    return by_check(await check_ports(reactor, configured(**options)))
+    return by_check(await check_ports(the_reactor(), configured(**options)))
 
 
 def assert_found(findings: Mapping[str, Finding], check: str, level: Level, words: str) -> None:
@@ -170,9 +167,7 @@ async def test_a_redis_with_a_fault(fault: Fault) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_redis_that_is_not_there(port: int) -> None:
-    from twisted.internet import reactor
-
-    findings = by_check(await check_redis(reactor, configured(redis=f"redis://127.0.0.1:{port}")))
+    findings = by_check(await check_redis(the_reactor(), configured(redis=f"redis://127.0.0.1:{port}")))
 
     assert_found(findings, "connection", FAIL, "refused")
 

@@ -26,6 +26,7 @@ from tests.support.webhooks import DIRECT, Webhook, connected, outcome, post, po
 from webhookd.bullmq.keys import QueueKeys
 from webhookd.bullmq.script import Wire
 from webhookd.model import Job, Outcome, QueueUnavailable, Receipt, RedisErrorKind
+from webhookd.reactor import the_reactor
 from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker
 from webhookd.redis.pool import RedisConnection, RedisPool
 from webhookd.redis.queue import QueueSettings, RedisQueue
@@ -271,7 +272,7 @@ class Sink:
 
 @asynccontextmanager
 async def open_sink(url: str, *, deadline_s: float = 0.5) -> AsyncIterator[Sink]:
-    pool = RedisPool(reactor, RedisUrl.parse(url))
+    pool = RedisPool(the_reactor(), RedisUrl.parse(url))
     # A breaker that never opens: here it is the pool that must not wait.
     breaker = CircuitBreaker(BreakerPolicy(failures_in_a_row=10**9, minimum_calls=10**9), lambda: 0.5)
     settings = QueueSettings(KEYS.prefix, Wire.AUTO, 60_000, lambda: "the tests")

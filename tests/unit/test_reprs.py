@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from webhookd import intake
@@ -9,6 +11,7 @@ from webhookd.chatwoot import payload as chatwoot
 from webhookd.config import resolve
 from webhookd.intake.auth import Authenticator, Credentials
 from webhookd.model import Delivery, Job
+from webhookd.reactor import IReactor
 from webhookd.redis.pool import RedisEndpoint
 from webhookd.redis.url import RedisUrl
 
@@ -26,7 +29,7 @@ class ReprTests(SynchronousTestCase):
         config = resolve(SECRETS, {})
         self.assertEqual(config.sources["chatwoot"].secrets, (CANARY,))
         self.assert_silent(config, *config.sources.values(), config.redis, RedisUrl.parse(SECRETS["redis"]))
-        self.assert_silent(RedisEndpoint(None, config.redis, print))
+        self.assert_silent(RedisEndpoint(cast(IReactor, None), config.redis, print))
 
     def test_who_is_let_in(self) -> None:
         rule = Authenticator((CANARY,), (CANARY,), 300)

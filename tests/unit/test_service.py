@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import twisted.internet
 from twisted.application.service import Application, IService, Service
@@ -34,6 +34,7 @@ from webhookd.daemon.parts import Daemon, Listener
 from webhookd.daemon.process import end_on_signals, raise_descriptor_limit
 from webhookd.http import MAX_CONNECTIONS, WebhookSite
 from webhookd.model import ConfigError
+from webhookd.reactor import IReactor
 from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker
 from webhookd.samples import SAMPLES, SECRET
 from webhookd.service import Options, log_breaker, makeService, max_connections
@@ -514,7 +515,7 @@ class SignalTests(SynchronousTestCase):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         before = signal.getsignal(signal.SIGTERM)
         reactor = Reactor()
-        end_on_signals(reactor)
+        end_on_signals(cast(IReactor, reactor))
         self.assertIs(signal.getsignal(signal.SIGTERM), before)
 
         for function, arguments, options in reactor.whenRunningHooks:

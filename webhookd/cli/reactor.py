@@ -12,16 +12,14 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from twisted.python.failure import Failure
 from zope.interface import provider
 
-from webhookd.clock import run_on_monotonic_time
+from webhookd.reactor import IReactor, run_on_monotonic_time, the_reactor
 
 _T = TypeVar("_T")
 
 
-def run(main: Callable[[Any], Coroutine[Deferred[Any], Any, _T]]) -> _T:
+def run(main: Callable[[IReactor], Coroutine[Deferred[Any], Any, _T]]) -> _T:
     """Run ``main`` with the reactor until it ends; return what it returns, or raise what it raises."""
-    from twisted.internet import reactor  # typed as a module, and so not at all
-
-    loop: Any = reactor
+    loop = the_reactor()
     run_on_monotonic_time(loop)
     results: list[_T | Failure] = []
     globalLogBeginner.beginLoggingTo([_show], discardBuffer=True, redirectStandardIO=False)

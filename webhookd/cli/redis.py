@@ -13,6 +13,7 @@ from webhookd.cli.reactor import run
 from webhookd.cli.terminal import Unreachable
 from webhookd.config import Config
 from webhookd.model import QueueUnavailable, RedisErrorKind
+from webhookd.reactor import IReactor
 from webhookd.redis import embedded
 from webhookd.redis.pool import RedisConnection, RedisPool, unavailable
 from webhookd.redis.url import RedisUrl
@@ -25,7 +26,7 @@ _T = TypeVar("_T")
 class Redis(RedisPool):
     """The daemon's own pool, where a failure to connect is an answer, and no reason for a line in a log."""
 
-    def __init__(self, reactor: Any, url: RedisUrl) -> None:
+    def __init__(self, reactor: IReactor, url: RedisUrl) -> None:
         self._clock = reactor
         self._next: Deferred[None] = Deferred()
         super().__init__(reactor, url)
@@ -63,7 +64,7 @@ class Redis(RedisPool):
 
 
 @asynccontextmanager
-async def connected(reactor: Any, url: RedisUrl) -> AsyncIterator[Redis]:
+async def connected(reactor: IReactor, url: RedisUrl) -> AsyncIterator[Redis]:
     """Redis, while the block lasts; raises `QueueUnavailable` where it cannot be used."""
     redis = Redis(reactor, url)
     try:
@@ -88,7 +89,7 @@ def ask_redis(settings: Config, question: Callable[[Redis], Coroutine[Deferred[A
     if url is None:
         raise Unreachable(NOT_RUNNING)
 
-    async def ask(reactor: Any) -> _T:
+    async def ask(reactor: IReactor) -> _T:
         async with connected(reactor, url) as redis:
             return await question(redis)
 

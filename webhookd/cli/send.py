@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -28,6 +27,7 @@ from webhookd.cli.terminal import (
     read_file,
 )
 from webhookd.config import Config, Source
+from webhookd.reactor import IReactor
 from webhookd.samples import SAMPLES
 
 _DEADLINE_S = 5.0  # as long as Chatwoot waits
@@ -129,7 +129,7 @@ def _read(path: str) -> bytes:
 
 
 async def _send(
-    reactor: Any,
+    reactor: IReactor,
     address: str,
     make: Callable[[int], Post],
     repeat: int,

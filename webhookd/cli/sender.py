@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http.client import responses
-from typing import Any
 
 from attrs import field, frozen
 from OpenSSL import SSL
@@ -19,6 +18,7 @@ from twisted.web.client import Agent, HTTPConnectionPool, RequestTransmissionFai
 from twisted.web.http_headers import Headers
 
 from webhookd.cli.terminal import brief
+from webhookd.reactor import IReactor
 
 _MAX_AT_ONCE = 10  # as many workers as Chatwoot has
 _MAX_AT_ONCE_AT_A_RATE = 256
@@ -51,7 +51,9 @@ class Answer:
 class Sender:
     """Posts to one address, and never has more than a bounded number of requests under way."""
 
-    def __init__(self, reactor: Any, address: str, make: Callable[[int], Post], deadline_s: float) -> None:
+    def __init__(
+        self, reactor: IReactor, address: str, make: Callable[[int], Post], deadline_s: float
+    ) -> None:
         """``make`` makes the request of that number, when it is about to be sent."""
         self.answers: list[Answer] = []
         self._reactor = reactor

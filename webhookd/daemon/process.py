@@ -6,10 +6,11 @@ import resource
 import signal
 import sys
 from contextlib import suppress
-from typing import Any
+
+from webhookd.reactor import IReactor
 
 
-def end_on_signals(reactor: Any) -> None:
+def end_on_signals(reactor: IReactor) -> None:
     """End with exit code 0 on SIGTERM and SIGINT, and only once however often they come.
 
     twistd would end with the signal again, which supervisors take for a failure.

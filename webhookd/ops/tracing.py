@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from threading import Thread
-from typing import Any
 
 from msgspec.structs import replace
 from opentelemetry.context import Context
@@ -32,6 +31,7 @@ from twisted.python.failure import Failure
 from webhookd.bullmq.options import with_telemetry
 from webhookd.http import WebhookRequest
 from webhookd.model import ConfigError, Job, Receipt
+from webhookd.reactor import IReactor
 
 _LAST_EXPORT_DEADLINE_S = 2.0
 _MAX_TRACESTATE_BYTES = 512  # what W3C asks everybody to pass on; it goes into each job
@@ -73,7 +73,7 @@ class Tracing(Service):
 
     _webhook: Span = INVALID_SPAN
 
-    def __init__(self, reactor: Any, provider: TracerProvider, version: str) -> None:
+    def __init__(self, reactor: IReactor, provider: TracerProvider, version: str) -> None:
         self._reactor = reactor
         self._provider = provider
         self._tracer = provider.get_tracer("webhookd", version)

@@ -40,6 +40,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from webhookd.model import ConfigError, QueueUnavailable, RedisErrorKind
+from webhookd.reactor import IReactor
 from webhookd.redis.url import Address, RedisUrl
 
 _CONNECT_DEADLINE_S = 2.0
@@ -231,7 +232,7 @@ class RedisPool(Service):
     counts all failures.
     """
 
-    def __init__(self, reactor: Any, url: RedisUrl) -> None:
+    def __init__(self, reactor: IReactor, url: RedisUrl) -> None:
         self.url = url
         self.last_error: QueueUnavailable | None = None
         self.errors: Counter[RedisErrorKind] = Counter()
@@ -305,7 +306,7 @@ class RedisPool(Service):
 class RedisEndpoint:
     """Where to connect to, looked up anew for each connection: name, certificate, and Sentinel's answer."""
 
-    def __init__(self, reactor: Any, url: RedisUrl, report: Callable[[QueueUnavailable], None]) -> None:
+    def __init__(self, reactor: IReactor, url: RedisUrl, report: Callable[[QueueUnavailable], None]) -> None:
         self._reactor = reactor
         self._url = url
         self._report = report

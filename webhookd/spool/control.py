@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import msgspec
 from attrs import define, frozen
@@ -24,6 +24,7 @@ from twisted.web.iweb import IRequest
 from webhookd.delivery import Drain
 from webhookd.http import WebhookRequest, WebhookSite
 from webhookd.model import SpoolUnavailable
+from webhookd.reactor import IReactor
 from webhookd.spool.directory import CONTROL_NAME, open_directory, socket_path
 from webhookd.spool.queue import Run, Spool
 from webhookd.spool.requests import DrainState, Request
@@ -84,7 +85,7 @@ def _answer(status: int, content: object) -> Response:
 class Control:
     """Listens for the operator's command beside each spool that the daemon holds."""
 
-    _reactor: Any
+    _reactor: IReactor
     _run: Run
     _why_paused: Callable[[], str | None]
 
@@ -102,7 +103,7 @@ class Control:
         path = spool.directory.path
         try:
             directory = await self._run(lambda: _make_way(path))
-            port = self._reactor.listenUNIX(socket_path(directory), site, mode=0o600)
+            port = self._reactor.listenUNIX(socket_path(directory), cast(Any, site), mode=0o600)
         except (OSError, CannotListenError) as error:
             _log.warn("`webhookd spool` cannot ask about {path}: {error}", path=str(path), error=error)
             return None

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from threading import Event
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +28,7 @@ from webhookd.intake import Intake, Source, payload
 from webhookd.intake.auth import Authenticator
 from webhookd.model import Job, Outcome, Receipt, SpoolUnavailable
 from webhookd.ops.tracing import SdkLog, Tracing
+from webhookd.reactor import IReactor
 from webhookd.samples import SAMPLES
 from webhookd.web import HealthApp, InFlight, Shortcut, WebhookApp
 
@@ -57,7 +58,7 @@ class TracingCase(SynchronousTestCase):
         self.exporter = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        tracing = Tracing(self.clock, provider, "1.0")
+        tracing = Tracing(cast(IReactor, self.clock), provider, "1.0")
         self.jobs: list[Job] = []
         self.receipt: Deferred[Receipt] | None = None
         source = Source(Authenticator((), (), 300), None, "support", JobOptions.from_mapping({}))
@@ -220,7 +221,7 @@ class SenderTests(TracingCase):
 class EndTests(SynchronousTestCase):
     def stopped(self, provider: Any) -> tuple[Threads, Deferred[None]]:
         clock = Threads()
-        return clock, Tracing(clock, provider, "1.0").stopService()
+        return clock, Tracing(cast(IReactor, clock), provider, "1.0").stopService()
 
     def test_the_end_waits_for_the_last_export(self) -> None:
         clock, stopped = self.stopped(TracerProvider(shutdown_on_exit=False))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 
@@ -26,6 +26,7 @@ from webhookd.cli.settings import configured
 from webhookd.cli.terminal import Negative, json_option, print_json
 from webhookd.config import OPTIONS, Config
 from webhookd.model import ConfigError, QueueUnavailable
+from webhookd.reactor import IReactor
 from webhookd.redis.embedded import find_server
 
 _DISK_DEADLINE_S = 10.0
@@ -65,12 +66,12 @@ def command(settings: Config, *, strict: bool, as_json: bool) -> None:
 # -- the parts that need I/O --------------------------------------------------------------------------------
 
 
-async def _look_around(reactor: Any, settings: Config) -> list[Result]:
+async def _look_around(reactor: IReactor, settings: Config) -> list[Result]:
     """The parts at the other end of a network."""
     return [*await check_redis(reactor, settings), *await check_ports(reactor, settings)]
 
 
-async def check_redis(reactor: Any, settings: Config) -> list[Result]:
+async def check_redis(reactor: IReactor, settings: Config) -> list[Result]:
     """Redis and each queue."""
     url = find_redis(settings)
     if url is None:
@@ -101,7 +102,7 @@ def _no_redis(settings: Config, connection: Result) -> list[Result]:
     return results
 
 
-async def check_ports(reactor: Any, settings: Config) -> list[Result]:
+async def check_ports(reactor: IReactor, settings: Config) -> list[Result]:
     """Where the daemon listens."""
     webhooks = await machine.look_at_port(reactor, settings.endpoint, is_needed=True)
     results = run_checks("Ports", machine.WEBHOOKS, webhooks)

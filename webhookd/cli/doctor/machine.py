@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import treq
 from attrs import frozen
@@ -26,6 +26,7 @@ import webhookd
 from webhookd.cli.doctor.findings import Checks, Finding, fail, mebibytes, milliseconds, ok, skipped, warn
 from webhookd.config import Config, unknown_names
 from webhookd.model import ConfigError
+from webhookd.reactor import IReactor
 from webhookd.spool.database import SpoolLimits, free_disk_bytes
 from webhookd.spool.directory import SpoolRoot, Tenancy
 
@@ -248,7 +249,7 @@ class PortFacts:
     report: Mapping[str, Any] = {}
 
 
-async def look_at_port(reactor: Any, endpoint: str, *, is_needed: bool) -> PortFacts:
+async def look_at_port(reactor: IReactor, endpoint: str, *, is_needed: bool) -> PortFacts:
     """See whether somebody answers there, and who."""
     address = _tcp_address(endpoint)
     if address is None:
@@ -273,7 +274,7 @@ def _tcp_address(endpoint: str) -> tuple[str, int] | None:
     return named.get("interface", ""), int(port)
 
 
-async def _ask_health(reactor: Any, host: str, port: int) -> Mapping[str, Any]:
+async def _ask_health(reactor: IReactor, host: str, port: int) -> Mapping[str, Any]:
     """The report of a webhookd; nothing of anybody else's."""
     url = f"http://[{host}]:{port}/health" if ":" in host else f"http://{host}:{port}/health"
     try:
@@ -283,7 +284,7 @@ async def _ask_health(reactor: Any, host: str, port: int) -> Mapping[str, Any]:
             persistent=False,
             allow_redirects=False,
             unbuffered=True,
-            reactor=reactor,
+            reactor=cast(Any, reactor),  # of a type that treq does not export
         )
         body = bytearray()
         await treq.collect(response, partial(_collect, body)).addTimeout(_HTTP_DEADLINE_S, reactor)

@@ -23,6 +23,7 @@ from webhookd.cli.redis import Redis, connected, describe
 from webhookd.clock import wall_clock_ms
 from webhookd.config import Config, Source
 from webhookd.model import Job, JobRefused, Outcome, QueueUnavailable, RedisErrorKind
+from webhookd.reactor import IReactor
 from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker
 from webhookd.redis.queue import QueueSettings, RedisQueue
 from webhookd.redis.url import RedisUrl
@@ -92,7 +93,7 @@ class RedisFacts:
         return int(value) if value.isdigit() else 0
 
 
-async def look_at_redis(reactor: Any, settings: Config, url: RedisUrl) -> RedisFacts:
+async def look_at_redis(reactor: IReactor, settings: Config, url: RedisUrl) -> RedisFacts:
     """All that the checks need; raises `QueueUnavailable` where Redis cannot be asked."""
     async with connected(reactor, url) as redis:
         round_trip_s = min([await _round_trip(redis) for _ in range(3)])
@@ -144,7 +145,7 @@ async def _setting(redis: Redis, name: str) -> str | None:
 
 
 async def _look_at_queue(
-    reactor: Any, redis: Redis, settings: Config, server: ServerFacts, keys: QueueKeys
+    reactor: IReactor, redis: Redis, settings: Config, server: ServerFacts, keys: QueueKeys
 ) -> QueueFacts:
     # Below the queue's own name, so that whatever an ACL or a cluster says of its keys holds here too. No key
     # of BullMQ's and no job's is hit: none has a colon and such a name there.
@@ -206,7 +207,7 @@ def _scratch_job(source: Source) -> Job:
 
 
 async def _add_twice(
-    reactor: Any, redis: Redis, settings: Config, scratch: QueueKeys, job: Job
+    reactor: IReactor, redis: Redis, settings: Config, scratch: QueueKeys, job: Job
 ) -> tuple[str | None, float | None]:
     """As the daemon adds jobs: one, and the same again. What went wrong, and how long the second took."""
     queue = RedisQueue(

@@ -33,6 +33,7 @@ from webhookd.cli.terminal import (
 from webhookd.clock import wall_clock_ms
 from webhookd.config import Config
 from webhookd.model import Job
+from webhookd.reactor import IReactor
 from webhookd.spool.database import CorruptRecord, SpoolLimits, decode_record
 from webhookd.spool.directory import SpoolRoot
 from webhookd.spool.queue import SpoolThread
@@ -89,7 +90,7 @@ def _with_replicas(settings: Config, work: Callable[[Replicas], Coroutine[Any, A
     root = SpoolRoot(Path(settings.spool).absolute(), settings.destination)
     limits = SpoolLimits(max_bytes=settings.spool_max_bytes)
 
-    async def main(reactor: Any) -> _T:
+    async def main(reactor: IReactor) -> _T:
         thread = SpoolThread(reactor)
         thread.start()
         try:

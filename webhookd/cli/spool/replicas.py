@@ -31,6 +31,7 @@ from zope.interface import implementer
 from webhookd.cli.terminal import Unreachable, WrongUse
 from webhookd.clock import wall_clock_ms
 from webhookd.model import SpoolUnavailable
+from webhookd.reactor import IReactor
 from webhookd.spool.database import SpoolDatabase, SpoolLimits, connect_to_read
 from webhookd.spool.directory import (
     REPLICA_PREFIX,
@@ -160,7 +161,7 @@ class Running:
 class Socket:
     """The socket in a replica's directory, for HTTP."""
 
-    def __init__(self, reactor: Any, path: Path) -> None:
+    def __init__(self, reactor: IReactor, path: Path) -> None:
         self._reactor = reactor
         self._path = path
         self._directory_fd = open_directory(path)
@@ -214,7 +215,7 @@ class Replicas:
     """The replicas below one spool root."""
 
     root: SpoolRoot
-    reactor: Any
+    reactor: IReactor
     _run: Run
     _limits: SpoolLimits
 

@@ -1,0 +1,35 @@
+"""Twisted's reactor as webhookd uses it: one type for it, on a clock that never jumps."""
+
+from __future__ import annotations
+
+import time
+from typing import cast
+
+from twisted.internet.interfaces import (
+    IReactorCore,
+    IReactorFromThreads,
+    IReactorProcess,
+    IReactorTCP,
+    IReactorTime,
+    IReactorUNIX,
+)
+
+
+class IReactor(IReactorCore, IReactorFromThreads, IReactorProcess, IReactorTCP, IReactorTime, IReactorUNIX):
+    """What each of Twisted's reactors provides on a UNIX system."""
+
+
+def the_reactor() -> IReactor:
+    """The reactor of this process, which Twisted installs on the first import and types as a module."""
+    from twisted.internet import reactor
+
+    return cast(IReactor, reactor)
+
+
+def run_on_monotonic_time(reactor: IReactor) -> None:
+    """Keep every timer of the process from jumping with the wall clock.
+
+    Twisted's reactors measure delays with ``time.time``: set back by an hour, a deadline of half a second
+    would hold for an hour. Each of their timers asks ``reactor.seconds``.
+    """
+    reactor.seconds = time.monotonic  # type: ignore[method-assign]  # the only way to replace it
