@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
@@ -13,10 +13,8 @@ from attrs import frozen
 from webhookd.bullmq.options import JobOptions
 from webhookd.cli.settings import configured
 from webhookd.cli.terminal import json_option, print_json, print_table
-from webhookd.config import OPTIONS, Config, Option, Source
+from webhookd.config import COMMON_OPTIONS, OPTIONS, SOURCE_OPTIONS, Config, Option, Source
 from webhookd.redis.url import RedisUrl
-
-_FIELDS_OF_A_SOURCE = {"secret": "secrets", "token": "tokens"}
 
 
 @frozen
@@ -37,32 +35,24 @@ def command(settings: Config, *, as_json: bool) -> None:
     Takes the daemon's own options, to see what would come of them. Secrets are not shown, only how many there
     are and how long.
     """
-    common = list(_common(settings))
-    sources = {name: list(_of_source(source)) for name, source in settings.sources.items()}
+    common = _values(COMMON_OPTIONS, settings)
+    sources = {name: _values(SOURCE_OPTIONS, source) for name, source in settings.sources.items()}
     if as_json:
         print_json({"options": common, "sources": sources, "warnings": settings.warnings})
         return
     print_table(("OPTION", "FROM", "VALUE"), [_row(value) for value in common])
     for name, values in sources.items():
         click.echo()
-        rows = [_row(value) for value in values]
-        print_table((f"SOURCE {name}", "FROM", "VALUE"), rows)
+        print_table((f"SOURCE {name}", "FROM", "VALUE"), [_row(value) for value in values])
     for warning in settings.warnings:
         click.echo(f"{click.style('warning:', fg='yellow')} {warning}", err=True)
 
 
-def _common(settings: Config) -> Iterator[Value]:
-    for option in OPTIONS:
-        if not option.per_source:
-            value = getattr(settings, option.field)
-            yield Value(option.name, _shown(option, value), settings.origins[option.name])
-
-
-def _of_source(source: Source) -> Iterator[Value]:
-    for option in OPTIONS:
-        if option.per_source:
-            value = getattr(source, _FIELDS_OF_A_SOURCE.get(option.name, option.name))
-            yield Value(option.name, _shown(option, value), source.origins[option.name])
+def _values(options: Sequence[Option], holder: Config | Source) -> list[Value]:
+    return [
+        Value(option.name, _shown(option, getattr(holder, option.field)), holder.origins[option.name])
+        for option in options
+    ]
 
 
 def _row(value: Value) -> tuple[str, str, str]:

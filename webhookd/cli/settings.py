@@ -43,7 +43,7 @@ def configured(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
             add = click.option(
                 f"--{option.flag}",
                 option.name,
-                help=_sentence(option.help),
+                help=option.full_help,
                 metavar="VALUE",
                 multiple=option.repeatable,
             )
@@ -52,12 +52,6 @@ def configured(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
 
     options = [option for option in ALL_OPTIONS if option.name in {"config", *names}]
     return decorate
-
-
-def _sentence(text: str) -> str:
-    """An option's help in click's manner; a URL at its beginning gets no capital."""
-    first, _space, _rest = text.partition(" ")
-    return f"{text[0].upper() if first.isalpha() else text[0]}{text[1:]}."
 
 
 def daemon_url(settings: Config) -> str:
