@@ -180,9 +180,9 @@ class Option:
     also be set under ``[sources.NAME]``.
     """
 
-    help: str
-    parse: Callable[[object], object]
     default: object
+    parse: Callable[[object], object]
+    help: str
     default_help: str = "none"
     _environment: tuple[str, ...] = ()
     unit: str = ""
@@ -251,28 +251,28 @@ class Source:
 
     name: str
     secrets: tuple[str, ...] = _option(
-        "Signing secret; repeat it for several. Prefer WEBHOOK_SECRET_FILE: others can see a command line.",
-        _texts,
         (),
+        _texts,
+        "Signing secret; repeat it for several. Prefer WEBHOOK_SECRET_FILE: others can see a command line.",
         secret=True,
         repeatable=True,
     )
     tokens: tuple[str, ...] = _option(
-        "Token for senders that cannot sign; repeat it for several. Prefer WEBHOOK_TOKEN_FILE.",
-        _texts,
         (),
+        _texts,
+        "Token for senders that cannot sign; repeat it for several. Prefer WEBHOOK_TOKEN_FILE.",
         secret=True,
         repeatable=True,
     )
     networks: tuple[Network, ...] = _option(
-        "Networks that may send, separated by commas, in addition to a signature or token.",
-        _networks,
         (),
+        _networks,
+        "Networks that may send, separated by commas, in addition to a signature or token.",
         default_help="all",
     )
-    events: frozenset[str] | None = _option("Wanted events, separated by commas, or *.", _events, "*")
-    queue: str = _option("Name of the BullMQ queue.", _queue, "chatwoot")
-    job_options: JobOptions = _option("BullMQ job options, as JSON.", _job_options, DEFAULT_JOB_OPTIONS)
+    events: frozenset[str] | None = _option("*", _events, "Wanted events, separated by commas, or *.")
+    queue: str = _option("chatwoot", _queue, "Name of the BullMQ queue.")
+    job_options: JobOptions = _option(DEFAULT_JOB_OPTIONS, _job_options, "BullMQ job options, as JSON.")
     origins: Origins = field(repr=False, eq=False)
 
     @property
@@ -289,94 +289,97 @@ class Config:
     """
 
     port: int = _option(
-        "TCP port to listen on.", _integer(1, 65535), 3001, environment=("WEBHOOK_PORT", "PORT")
+        3001, _integer(1, 65535), "TCP port to listen on.", environment=("WEBHOOK_PORT", "PORT")
     )
-    interface: str = _option("Address to listen on.", _text, "", "all")
+    interface: str = _option("", _text, "Address to listen on.", default_help="all")
     endpoint: str = _option(
-        "Twisted endpoint to listen on: systemd:, unix:, ssl:, …", _text, "", "from port and interface"
+        "",
+        _text,
+        "Twisted endpoint to listen on: systemd:, unix:, ssl:, …",
+        default_help="from port and interface",
     )
     ops_endpoint: str | None = _option(
-        "Private Twisted endpoint for metrics, health and the status page, or off.",
-        _text,
         "",
-        "loopback, port + 6100",
+        _text,
+        "Private Twisted endpoint for metrics, health and the status page, or off.",
+        default_help="loopback, port + 6100",
     )
     redis: RedisUrl = _option(
-        "URL of Redis: redis://, rediss://, unix://, redis+sentinel://…/NAME, or embedded:",
-        _redis,
         "redis://127.0.0.1:6379/0",
+        _redis,
+        "URL of Redis: redis://, rediss://, unix://, redis+sentinel://…/NAME, or embedded:",
         environment=("REDIS_URL",),
         secret=True,
     )
-    prefix: str = _option("Key prefix of BullMQ; a {hash tag} for a Redis Cluster.", _prefix, "bull")
+    prefix: str = _option("bull", _prefix, "Key prefix of BullMQ; a {hash tag} for a Redis Cluster.")
     wire: Wire = _option(
-        "Major version of the workers' BullMQ, for a paused queue: auto, 5 or 6.", _wire, "auto"
+        "auto", _wire, "Major version of the workers' BullMQ, for a paused queue: auto, 5 or 6."
     )
     job_data: str = _option(
-        "Data of a job: the body unchanged (payload), or the body in an envelope (envelope).",
-        _choice("payload", "envelope"),
         "payload",
+        _choice("payload", "envelope"),
+        "Data of a job: the body unchanged (payload), or the body in an envelope (envelope).",
     )
     lock_ttl_ms: int = _option(
-        "Minimum lifetime of a creation lock, in ms.",
-        _integer(1),
         5000,
+        _integer(1),
+        "Minimum lifetime of a creation lock, in ms.",
         environment=("WEBHOOK_JOB_CREATE_LOCK_TTL",),
         unit="ms",
     )
     dedup_ttl_ms: int = _option(
-        "Time in which a repeated event adds no job, in ms. 0: only the creation lock counts.",
-        _integer(0),
         3_600_000,
+        _integer(0),
+        "Time in which a repeated event adds no job, in ms. 0: only the creation lock counts.",
         unit="ms",
     )
     tolerance_s: int = _option(
-        "Maximum seconds between a signature's timestamp and the clock, either way.",
-        _integer(1),
         300,
+        _integer(1),
+        "Maximum seconds between a signature's timestamp and the clock, either way.",
         unit="s",
     )
     trusted_proxies: tuple[Network, ...] = _option(
-        "Networks of the proxies whose X-Forwarded-For and X-Real-IP are trusted.", _networks, ()
+        (), _networks, "Networks of the proxies whose X-Forwarded-For and X-Real-IP are trusted."
     )
-    max_body_bytes: int = _option("Maximum bytes of a request body.", _integer(1), 16_777_216, unit="bytes")
+    max_body_bytes: int = _option(16_777_216, _integer(1), "Maximum bytes of a request body.", unit="bytes")
     max_in_flight: int = _option(
-        "Maximum requests in progress; further ones are answered with 429.", _integer(1), 10_000
+        10_000, _integer(1), "Maximum requests in progress; further ones are answered with 429."
     )
     max_in_flight_bytes: int = _option(
-        "Maximum bytes of all bodies in progress; further requests are answered with 429.",
-        _integer(1),
         268_435_456,
+        _integer(1),
+        "Maximum bytes of all bodies in progress; further requests are answered with 429.",
     )
     redis_deadline_s: float = _option(
-        "Maximum seconds that a request waits for Redis.", _seconds(0.01, 1.5), 0.5, unit="s"
+        0.5, _seconds(0.01, 1.5), "Maximum seconds that a request waits for Redis.", unit="s"
     )
     id_fallback: str = _option(
-        "Last part of the job id of an update without a delivery id: hash of the body, or none (random).",
-        _choice("hash", "none"),
         "hash",
+        _choice("hash", "none"),
+        "Last part of the job id of an update without a delivery id: hash of the body, or none (random).",
     )
     ack: int = _option(
-        "When Redis counts as having an event: redis, or replicas:N once N replicas have it too.",
-        _ack,
         "redis",
+        _ack,
+        "When Redis counts as having an event: redis, or replicas:N once N replicas have it too.",
     )
     spool: str | None = _option(
-        "Directory on a local disk for events that Redis cannot take, or off.", _spool, "var/spool"
+        "var/spool", _spool, "Directory on a local disk for events that Redis cannot take, or off."
     )
-    spool_max_bytes: int = _option("Maximum bytes of the spool.", _integer(1), 1_073_741_824)
+    spool_max_bytes: int = _option(1_073_741_824, _integer(1), "Maximum bytes of the spool.")
     drain_timeout_s: float = _option(
-        "Maximum seconds to drain the spool on shutdown.", _seconds(0, 3600), 10, unit="s"
+        10, _seconds(0, 3600), "Maximum seconds to drain the spool on shutdown.", unit="s"
     )
-    log_format: str = _option("Format of the log: text or json.", _choice("text", "json"), "text")
+    log_format: str = _option("text", _choice("text", "json"), "Format of the log: text or json.")
     log_level: str = _option(
-        "Lowest level to log: debug, info, warn or error.", _choice("debug", "info", "warn", "error"), "info"
+        "info", _choice("debug", "info", "warn", "error"), "Lowest level to log: debug, info, warn or error."
     )
-    access_log: bool = _option("Log a line for each request: on or off.", _switch, "off")
+    access_log: bool = _option("off", _switch, "Log a line for each request: on or off.")
     tracing: str = _option(
-        "Export spans, configured by OpenTelemetry's OTEL_… variables: otlp or off.",
-        _choice("off", "otlp"),
         "off",
+        _choice("off", "otlp"),
+        "Export spans, configured by OpenTelemetry's OTEL_… variables: otlp or off.",
     )
     sources: Mapping[str, Source]
     warnings: tuple[str, ...]
@@ -407,7 +410,7 @@ COMMON_OPTIONS = _options_of(Config, per_source=False)
 SOURCE_OPTIONS = _options_of(Source, per_source=True)
 OPTIONS = COMMON_OPTIONS + SOURCE_OPTIONS
 
-_CONFIG_FILE = Option("TOML file; conf/webhookd.toml is a sample.", _text, None, field="config")
+_CONFIG_FILE = Option(None, _text, "TOML file; conf/webhookd.toml is a sample.", field="config")
 
 #: The options of the command line and the environment. A file cannot set ``config``.
 ALL_OPTIONS = (_CONFIG_FILE, *OPTIONS)
