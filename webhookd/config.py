@@ -216,9 +216,8 @@ class Option:
     def shown_default(self) -> str:
         """The default as the help shows it."""
         if self.default in (None, "", ()):
-            return self.default_help
-        text = json.dumps(self.default) if isinstance(self.default, Mapping) else str(self.default)
-        return f"{text} {self.unit}".strip()
+            return f"({self.default_help})"
+        return json.dumps(self.default) if isinstance(self.default, Mapping) else str(self.default)
 
     @property
     def full_help(self) -> str:

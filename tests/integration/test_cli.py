@@ -233,8 +233,8 @@ async def test_whoever_answers_instead(name: str) -> None:
             lambda _number: Post(b"{}", {}),
             deadline_s=0.2 if name == "silent" else 5,
         )
-        (answer,) = await sender.send([0], rate=None)
-        assert answer.outcome == wrong.send
+        (reply,) = await sender.send([0], rate=None)
+        assert reply.outcome == wrong.send
         if wrong.health:  # (who is silent costs 3 s: see test_image.py)
             result = await deferToThread(run_command, "health", "--url", url)
             assert_one_line(result, 1 if wrong.health[0].isdigit() else 3, wrong.health)
@@ -246,16 +246,16 @@ async def test_a_bounded_number_is_under_way(rate: float | None, at_least: int, 
     under_way = []
 
     def make(number: int) -> Post:
-        under_way.append(number + 1 - len(sender.answers))
+        under_way.append(number + 1 - len(sender.replies))
         return Post(b"{}", {})
 
     with closing(Listener(None)) as listener:
         sender = Sender(the_reactor(), listener.url, make, deadline_s=0.2)
-        answers = await sender.send(range(at_most + 10), rate)
+        replies = await sender.send(range(at_most + 10), rate)
 
     assert at_least <= max(under_way) <= at_most
-    assert len(answers) == at_most + 10
-    assert {answer.status for answer in answers} == {None}
+    assert len(replies) == at_most + 10
+    assert {reply.status for reply in replies} == {None}
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], code: int, words: str) -> None:

@@ -55,8 +55,8 @@ async def examine(server: RedisServer, **options: str) -> Mapping[str, Finding]:
     return by_check(await check_redis(the_reactor(), configured(**{"redis": server.url, **options})))
 
 
-async def examine_ports(**options: str) -> Mapping[str, Finding]:
-    return by_check(await check_ports(the_reactor(), configured(**options)))
+def examine_ports(**options: str) -> Mapping[str, Finding]:
+    return by_check(check_ports(configured(**options)))
 
 
 def assert_found(findings: Mapping[str, Finding], check: str, level: Level, words: str) -> None:
@@ -310,34 +310,30 @@ def test_a_spool_that_others_left(tmp_path: Path) -> None:
 # -- the ports ----------------------------------------------------------------------------------------------
 
 
-@pytest_twisted.ensureDeferred
-async def test_a_port_that_is_free(port: int) -> None:
-    findings = await examine_ports(endpoint=f"tcp:{port}", ops_endpoint="unix:/run/ops")
+def test_a_port_that_is_free(port: int) -> None:
+    findings = examine_ports(endpoint=f"tcp:{port}", ops_endpoint="unix:/run/ops")
 
     assert findings["webhooks"] == Finding(OK, f"port {port} is free: webhookd does not run here")
     assert findings["ops"].level is OK
 
 
-@pytest_twisted.ensureDeferred
-async def test_a_port_that_another_program_has(redis: RedisServer) -> None:
+def test_a_port_that_another_program_has(redis: RedisServer) -> None:
     taken = f"tcp:{redis.port}:interface=127.0.0.1"
-    findings = await examine_ports(endpoint=taken, ops_endpoint=taken)
+    findings = examine_ports(endpoint=taken, ops_endpoint=taken)
 
     assert_found(findings, "webhooks", FAIL, "another program's")
     assert_found(findings, "ops", WARN, "another program's")
 
 
-@pytest_twisted.ensureDeferred
-async def test_a_port_of_another_machine() -> None:
-    findings = await examine_ports(endpoint="tcp:3001:interface=192.0.2.1", ops_endpoint="off")
+def test_a_port_of_another_machine() -> None:
+    findings = examine_ports(endpoint="tcp:3001:interface=192.0.2.1", ops_endpoint="off")
 
     assert_found(findings, "webhooks", FAIL, "Cannot assign requested address")
 
 
-@pytest_twisted.ensureDeferred
-async def test_a_daemon_that_is_well(redis: RedisServer, start_daemon: StartDaemon) -> None:
+def test_a_daemon_that_is_well(redis: RedisServer, start_daemon: StartDaemon) -> None:
     daemon = connected(start_daemon("--redis", redis.url))
-    findings = await examine_ports(port=str(daemon.port), interface="127.0.0.1", ops_endpoint="off")
+    findings = examine_ports(port=str(daemon.port), interface="127.0.0.1", ops_endpoint="off")
 
     assert findings["webhooks"].level is OK
     assert findings["webhooks"].detail.endswith(": ok")
@@ -347,12 +343,11 @@ async def test_a_daemon_that_is_well(redis: RedisServer, start_daemon: StartDaem
     ("spool", "level", "words"),
     [("spool", WARN, ": degraded"), ("off", FAIL, ": unavailable")],
 )
-@pytest_twisted.ensureDeferred
-async def test_a_daemon_that_is_not_well(
+def test_a_daemon_that_is_not_well(
     port: int, start_daemon: StartDaemon, spool: str, level: Level, words: str
 ) -> None:
     daemon = start_daemon("--redis", f"redis://127.0.0.1:{port}", "--spool", spool)
-    findings = await examine_ports(port=str(daemon.port), interface="127.0.0.1", ops_endpoint="off")
+    findings = examine_ports(port=str(daemon.port), interface="127.0.0.1", ops_endpoint="off")
 
     assert_found(findings, "webhooks", level, words)
 

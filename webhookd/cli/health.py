@@ -6,26 +6,21 @@ Containers start it every few seconds, so it needs no Twisted, and asks with Pyt
 from __future__ import annotations
 
 import http.client
-import json
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 
-from webhookd.cli.settings import configured, daemon_url, url_option
-from webhookd.cli.terminal import Negative, Unreachable, brief, json_option, print_json
+from webhookd.cli.daemon import ask_health, daemon_url
+from webhookd.cli.settings import configured, url_option
+from webhookd.cli.terminal import Negative, brief, json_option, print_json
 from webhookd.config import Config
 
-_DEADLINE_S = 3.0
-_MAX_REPORT_BYTES = 1_048_576
 _COLOURS = {"ok": "green", "up": "green", "closed": "green", "degraded": "yellow", "down": "red"}
 
 
 @click.command()
-@click.option("--live", "path", flag_value="/health/live", default=True, help="It answers.  [default]")
+@click.option("--live", "path", flag_value="/health/live", default=True, help="It answers.")
 @click.option("--ready", "path", flag_value="/health/ready", help="It could accept an event now.")
 @click.option("--full", "path", flag_value="/health", help="All that it knows of itself; it is ready.")
 @url_option
@@ -37,7 +32,7 @@ def command(settings: Config, path: str, url: str | None, *, as_json: bool) -> N
     Exit codes: 0 well; 1 not well; 3 it does not answer.
     """
     address = (url or daemon_url(settings)) + path
-    code, report = _ask(address)
+    code, report = ask_health(address)
     if as_json:
         print_json(report)
     elif path == "/health":
@@ -47,53 +42,6 @@ def command(settings: Config, path: str, url: str | None, *, as_json: bool) -> N
         raise Negative(f"{address}: {code} {status}")
     if path != "/health" and not as_json:
         click.echo(f"{address}: {code} {_coloured(status)}")
-
-
-def _ask(address: str) -> tuple[int, Mapping[str, Any]]:
-    parts = urlsplit(address)
-    secure = parts.scheme == "https"
-    connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    try:
-        with _deadline():
-            connection = connect(parts.hostname or "", parts.port)
-            connection.request("GET", parts.path)
-            answer = connection.getresponse()
-            body = answer.read(_MAX_REPORT_BYTES)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise Unreachable(f"{address}: {_reason(error)}") from None
-    try:
-        report = json.loads(body)
-    except (ValueError, RecursionError):
-        report = None
-    if not isinstance(report, dict) or "status" not in report:
-        raise Negative(f"{address}: {answer.status}, but not as webhookd answers")
-    return answer.status, report
-
-
-@contextmanager
-def _deadline() -> Iterator[None]:
-    """For all of it: a socket's own timeout is for each read, and a byte now and then would prolong it."""
-
-    def late(_signal: int, _frame: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, _DEADLINE_S)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return f"no answer within {_DEADLINE_S:g} s"
-    if isinstance(error, http.client.RemoteDisconnected):
-        return "the connection ended before the answer"
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    return "it does not speak HTTP"
 
 
 def _print_report(report: Mapping[str, Any], indent: str = "") -> None:

@@ -20,15 +20,7 @@ from webhookd.bullmq.keys import QueueKeys, check_job_id
 from webhookd.chatwoot import payload as chatwoot
 from webhookd.cli.redis import Redis, ask_redis
 from webhookd.cli.settings import configured, find_source, source_option
-from webhookd.cli.terminal import (
-    Negative,
-    Progress,
-    WrongUse,
-    duration,
-    json_option,
-    print_json,
-    print_table,
-)
+from webhookd.cli.terminal import Negative, Progress, WrongUse, duration, json_option, print_json, print_table
 from webhookd.clock import wall_clock_ms
 from webhookd.config import Config
 from webhookd.model import Delivery
@@ -37,26 +29,8 @@ from webhookd.text import printable
 # BullMQ's states, in the order in which a job goes through them. Each is a key of the queue: a sorted set of
 # that name, or one of these lists.
 _LISTS = {"waiting": "wait", "paused": "paused", "active": "active"}
-_STATES = (
-    "waiting",
-    "paused",
-    "delayed",
-    "prioritized",
-    "waiting-children",
-    "active",
-    "completed",
-    "failed",
-)
-_FIELDS = (
-    "name",
-    "opts",
-    "timestamp",
-    "processedOn",
-    "finishedOn",
-    "atm",
-    "ats",
-    "failedReason",
-)
+_STATES = ("waiting", "paused", "delayed", "prioritized", "waiting-children", "active", "completed", "failed")
+_FIELDS = ("name", "opts", "timestamp", "processedOn", "finishedOn", "atm", "ats", "failedReason")
 _CONTENT = ("data", "returnvalue")
 # What one look may cost Redis: this much of a list from each end, this many keys of all.
 _LIST_DEPTH = 10_000
@@ -129,7 +103,7 @@ class Found:
     ``unknown`` where no list was seen to hold it.
     """
 
-    queue: str
+    keys: QueueKeys
     id: str
     fields: Mapping[str, str] | None
     state: str | None
@@ -156,7 +130,7 @@ class Found:
         lock = self.lock
         return {
             "id": self.id,
-            "queue": self.queue,
+            "queue": self.keys.queue,
             "exists": self.fields is not None,
             "state": self.state,
             "name": fields.get("name"),
@@ -205,10 +179,10 @@ async def _look(redis: Redis, keys: QueueKeys, job_id: str, *, with_data: bool =
     values = await redis.ask("HMGET", keys.job(job_id), *names)
     fields = {name: _text(value) for name, value in zip(names, values, strict=True) if value is not None}
     if not fields:
-        return Found(keys.queue, job_id, None, None, lock)
+        return Found(keys, job_id, None, None, lock)
     # A worker may have moved it back while we looked.
     state = await _state(redis, keys, job_id) or await _state(redis, keys, job_id) or "unknown"
-    return Found(keys.queue, job_id, fields, state, lock)
+    return Found(keys, job_id, fields, state, lock)
 
 
 async def _look_at_lock(redis: Redis, keys: QueueKeys, job_id: str) -> Lock | None:
@@ -245,7 +219,7 @@ async def _is_in_list(redis: Redis, key: str, job_id: str) -> bool:
 @command.command()
 @click.option("--inbox", type=click.IntRange(1), required=True, help="Chatwoot's id of the inbox.")
 @click.option("--message", type=click.IntRange(1), required=True, help="Chatwoot's id of the message.")
-@click.option("--event", default="message_created", show_default=True, help="What happened to it.")
+@click.option("--event", default="message_created", help="What happened to it.")
 @click.option(
     "--delivery", metavar="UUID", help="X-Chatwoot-Delivery of an update; without it, all are sought."
 )
@@ -272,10 +246,11 @@ def find(
     known = [one for one in found if one.is_known]
     if as_json:
         print_json([one.as_json() for one in known])
-    for number, one in enumerate(() if as_json else known):
-        if number:
-            click.echo()
-        _print_found(one)
+    else:
+        for number, one in enumerate(known):
+            if number:
+                click.echo()
+            _print_found(one)
     if not known:
         raise Negative(f"Redis has no job and no lock of {job_id}{'*' if job_id.endswith('.') else ''}")
 
@@ -348,7 +323,7 @@ def forget(settings: Config, job_id: str, *, yes: bool, as_json: bool) -> None:
         _confirm(job_id)
     found = ask_redis(settings, lambda redis: _forget(redis, settings.queues, job_id))
     if as_json:
-        print_json({"id": job_id, "queue": found.queue})
+        print_json({"id": job_id, "queue": found.keys.queue})
     else:
         click.echo(f"Forgotten: the event of {job_id} becomes a job if it is sent again.")
 
@@ -357,13 +332,13 @@ async def _forget(redis: Redis, queues: Sequence[QueueKeys], job_id: str) -> Fou
     found = await _look_in_all(redis, queues, job_id)
     if found.fields is not None:
         raise Negative(
-            f"the job is still in {found.queue} ({found.state}), and BullMQ adds none whose id is there: "
+            f"the job is still in {found.keys.queue} ({found.state}), and BullMQ adds none whose id is there: "
             "remove it first (job.remove() in BullMQ), if it is to be done again"
         )
     if found.lock is None:
         raise Negative(f"no lock is held for {job_id}: its event would become a job")
     # While the lock is held nobody adds the job, so what was seen still holds.
-    await redis.ask("DEL", *(keys.create_lock(job_id) for keys in queues if keys.queue == found.queue))
+    await redis.ask("DEL", found.keys.create_lock(job_id))
     return found
 
 
@@ -381,7 +356,7 @@ def _print_found(found: Found) -> None:
     options = _parsed(fields.get("opts"))
     attempts = options.get("attempts") if isinstance(options, dict) else None
     lines: dict[str, str | None] = {
-        "queue": found.queue,
+        "queue": found.keys.queue,
         "state": found.state or "not in Redis",
         "name": fields.get("name"),
         "received": _moment(fields.get("timestamp")),

@@ -13,7 +13,7 @@ import webhookd
 PARTS = ("doctor", "send", "sign", "verify", "spool", "jobs", "health", "config", "completion")
 
 
-class Parts(click.Group):
+class LazyGroup(click.Group):
     """The parts, each imported when it is asked for: `health` must not wait for what `doctor` needs."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
@@ -28,7 +28,10 @@ class Parts(click.Group):
         return command
 
 
-@click.command(cls=Parts, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
+)
 @click.version_option(webhookd.__version__, prog_name="webhookd", message="%(prog)s %(version)s")
 @click.pass_context
 def main(context: click.Context) -> None:

@@ -34,7 +34,7 @@ class Post:
 
 
 @frozen
-class Answer:
+class Reply:
     """What came back: ``status`` is None where nothing did, and ``outcome`` says why."""
 
     status: int | None
@@ -55,7 +55,7 @@ class Sender:
         self, reactor: IReactor, address: str, make: Callable[[int], Post], deadline_s: float
     ) -> None:
         """``make`` makes the request of that number, when it is about to be sent."""
-        self.answers: list[Answer] = []
+        self.replies: list[Reply] = []
         self._reactor = reactor
         self._address = address
         self._make = make
@@ -64,7 +64,7 @@ class Sender:
         self._pool.maxPersistentPerHost = _MAX_AT_ONCE_AT_A_RATE
         self._http = HTTPClient(Agent(reactor, pool=self._pool))
 
-    async def send(self, numbers: Iterable[int], rate: float | None) -> Sequence[Answer]:
+    async def send(self, numbers: Iterable[int], rate: float | None) -> Sequence[Reply]:
         """Send a request for each number, and return when all are answered, or given up.
 
         At a rate, requests are due so many times a second, whether the answers come or not, and a latency
@@ -82,7 +82,7 @@ class Sender:
         for _ in range(at_once):
             await places.acquire()
         await self._pool.closeCachedConnections()
-        return self.answers
+        return self.replies
 
     async def _send(self, number: int, due_s: float, places: DeferredSemaphore) -> None:
         try:
@@ -97,7 +97,7 @@ class Sender:
 
     def _answered(self, status: int | None, outcome: str, job_id: str | None, due_s: float) -> None:
         latency_ms = (self._reactor.seconds() - due_s) * 1000
-        self.answers.append(Answer(status, outcome, job_id, latency_ms))
+        self.replies.append(Reply(status, outcome, job_id, latency_ms))
 
     def _reason(self, problem: Exception) -> str:
         if isinstance(problem, ResponseFailed | RequestTransmissionFailed):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -14,12 +13,6 @@ import click
 from webhookd.cli.terminal import WrongUse
 from webhookd.config import ALL_OPTIONS, DEFAULT_SOURCE, Config, Source, resolve
 from webhookd.model import ConfigError
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-_TCP_PORT = re.compile(r"tcp:(?:port=)?(\d+)(?::|$)")
-_INTERFACE = re.compile(r":interface=((?:\\:|[^:])+)")
-_ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # none is bound here
 
 
 def configured(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -40,40 +33,17 @@ def configured(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
                 raise WrongUse(str(error)) from None
 
         for option in reversed(options):
-            add = click.option(
+            call = click.option(
                 f"--{option.flag}",
                 option.name,
                 help=option.full_help,
                 metavar="VALUE",
                 multiple=option.repeatable,
-            )
-            call = add(call)
+            )(call)
         return call
 
     options = [option for option in ALL_OPTIONS if option.name in {"config", *names}]
     return decorate
-
-
-def daemon_url(settings: Config) -> str:
-    """Where the daemon of this configuration answers on this machine, without a slash at the end."""
-    port = _TCP_PORT.match(settings.endpoint)
-    if port is None:
-        raise WrongUse(f"the daemon listens on {settings.endpoint}: say with --url where that is")
-    interface = _INTERFACE.search(settings.endpoint)
-    host = "" if interface is None else interface[1].replace("\\:", ":")
-    host = _ANY_ADDRESS.get(host, host)
-    return f"http://[{host}]:{port[1]}" if ":" in host else f"http://{host}:{port[1]}"
-
-
-def url_option(command: _Command) -> _Command:
-    """Give a command ``--url``, which it gets as ``url``: None, or an address without a slash at its end."""
-    add = click.option(
-        "--url",
-        metavar="URL",
-        callback=_checked_url,
-        help="Where it answers.  [default: this machine, as the daemon is configured]",
-    )
-    return add(command)
 
 
 def _checked_url(_context: click.Context, _parameter: click.Parameter, url: str | None) -> str | None:
@@ -89,16 +59,22 @@ def _checked_url(_context: click.Context, _parameter: click.Parameter, url: str 
     return url.rstrip("/")
 
 
-def source_option(command: _Command) -> _Command:
-    """Give a command ``--source``, which it gets as ``source``: a name for `find_source`."""
-    add = click.option(
-        "--source",
-        metavar="NAME",
-        default=DEFAULT_SOURCE,
-        show_default=True,
-        help="Which Chatwoot installation is meant, if there are several.",
-    )
-    return add(command)
+#: Gives a command ``--url``, as the argument ``url``: None, or an address without a slash at its end.
+url_option = click.option(
+    "--url",
+    metavar="URL",
+    callback=_checked_url,
+    show_default="this machine, as the daemon is configured",
+    help="Where it answers.",
+)
+
+#: Gives a command ``--source``, as the argument ``source``: a name for `find_source`.
+source_option = click.option(
+    "--source",
+    metavar="NAME",
+    default=DEFAULT_SOURCE,
+    help="Which Chatwoot installation is meant, if there are several.",
+)
 
 
 def find_source(settings: Config, name: str) -> Source:
@@ -115,11 +91,3 @@ def secrets_of(source: Source) -> tuple[str, ...]:
             f"no secret of the source {source.name} is known: set WEBHOOK_SECRET_FILE, or --secret"
         )
     return source.secrets
-
-
-def webhook_url(settings: Config, url: str | None, source: str) -> str:
-    """Where webhooks of a source are sent; a URL that names a path is taken as it is."""
-    base = url or daemon_url(settings)
-    if urlsplit(base).path:
-        return base
-    return f"{base}/webhook/chatwoot" + ("" if source == DEFAULT_SOURCE else f"/{source}")

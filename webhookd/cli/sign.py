@@ -7,15 +7,9 @@ import time
 
 import click
 
+from webhookd.cli.daemon import webhook_url
 from webhookd.cli.deliveries import signature_headers
-from webhookd.cli.settings import (
-    configured,
-    find_source,
-    secrets_of,
-    source_option,
-    url_option,
-    webhook_url,
-)
+from webhookd.cli.settings import configured, find_source, secrets_of, source_option, url_option
 from webhookd.cli.terminal import json_option, print_json, read_file
 from webhookd.config import Config
 
@@ -28,7 +22,8 @@ from webhookd.config import Config
     "--timestamp",
     type=click.IntRange(0, 10**12 - 1),
     metavar="SECONDS",
-    help="Sign for this second since 1970.  [default: now]",
+    show_default="now",
+    help="Sign for this second since 1970.",
 )
 @click.option("--curl", "as_curl", is_flag=True, help="Print a curl command that sends it.")
 @url_option

@@ -6,14 +6,12 @@ import shutil
 import sys
 from collections.abc import Callable, Collection, Sequence
 from textwrap import wrap
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import msgspec
 
 from webhookd.text import printable
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _MIN_COLUMN = 20
 _MAX_FOREIGN = 300  # characters; a job id has at most 190
@@ -38,9 +36,8 @@ class Unreachable(click.ClickException):
     exit_code = 3
 
 
-def json_option(command: _Command) -> _Command:
-    """Give a command the flag ``--json``, which it gets as ``as_json``."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for a program to read.")(command)
+#: Gives a command the flag ``--json``, as the argument ``as_json``.
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a program to read.")
 
 
 def print_json(value: object) -> None:

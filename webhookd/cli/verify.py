@@ -38,7 +38,7 @@ class Verdict:
     "--headers", metavar="FILE", help="A file with both in it: headers as curl or a log shows them."
 )
 @click.option(
-    "--at", type=float, metavar="SECONDS", help="When it arrived, in seconds since 1970.  [default: now]"
+    "--at", type=float, metavar="SECONDS", show_default="now", help="When it arrived, in seconds since 1970."
 )
 @source_option
 @configured("secret", "tolerance")

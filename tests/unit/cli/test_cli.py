@@ -12,8 +12,8 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from twisted.trial.unittest import SynchronousTestCase
 
+from webhookd.cli.daemon import daemon_url
 from webhookd.cli.main import PARTS, main
-from webhookd.cli.settings import daemon_url
 from webhookd.cli.terminal import WrongUse, brief
 from webhookd.cli.verify import originals, read_headers
 from webhookd.config import OPTIONS, resolve

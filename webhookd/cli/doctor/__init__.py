@@ -17,6 +17,7 @@ from threading import Thread
 from typing import TypeVar
 
 import click
+from attrs import asdict
 
 from webhookd.cli.doctor import machine, redis
 from webhookd.cli.doctor.findings import Finding, Level, Result, fail, run_checks, skip_checks, skipped, warn
@@ -50,13 +51,15 @@ def command(settings: Config, *, strict: bool, as_json: bool) -> None:
     """
     results = [
         *run_checks("Configuration", machine.CONFIGURATION, machine.Given(settings, os.environ)),
-        *run(lambda reactor: _look_around(reactor, settings)),
+        *run(lambda reactor: check_redis(reactor, settings)),
+        *check_ports(settings),
         *check_spool(settings),
         *run_checks("System", machine.LIMITS, machine.look_at_limits()),
     ]
     levels = Counter(result.finding.level for result in results)
     if as_json:
-        print_json({"levels": {level.value: levels[level] for level in Level}, "checks": _as_json(results)})
+        checks = [{"part": one.part, "check": one.check, **asdict(one.finding)} for one in results]
+        print_json({"levels": {level.value: levels[level] for level in Level}, "checks": checks})
     else:
         _print(results, levels)
     if levels[Level.FAIL] or (strict and levels[Level.WARN]):
@@ -64,11 +67,6 @@ def command(settings: Config, *, strict: bool, as_json: bool) -> None:
 
 
 # -- the parts that need I/O --------------------------------------------------------------------------------
-
-
-async def _look_around(reactor: IReactor, settings: Config) -> list[Result]:
-    """The parts at the other end of a network."""
-    return [*await check_redis(reactor, settings), *await check_ports(reactor, settings)]
 
 
 async def check_redis(reactor: IReactor, settings: Config) -> list[Result]:
@@ -102,12 +100,12 @@ def _no_redis(settings: Config, connection: Result) -> list[Result]:
     return results
 
 
-async def check_ports(reactor: IReactor, settings: Config) -> list[Result]:
+def check_ports(settings: Config) -> list[Result]:
     """Where the daemon listens."""
-    webhooks = await machine.look_at_port(reactor, settings.endpoint, is_needed=True)
+    webhooks = machine.look_at_port(settings.endpoint, is_needed=True)
     results = run_checks("Ports", machine.WEBHOOKS, webhooks)
     if settings.ops_endpoint is not None:
-        ops = await machine.look_at_port(reactor, settings.ops_endpoint, is_needed=False)
+        ops = machine.look_at_port(settings.ops_endpoint, is_needed=False)
         results += run_checks("Ports", machine.OPS, ops)
     return results
 
@@ -122,10 +120,7 @@ def check_spool(settings: Config) -> list[Result]:
         return run_checks("Spool", machine.SPOOL, facts)
     reason = f"the disk does not answer within {_DISK_DEADLINE_S:g} s" if facts is None else str(facts)
     finding = fail(f"{directory}: {reason}", "set --spool to a directory on a local disk that works")
-    return [
-        Result("Spool", "directory", finding),
-        *skip_checks("Spool", machine.SPOOL[1:], "needs a disk"),
-    ]
+    return [Result("Spool", "directory", finding), *skip_checks("Spool", machine.SPOOL[1:], "needs a disk")]
 
 
 def _within_deadline(look: Callable[[], _T]) -> _T | OSError | None:
@@ -146,19 +141,6 @@ def _within_deadline(look: Callable[[], _T]) -> _T | OSError | None:
 
 
 # -- what is printed ----------------------------------------------------------------------------------------
-
-
-def _as_json(results: Sequence[Result]) -> list[dict[str, str]]:
-    return [
-        {
-            "part": result.part,
-            "check": result.check,
-            "level": result.finding.level.value,
-            "detail": result.finding.detail,
-            "advice": result.finding.advice,
-        }
-        for result in results
-    ]
 
 
 def _print(results: Sequence[Result], levels: Counter[Level]) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import pwd
-import re
 import resource
 import socket
 import stat
@@ -15,18 +13,17 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import treq
 from attrs import frozen
 
 import webhookd
+from webhookd.cli.daemon import ask_health, local_url, tcp_address
 from webhookd.cli.doctor.findings import Checks, Finding, fail, mebibytes, milliseconds, ok, skipped, warn
+from webhookd.cli.terminal import Negative, Unreachable
 from webhookd.config import Config, unknown_names
 from webhookd.model import ConfigError
-from webhookd.reactor import IReactor
 from webhookd.spool.database import SpoolLimits, free_disk_bytes
 from webhookd.spool.directory import SpoolRoot, Tenancy
 
@@ -228,10 +225,6 @@ SPOOL_OFF = warn(
 
 # -- the ports ----------------------------------------------------------------------------------------------
 
-_HTTP_DEADLINE_S = 3.0
-_MAX_REPORT_BYTES = 65_536
-_ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # what to ask, not to bind
-
 
 @frozen
 class PortFacts:
@@ -249,9 +242,9 @@ class PortFacts:
     report: Mapping[str, Any] = {}
 
 
-async def look_at_port(reactor: IReactor, endpoint: str, *, is_needed: bool) -> PortFacts:
+def look_at_port(endpoint: str, *, is_needed: bool) -> PortFacts:
     """See whether somebody answers there, and who."""
-    address = _tcp_address(endpoint)
+    address = tcp_address(endpoint)
     if address is None:
         return PortFacts(endpoint, is_needed, is_tcp=False)
     host, port = address
@@ -260,45 +253,17 @@ async def look_at_port(reactor: IReactor, endpoint: str, *, is_needed: bool) -> 
     if problem is None or problem.errno != errno.EADDRINUSE:
         refusal = None if problem is None else problem.strerror
         return PortFacts(name, is_needed, is_tcp=True, refusal=refusal)
-    report = await _ask_health(reactor, _ANY.get(host, host), port)
+    report = _health_report(local_url(host, port))
     return PortFacts(name, is_needed, is_tcp=True, is_taken=True, report=report)
 
 
-def _tcp_address(endpoint: str) -> tuple[str, int] | None:
-    """Interface and port of a Twisted endpoint ``tcp:PORT:…``; None for all others."""
-    kind, *arguments = [re.sub(r"\\(.)", r"\1", part) for part in re.split(r"(?<!\\):", endpoint)]
-    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    port = named.get("port", arguments[0] if arguments else "")
-    if kind not in ("tcp", "tcp4", "tcp6") or not port.isdigit():
-        return None
-    return named.get("interface", ""), int(port)
-
-
-async def _ask_health(reactor: IReactor, host: str, port: int) -> Mapping[str, Any]:
-    """The report of a webhookd; nothing of anybody else's."""
-    url = f"http://[{host}]:{port}/health" if ":" in host else f"http://{host}:{port}/health"
+def _health_report(url: str) -> Mapping[str, Any]:
+    """Return the report of a webhookd; empty if something else answers."""
     try:
-        response = await treq.get(
-            url,
-            timeout=_HTTP_DEADLINE_S,
-            persistent=False,
-            allow_redirects=False,
-            unbuffered=True,
-            reactor=cast(Any, reactor),  # of a type that treq does not export
-        )
-        body = bytearray()
-        await treq.collect(response, partial(_collect, body)).addTimeout(_HTTP_DEADLINE_S, reactor)
-        report = json.loads(body)
-    except Exception:  # noqa: BLE001  # it speaks something else, too slowly, or not at all: no webhookd
+        _status, report = ask_health(f"{url}/health")
+    except (Unreachable, Negative):
         return {}
-    is_ours = isinstance(report, dict) and {"status", "version", "uptimeSeconds"} <= report.keys()
-    return report if is_ours else {}
-
-
-def _collect(body: bytearray, data: bytes) -> None:
-    if len(body) + len(data) > _MAX_REPORT_BYTES:
-        raise ValueError("no report of ours is so long")
-    body += data
+    return report if {"version", "uptimeSeconds"} <= report.keys() else {}
 
 
 def _try_to_bind(host: str, port: int) -> OSError | None:
