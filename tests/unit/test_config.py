@@ -1,4 +1,4 @@
-"""Every option under all its names, and one line for everything that is wrong."""
+"""Every option under all its names, and a one-line error for each mistake."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SECRET = "s3cret"
 
 @frozen
 class Value:
-    """One value of an option: as a string, as TOML, and as it is in the `Config`."""
+    """One value of an option: as a string, as TOML, and as parsed in the `Config`."""
 
     text: str
     toml: str
@@ -237,7 +237,7 @@ class ConfigCase(SynchronousTestCase):
         command_line: Mapping[str, object] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> str:
-        """There is one line for the operator, which begins with the culprit and shows no secret."""
+        """Assert that the error is one line that begins with the culprit and shows no secret."""
         error = self.assertRaises(ConfigError, resolve, command_line or {}, environment or {})
         message = str(error)
         self.assertTrue(message.startswith(culprit), message)
@@ -312,7 +312,7 @@ class PrecedenceTests(ConfigCase):
                     ("file", self.from_toml(f"{option.name} = {value.toml}")),
                 ):
                     if place == "file" and option.name == "wire" and value.text == "AUTO":
-                        continue  # there the value is a number
+                        continue  # its TOML value is another one
                     with self.subTest(f"{option.name} {value.text} {place}"):
                         parsed = Wire.AUTO if value.text == "AUTO" else value.parsed
                         self.assertEqual(value_of(config, option), parsed)

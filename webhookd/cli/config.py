@@ -1,4 +1,4 @@
-"""``webhookd config``: the configuration as the daemon understands it, and where each value comes from."""
+"""``webhookd config``: the daemon's configuration, and the origin of each value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from webhookd.redis.url import RedisUrl
 
 @frozen
 class Value:
-    """One resolved option, in a form that can be shown: secrets are masked."""
+    """One resolved option in printable form: secrets are masked."""
 
     option: str
     value: Any
@@ -30,10 +30,9 @@ class Value:
 @configured(*(option.name for option in OPTIONS))
 @json_option
 def command(settings: Config, *, as_json: bool) -> None:
-    """Show the configuration, and where each value comes from.
+    """Show the configuration, and the origin of each value.
 
-    Takes the daemon's own options, to see what would come of them. Secrets are not shown, only how many there
-    are and how long.
+    Accepts all options of the daemon, to try them out. Of secrets it shows only their number and length.
     """
     common = _values(COMMON_OPTIONS, settings)
     sources = {name: _values(SOURCE_OPTIONS, source) for name, source in settings.sources.items()}
@@ -62,7 +61,7 @@ def _row(value: Value) -> tuple[str, str, str]:
 
 
 def _shown(option: Option, value: Any) -> Any:  # noqa: PLR0911  # a table
-    """A value as JSON can say it, and as one would write it into the file."""
+    """Return a value that JSON can represent, as it would be written into the file."""
     match value:
         case RedisUrl():
             return f"{value} (with a password)" if value.password else str(value)

@@ -1,4 +1,4 @@
-"""The running daemon, as the command finds it: its addresses, and its health.
+"""The running daemon: its addresses, and its health.
 
 Containers run ``webhookd health`` every few seconds. So this module does not import Twisted, and uses
 Python's own HTTP client.

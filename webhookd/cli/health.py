@@ -1,7 +1,4 @@
-"""``webhookd health``: how the daemon says that it is, as an exit code.
-
-Containers start it every few seconds, so it needs no Twisted, and asks with Python's own HTTP client.
-"""
+"""``webhookd health``: the daemon's health, as an exit code."""
 
 from __future__ import annotations
 
@@ -20,16 +17,16 @@ _COLOURS = {"ok": "green", "up": "green", "closed": "green", "degraded": "yellow
 
 
 @click.command()
-@click.option("--live", "path", flag_value="/health/live", default=True, help="It answers.")
-@click.option("--ready", "path", flag_value="/health/ready", help="It could accept an event now.")
-@click.option("--full", "path", flag_value="/health", help="All that it knows of itself; it is ready.")
+@click.option("--live", "path", flag_value="/health/live", default=True, help="Check that it answers.")
+@click.option("--ready", "path", flag_value="/health/ready", help="Check that it can accept an event now.")
+@click.option("--full", "path", flag_value="/health", help="Like --ready, but show the whole report.")
 @url_option
 @configured("port", "interface", "endpoint")
 @json_option
 def command(settings: Config, path: str, url: str | None, *, as_json: bool) -> None:
-    """Ask the daemon how it is.
+    """Ask the daemon for its health.
 
-    Exit codes: 0 well; 1 not well; 3 it does not answer.
+    Exit codes: 0 healthy; 1 not healthy; 3 no answer.
     """
     address = (url or daemon_url(settings)) + path
     code, report = ask_health(address)
@@ -45,7 +42,7 @@ def command(settings: Config, path: str, url: str | None, *, as_json: bool) -> N
 
 
 def _print_report(report: Mapping[str, Any], indent: str = "") -> None:
-    """A line for each fact, and the facts of a section below its name."""
+    """Print a line for each value, and the values of a section below its name."""
     width = max((len(name) for name, value in report.items() if not isinstance(value, dict)), default=0)
     for name, value in report.items():
         if isinstance(value, dict):

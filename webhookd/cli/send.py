@@ -1,4 +1,4 @@
-"""``webhookd send``: webhooks as Chatwoot sends them, one or many."""
+"""``webhookd send``: send webhooks as Chatwoot does, one or many."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _PERCENTS = (50, 90, 95, 99)
 
 
 def _complete(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The samples, and whatever files the shell finds."""
+    """Return the samples that match, and leave files to the shell."""
     names = [CompletionItem(name) for name in SAMPLES if name.startswith(incomplete)]
     return [*names, CompletionItem(incomplete, type="file")]
 
@@ -57,15 +57,15 @@ def _complete(_context: click.Context, _parameter: click.Parameter, incomplete: 
     "--rate",
     type=click.FloatRange(0.1, 10_000),
     metavar="R",
-    show_default="the next when one is answered",
-    help="Send R a second, whether the answers come or not.",
+    show_default="each reply starts the next request",
+    help="Send R requests a second without waiting for replies.",
 )
 @click.option(
     "--duplicates",
     type=click.FloatRange(0, 100),
     default=0,
     metavar="PERCENT",
-    help="So many of the requests are the one before once more.",
+    help="Percentage of requests that repeat the previous one.",
 )
 @json_option
 def command(
@@ -82,10 +82,10 @@ def command(
 ) -> None:
     """Send a sample of Chatwoot's webhooks, or a file.
 
-    It is signed if a secret is known, or else shows a token if one is known. A sample, and each repetition of
-    a file, gets ids of its own, so that it becomes a job of its own. "-" reads from the standard input.
+    The request is signed if a secret is configured, or else carries a token if one is. Each sample, and each
+    repetition of a file, gets new ids, so that it becomes a separate job. "-" reads the standard input.
 
-    Exit codes: 0 all were taken; 1 some were not; 3 nothing answers.
+    Exit codes: 0 all were accepted; 1 some were not; 3 no reply.
     """
     if only_list:
         _list_samples(as_json=as_json)
@@ -111,7 +111,7 @@ def _list_samples(*, as_json: bool) -> None:
 
 
 def _maker(what: str, source: Source) -> Callable[[int], Post]:
-    """Makes requests by their numbers; another run begins with another microsecond, and so has other ids."""
+    """Return a function that makes requests by number. The current microsecond makes the ids of a run new."""
     sample = SAMPLES.get(what)
     body = _read(what) if sample is None else sample.body
     first = time.time_ns() // 1000
@@ -138,7 +138,7 @@ async def _send(
     rate: float | None,
     duplicates: float,
 ) -> tuple[Sequence[Reply], float]:
-    """All answers, and how many seconds they took."""
+    """Return all replies, and how many seconds they took."""
     sender = Sender(reactor, address, make, _DEADLINE_S)
     progress = Progress("Sending", repeat, reactor.seconds)
     ticks = LoopingCall(lambda: progress.show(len(sender.replies)))
@@ -206,5 +206,5 @@ def _judge(address: str, replies: Sequence[Reply]) -> None:
     status, outcome, _count = _counts(refused)[0]
     if all(reply.status is None for reply in replies):
         raise Unreachable(f"{address}: {outcome}")
-    which = "" if len(replies) == 1 else f"{len(refused)} of {len(replies)} were not taken: "
+    which = "" if len(replies) == 1 else f"{len(refused)} of {len(replies)} were not accepted: "
     raise Negative(f"{address}: {which}{'' if status is None else f'{status} '}{outcome}")

@@ -1,4 +1,4 @@
-"""The daemon's own configuration, for the parts of the command."""
+"""The daemon's configuration, for the subcommands."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from webhookd.model import ConfigError
 
 
 def configured(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command those of the daemon's options that concern it, and ``--config``.
+    """Give a command the named options of the daemon, and ``--config``.
 
-    It gets the whole `webhookd.config.Config` as ``settings``, resolved as the daemon resolves it: the
-    command line, the environment, the file, the defaults. One that cannot be used is wrong use.
+    The command gets the whole `webhookd.config.Config` as ``settings``, resolved as the daemon resolves it.
+    An unusable configuration is a usage error.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,20 +52,20 @@ def _checked_url(_context: click.Context, _parameter: click.Parameter, url: str 
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # such as a port of letters
+    except ValueError:  # for example a port of letters
         usable = False
     if not usable or not url.isascii() or not url.isprintable() or " " in url:
-        raise WrongUse(f"--url: {url!r} is no address such as http://127.0.0.1:3001")
+        raise WrongUse(f"--url: {url!r} is not an address like http://127.0.0.1:3001")
     return url.rstrip("/")
 
 
-#: Gives a command ``--url``, as the argument ``url``: None, or an address without a slash at its end.
+#: Gives a command ``--url``, as the argument ``url``: None, or an address without a slash at the end.
 url_option = click.option(
     "--url",
     metavar="URL",
     callback=_checked_url,
     show_default="this machine, as the daemon is configured",
-    help="Where it answers.",
+    help="Address of the daemon.",
 )
 
 #: Gives a command ``--source``, as the argument ``source``: a name for `find_source`.
@@ -73,19 +73,19 @@ source_option = click.option(
     "--source",
     metavar="NAME",
     default=DEFAULT_SOURCE,
-    help="Which Chatwoot installation is meant, if there are several.",
+    help="Name of the Chatwoot installation, if there are several.",
 )
 
 
 def find_source(settings: Config, name: str) -> Source:
-    """The source of that name."""
+    """Return the source with this name."""
     if name not in settings.sources:
-        raise WrongUse(f"there is no source {name!r}, but: {', '.join(settings.sources)}")
+        raise WrongUse(f"there is no source {name!r}; the sources are: {', '.join(settings.sources)}")
     return settings.sources[name]
 
 
 def secrets_of(source: Source) -> tuple[str, ...]:
-    """Its secrets, of which there must be one."""
+    """Return the secrets of a source; having none is a usage error."""
     if not source.secrets:
         raise WrongUse(
             f"no secret of the source {source.name} is known: set WEBHOOK_SECRET_FILE, or --secret"

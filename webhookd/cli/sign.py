@@ -1,4 +1,4 @@
-"""``webhookd sign``: the headers that make a body a signed one."""
+"""``webhookd sign``: the headers that sign a body."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from webhookd.config import Config
     type=click.IntRange(0, 10**12 - 1),
     metavar="SECONDS",
     show_default="now",
-    help="Sign for this second since 1970.",
+    help="Time of the signature, in seconds since 1970.",
 )
 @click.option("--curl", "as_curl", is_flag=True, help="Print a curl command that sends it.")
 @url_option
@@ -40,7 +40,7 @@ def command(
 ) -> None:
     """Print the headers of a signed request.
 
-    Its body is FILE, or the standard input. The first secret that is known signs it.
+    The body is FILE, or the standard input. The first configured secret signs it.
     """
     secret = secrets_of(find_source(settings, source))[0]
     fields = signature_headers(secret, read_file(file), int(time.time()) if timestamp is None else timestamp)
