@@ -11,7 +11,7 @@ import json
 import re
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -63,8 +63,7 @@ def ask_health(url: str) -> tuple[int, Mapping[str, Any]]:
     parts = urlsplit(url)
     connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     try:
-        with _deadline():
-            connection = connect(parts.hostname or "", parts.port)
+        with _deadline(), closing(connect(parts.hostname or "", parts.port)) as connection:
             connection.request("GET", parts.path)
             answer = connection.getresponse()
             body = answer.read(_MAX_REPORT_BYTES)
