@@ -28,7 +28,7 @@ from webhookd.text import printable
 if TYPE_CHECKING:  # containers run `webhookd health` every few seconds: it does not import cryptography
     from webhookd.intake.auth import Network
 
-#: The source behind ``/webhook/chatwoot``.
+#: The source of ``/webhook/chatwoot``.
 DEFAULT_SOURCE = "chatwoot"
 
 DEFAULT_JOB_OPTIONS: Mapping[str, object] = {
@@ -243,7 +243,7 @@ _option = _declaration(Option)
 
 @frozen(kw_only=True)
 class Source:
-    """One Chatwoot installation: who may send for it, and where its jobs go.
+    """One Chatwoot installation: its credentials, and the queue and options of its jobs.
 
     ``events`` are the wanted event names; None means all. ``origins`` are those of the options per source.
     """
@@ -276,7 +276,7 @@ class Source:
 
     @property
     def is_open(self) -> bool:
-        """Whether anyone may send for it."""
+        """True if anyone may send for it."""
         return not self.secrets and not self.tokens
 
 

@@ -111,7 +111,7 @@ class Found:
 
     @property
     def is_known(self) -> bool:
-        """Whether Redis has a job or a lock of this id."""
+        """True if Redis has a job or a lock of this id."""
         return self.fields is not None or self.lock is not None
 
     @property

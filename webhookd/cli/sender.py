@@ -44,7 +44,7 @@ class Reply:
 
     @property
     def is_taken(self) -> bool:
-        """Whether Chatwoot would count it as delivered."""
+        """True if Chatwoot would count the request as delivered."""
         return self.status is not None and 200 <= self.status < 300
 
 

@@ -12,7 +12,6 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
-from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TypeVar
 
@@ -125,19 +124,18 @@ def check_spool(settings: Config) -> list[Result]:
 
 def _within_deadline(look: Callable[[], _T]) -> _T | OSError | None:
     """Return the result or the error of ``look``; None if the disk hangs, which leaves a thread running."""
-    outcome: SimpleQueue[_T | OSError] = SimpleQueue()
+    outcomes: list[_T | OSError] = []
 
     def work() -> None:
         try:
-            outcome.put(look())
+            outcomes.append(look())
         except OSError as error:
-            outcome.put(error)
+            outcomes.append(error)
 
-    Thread(target=work, daemon=True).start()
-    try:
-        return outcome.get(timeout=_DISK_DEADLINE_S)
-    except Empty:
-        return None
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(_DISK_DEADLINE_S)
+    return outcomes[0] if outcomes else None
 
 
 # -- what is printed ----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ class Level(Enum):
 
 @frozen
 class Finding:
-    """What a check found, and advice if something is wrong."""
+    """The finding of a check, with advice if something is wrong."""
 
     level: Level
     detail: str
