@@ -30,7 +30,7 @@ class ArchitectureTests(SynchronousTestCase):
     def test_the_picture_shows_the_layers_of_the_contract(self) -> None:
         self.assertEqual(shown(), checked())
 
-    def test_each_room_says_what_it_is_for(self) -> None:
+    def test_each_part_is_described(self) -> None:
         described = set(re.findall(r"`([a-z]+)(?:/|\.py)`", PAGE))
 
         self.assertEqual(set().union(*checked()) - described, set())
