@@ -38,4 +38,4 @@ class ArchitectureTests(SynchronousTestCase):
     def test_each_module_that_it_names_exists(self) -> None:
         for name in re.findall(r"`([\w/]+\.py)`", PAGE):
             with self.subTest(name):
-                self.assertTrue(list(ROOT.glob(f"webhookd/**/{name}")))
+                self.assertTrue((ROOT / name).exists() or list(ROOT.glob(f"webhookd/**/{name}")))
