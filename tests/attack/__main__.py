@@ -13,7 +13,7 @@ def main() -> int:
     """Run the chosen sections; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.attack")
     parser.add_argument("--only", help="names of sections with commas between them: " + ", ".join(ALL))
-    parser.add_argument("--short", action="store_true", help="only what `make test` also runs")
+    parser.add_argument("--short", action="store_true", help="only the short sections, as the tests do")
     arguments = parser.parse_args()
     sections = SHORT if arguments.short else ALL
     tallies: list[Tally] = []

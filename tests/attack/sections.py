@@ -146,7 +146,7 @@ def describe() -> list[Tally]:
 
 Section = Callable[[], list[Tally]]
 
-#: The sections that `make test` also runs.
+#: The sections of tests/integration/test_attacks.py.
 SHORT: Mapping[str, Section] = {
     "framing": frame,
     "signatures": sign,
