@@ -38,7 +38,11 @@ class Verdict:
     "--headers", metavar="FILE", help="File that contains both headers, as curl or a log shows them."
 )
 @click.option(
-    "--at", type=float, metavar="SECONDS", show_default="now", help="Time of arrival, in seconds since 1970."
+    "--at",
+    type=click.FloatRange(0, 10**12),
+    metavar="SECONDS",
+    show_default="now",
+    help="Time of arrival, in seconds since 1970.",
 )
 @source_option
 @configured("secret", "tolerance")

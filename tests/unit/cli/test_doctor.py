@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import TestCase
+from unittest.mock import patch
 
 from attrs import evolve
 
@@ -42,7 +44,6 @@ _RUNNING = machine.PortFacts(
     "port 3001",
     is_needed=True,
     is_tcp=True,
-    is_taken=True,
     report={"status": "ok", "version": webhookd.__version__, "uptimeSeconds": 1, "spool": {"records": 0}},
 )
 
@@ -93,6 +94,25 @@ class TestJudgement(TestCase):
     def test_a_daemon_of_another_version(self) -> None:
         facts = evolve(_RUNNING, report={**_RUNNING.report, "version": "0.0.0"})
         self.judge(machine.port, facts, Level.WARN, f"this is {webhookd.__version__}")
+
+    def test_a_health_report_that_would_control_the_terminal(self) -> None:
+        facts = evolve(_RUNNING, report={**_RUNNING.report, "version": "1\x1b[2J"})
+        self.judge(machine.port, facts, Level.WARN, "webhookd 1\\x1b[2J")
+
+    def test_a_port_that_cannot_exist(self) -> None:
+        facts = machine.look_at_port("tcp:65536", is_needed=True)
+        self.judge(machine.port, facts, Level.FAIL, "the highest port is 65535")
+
+    def test_a_health_report_that_is_not_of_webhookd(self) -> None:
+        for spool in (None, "x", []):
+            answer = (200, {"status": "ok", "version": "1", "uptimeSeconds": 1, "spool": spool})
+            with (
+                patch.object(machine, "ask_health", return_value=answer),
+                socket.create_server(("127.0.0.1", 0)) as server,
+            ):
+                endpoint = f"tcp:{server.getsockname()[1]}:interface=127.0.0.1"
+                facts = machine.look_at_port(endpoint, is_needed=True)
+            self.judge(machine.port, facts, Level.FAIL, "another program")
 
     def test_a_kernel_that_does_not_tell_its_backlog(self) -> None:
         self.judge(machine.backlog, machine.LimitFacts(20_000, None), Level.OK, "unknown on this system")

@@ -21,7 +21,7 @@ from attrs import frozen
 import webhookd
 from webhookd.cli.daemon import ask_health, local_url, tcp_address
 from webhookd.cli.doctor.findings import Checks, Finding, fail, mebibytes, milliseconds, ok, skipped, warn
-from webhookd.cli.terminal import Negative, Unreachable
+from webhookd.cli.terminal import Negative, Unreachable, brief
 from webhookd.config import Config, unknown_names
 from webhookd.model import ConfigError
 from webhookd.spool.database import SpoolLimits, free_disk_bytes
@@ -230,16 +230,15 @@ SPOOL_OFF = warn(
 class PortFacts:
     """A port on which the daemon listens, or will listen.
 
-    ``refusal`` is the reason why a free port cannot be used. ``report`` is the health of the webhookd that
-    has the port; it is empty if another program has it.
+    ``refusal`` is the reason why a free port cannot be used. ``report`` is None if no program has the port,
+    the health of the webhookd that has it, or empty if it is another program.
     """
 
     name: str
     is_needed: bool
     is_tcp: bool
-    is_taken: bool = False
     refusal: str | None = None
-    report: Mapping[str, Any] = {}
+    report: Mapping[str, Any] | None = None
 
 
 def look_at_port(endpoint: str, *, is_needed: bool) -> PortFacts:
@@ -250,11 +249,9 @@ def look_at_port(endpoint: str, *, is_needed: bool) -> PortFacts:
     host, port = address
     name = f"port {port}" + (f" of {host}" if host else "")
     problem = _try_to_bind(host, port)
-    if problem is None or problem.errno != errno.EADDRINUSE:
-        refusal = None if problem is None else problem.strerror
-        return PortFacts(name, is_needed, is_tcp=True, refusal=refusal)
-    report = _health_report(local_url(host, port))
-    return PortFacts(name, is_needed, is_tcp=True, is_taken=True, report=report)
+    if problem is not None and problem.errno == errno.EADDRINUSE:
+        return PortFacts(name, is_needed, is_tcp=True, report=_health_report(local_url(host, port)))
+    return PortFacts(name, is_needed, is_tcp=True, refusal=problem and problem.strerror)
 
 
 def _health_report(url: str) -> Mapping[str, Any]:
@@ -263,7 +260,8 @@ def _health_report(url: str) -> Mapping[str, Any]:
         _status, report = ask_health(f"{url}/health")
     except (Unreachable, Negative):
         return {}
-    return report if {"version", "uptimeSeconds"} <= report.keys() else {}
+    is_ours = {"version", "uptimeSeconds"} <= report.keys() and isinstance(report.get("spool", {}), dict)
+    return report if is_ours else {}
 
 
 def _try_to_bind(host: str, port: int) -> OSError | None:
@@ -275,6 +273,8 @@ def _try_to_bind(host: str, port: int) -> OSError | None:
             probe.bind((host, port))
         except OSError as error:
             return error
+        except OverflowError:
+            return OSError(errno.EINVAL, "the highest port is 65535")
     return None
 
 
@@ -285,21 +285,21 @@ def port(facts: PortFacts) -> Finding:
         return ok(f"{facts.name}: not checked, only tcp: is")
     if facts.refusal is not None:
         return bad(f"{facts.name} is unavailable: {facts.refusal}", "choose another one")
-    if not facts.is_taken:
+    if facts.report is None:
         return ok(f"{facts.name} is free: webhookd is not running")
     if not facts.report:
         return bad(f"{facts.name} belongs to another program", "stop it, or choose another one")
-    return _health(facts)
+    return _health(facts.name, facts.report)
 
 
-def _health(facts: PortFacts) -> Finding:
-    status, running = str(facts.report["status"]), str(facts.report["version"])
-    said = f"{facts.name} belongs to webhookd {running}: {status}"
+def _health(name: str, report: Mapping[str, Any]) -> Finding:
+    status, running = brief(str(report["status"])), brief(str(report["version"]))
+    said = f"{name} belongs to webhookd {running}: {status}"
     if status != "ok":
         judge = fail if status == "unavailable" else warn
         return judge(said, "see /health, and the lines about Redis and the spool")
-    spool = facts.report.get("spool", {})
-    dead, corrupt, records = (spool.get(name) or 0 for name in ("deadRecords", "corruptRecords", "records"))
+    spool = report.get("spool", {})
+    dead, corrupt, records = (spool.get(key) or 0 for key in ("deadRecords", "corruptRecords", "records"))
     if dead or corrupt:
         return warn(f"{said}; its spool has {dead} dead and {corrupt} corrupt records", "webhookd spool list")
     if running != webhookd.__version__:
