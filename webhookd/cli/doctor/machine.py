@@ -10,7 +10,7 @@ import socket
 import stat
 import statistics
 import tempfile
-import time
+import timeit
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,18 +30,9 @@ from webhookd.spool.directory import SpoolRoot, Tenancy
 # -- the configuration --------------------------------------------------------------------------------------
 
 
-@frozen
-class Given:
-    """The configuration, and the environment from which it was read."""
-
-    settings: Config
-    environ: Mapping[str, str]
-
-
-def options(facts: Given) -> Finding:
+def options(environ: Mapping[str, str]) -> Finding:
     """Find misspelt variables. An unusable configuration ends the command before this check."""
-    unknown = unknown_names(facts.environ)
-    if unknown:
+    if unknown := unknown_names(environ):
         return warn(
             f"{', '.join(unknown)} in the environment: webhookd has no such option",
             "correct the name, unless another program needs it (Compose and Kubernetes set some)",
@@ -49,9 +40,9 @@ def options(facts: Given) -> Finding:
     return ok("valid")
 
 
-def secrets(facts: Given) -> Finding:
+def secrets(settings: Config) -> Finding:
     """Find sources without credentials."""
-    sources = facts.settings.sources.values()
+    sources = settings.sources.values()
     if names := [source.name for source in sources if source.is_open]:
         return warn(
             f"anyone who reaches the port can add jobs for {', '.join(names)}",
@@ -65,8 +56,6 @@ def _credentials(signing: int, tokens: int) -> str:
     counts = {"signing secrets": signing, "tokens": tokens}
     return " and ".join(f"{count} {name}" for name, count in counts.items() if count)
 
-
-CONFIGURATION: Checks[Given] = (("options", options), ("secrets", secrets))
 
 # -- the spool ----------------------------------------------------------------------------------------------
 
@@ -129,14 +118,13 @@ def _try_to_write(root: SpoolRoot, place: Path) -> tuple[str | None, float]:
 
 def _fsync_time(place: Path) -> float:
     """Return the median time of a few fsyncs, each of one page, as an event needs."""
-    durations_s = []
     with tempfile.TemporaryFile(dir=place, buffering=0) as file:
-        for _ in range(_FSYNCS):
+
+        def write() -> None:
             file.write(bytes(_FSYNC_BYTES))
-            began_s = time.monotonic()
             os.fsync(file.fileno())
-            durations_s.append(time.monotonic() - began_s)
-    return statistics.median(durations_s)
+
+        return statistics.median(timeit.repeat(write, number=1, repeat=_FSYNCS))
 
 
 def _user_name(number: int) -> str:
@@ -251,7 +239,7 @@ def look_at_port(endpoint: str, *, is_needed: bool) -> PortFacts:
     problem = _try_to_bind(host, port)
     if problem is not None and problem.errno == errno.EADDRINUSE:
         return PortFacts(name, is_needed, is_tcp=True, report=_health_report(local_url(host, port)))
-    return PortFacts(name, is_needed, is_tcp=True, refusal=problem and problem.strerror)
+    return PortFacts(name, is_needed, is_tcp=True, refusal=problem.strerror if problem else None)
 
 
 def _health_report(url: str) -> Mapping[str, Any]:
@@ -306,9 +294,6 @@ def _health(name: str, report: Mapping[str, Any]) -> Finding:
         return warn(f"{said}; this is {webhookd.__version__}", "restart it, if it should have been replaced")
     return ok(said + (f", {records} events wait in its spool" if records else ""))
 
-
-WEBHOOKS: Checks[PortFacts] = (("webhooks", port),)
-OPS: Checks[PortFacts] = (("ops", port),)
 
 # -- the system ---------------------------------------------------------------------------------------------
 
