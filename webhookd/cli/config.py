@@ -42,8 +42,8 @@ def _values(options: Sequence[Option], holder: Config | Source) -> list[dict[str
     return [
         {
             "option": option.name,
-            "value": _shown(option, getattr(holder, option.field)),
             "origin": holder.origins[option.name],
+            "value": _shown(option, getattr(holder, option.field)),
         }
         for option in options
     ]
