@@ -14,9 +14,9 @@ from datetime import datetime
 from threading import Lock
 
 from attrs import define
-from twisted.application.service import Service
+from twisted.application.internet import TimerService
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall
 from twisted.logger import (
     FileLogObserver,
     FilteringLogObserver,
@@ -199,21 +199,16 @@ def _summary(last: LogEvent, repeated: int, fields: tuple[str, ...]) -> LogEvent
     }
 
 
-class LogWindows(Service):
+class LogWindows(TimerService):
     """Ends the windows of a limiter in time, and the last one with the daemon."""
 
     def __init__(self, clock: IReactorTime, limiter: RepeatLimiter) -> None:
+        super().__init__(WINDOW_S, limiter.end_window)
+        self.clock = clock
         self._limiter = limiter
-        self._loop = LoopingCall(limiter.end_window)
-        self._loop.clock = clock
 
-    def startService(self) -> None:
-        """Begin the first window."""
-        super().startService()
-        self._loop.start(WINDOW_S, now=False)
-
-    def stopService(self) -> None:
+    def stopService(self) -> Deferred[None]:
         """End the last window."""
-        super().stopService()
-        self._loop.stop()
         self._limiter.end_window()
+        stopped: Deferred[None] = super().stopService()
+        return stopped

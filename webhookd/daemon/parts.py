@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from attrs import define, field
 from twisted.application.service import MultiService, Service
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred
@@ -68,25 +69,16 @@ class Daemon(MultiService):
                 _log.failure("cannot stop {part}", part=type(part).__name__)
 
 
+@define(eq=False)
 class Listener(Service):
     """One listening port. A ``required`` one that cannot be had ends the start; another only warns."""
 
-    _port: IListeningPort | None = None
-
-    def __init__(
-        self,
-        clock: IReactorTime,
-        endpoint: IStreamServerEndpoint,
-        site: WebhookSite,
-        purpose: str,
-        *,
-        required: bool,
-    ) -> None:
-        self._clock = clock
-        self._endpoint = endpoint
-        self._site = site
-        self._purpose = purpose
-        self._required = required
+    _clock: IReactorTime
+    _endpoint: IStreamServerEndpoint
+    _site: WebhookSite
+    _purpose: str
+    _required: bool = field(kw_only=True)
+    _port: IListeningPort | None = field(init=False, default=None)
 
     def privilegedStartService(self) -> None:
         """Listen, before twistd gives up its privileges."""

@@ -7,7 +7,10 @@ import signal
 import sys
 from contextlib import suppress
 
+from webhookd.http import MAX_CONNECTIONS
 from webhookd.reactor import IReactor
+
+_OTHER_DESCRIPTORS = 200  # the connections of the ops endpoint and to Redis, the spool's files, logs
 
 
 def end_on_signals(reactor: IReactor) -> None:
@@ -40,3 +43,8 @@ def raise_descriptor_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def max_connections(descriptors: int) -> int:
+    """How many of them senders may take."""
+    return min(MAX_CONNECTIONS, max(descriptors - _OTHER_DESCRIPTORS, descriptors // 2))

@@ -10,9 +10,9 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 
-from twisted.application.service import Service
+from twisted.application.internet import TimerService
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 _BEATS_PER_WATCHDOG = 3  # one or two may come late
@@ -21,7 +21,7 @@ _STATUS_INTERVAL_S = 10.0
 _log = Logger()
 
 
-class SystemdService(Service):
+class SystemdService(TimerService):
     """Tells systemd how the daemon is, from its start to its stop.
 
     It is to start last and to stop first: it says that all else has started, and that the stop begins.
@@ -35,22 +35,17 @@ class SystemdService(Service):
         status: Callable[[], str],
         watchdog_s: float | None,
     ) -> None:
+        interval_s = _STATUS_INTERVAL_S if watchdog_s is None else watchdog_s / _BEATS_PER_WATCHDOG
+        super().__init__(interval_s, self._beat)
+        self.clock = clock
         self._notify = notify
         self._status = status
-        self._interval_s = _STATUS_INTERVAL_S if watchdog_s is None else watchdog_s / _BEATS_PER_WATCHDOG
-        self._beating = LoopingCall(self._beat)
-        self._beating.clock = clock
 
-    def startService(self) -> None:
-        """Say that the daemon is ready, and go on saying how it is."""
-        super().startService()
-        self._beating.start(self._interval_s)
-
-    def stopService(self) -> None:
+    def stopService(self) -> Deferred[None]:
         """Say that the daemon ends; from then on systemd waits for no sign of life."""
-        super().stopService()
-        self._beating.stop()
+        stopped: Deferred[None] = super().stopService()
         self._notify("STOPPING=1\nSTATUS=draining")
+        return stopped
 
     def _beat(self) -> None:
         # READY each time: one that was lost would be missed for ever, and repeating it does nothing.

@@ -28,6 +28,7 @@ from twisted.internet.defer import TimeoutError as DeadlinePassed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from webhookd import __version__
 from webhookd.bullmq.options import with_telemetry
 from webhookd.http import WebhookRequest
 from webhookd.model import ConfigError, Job, Receipt
@@ -42,21 +43,23 @@ _W3C = TraceContextTextMapPropagator()
 
 _log = Logger()
 
-Answer = Callable[[WebhookRequest], bool]
+AnswerRequest = Callable[[WebhookRequest], bool]
 Deliver = Callable[[Job], Deferred[Receipt]]
 
 
-def otlp_provider(version: str, replica: str) -> TracerProvider:
+def otlp_provider(replica: str) -> TracerProvider:
     """The SDK as OpenTelemetry's own environment variables (``OTEL_…``) configure it.
 
     Raises `ConfigError` where they make no sense.
     """
     sdk = logging.getLogger("opentelemetry")
     sdk.handlers, sdk.propagate = [SdkLog()], False
-    ours = {"service.name": "webhookd", "service.version": version, "service.instance.id": replica}
+    ours = Resource(
+        {"service.name": "webhookd", "service.version": __version__, "service.instance.id": replica}
+    )
     try:
         provider = TracerProvider(
-            resource=Resource(ours).merge(OTELResourceDetector().detect()), shutdown_on_exit=False
+            resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
         )
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     except ValueError as error:
@@ -67,18 +70,18 @@ def otlp_provider(version: str, replica: str) -> TracerProvider:
 class Tracing(Service):
     """The spans of webhooks and jobs.
 
-    A webhook gets from `answering` to `delivering` without a turn of the reactor in between. So one attribute
-    is enough to tell the second which span is the parent of its own.
+    A webhook gets from `trace_requests` to `trace_jobs` without a turn of the reactor in between. So one
+    attribute is enough to tell the second which span is the parent of its own.
     """
 
     _webhook: Span = INVALID_SPAN
 
-    def __init__(self, reactor: IReactor, provider: TracerProvider, version: str) -> None:
+    def __init__(self, reactor: IReactor, provider: TracerProvider) -> None:
         self._reactor = reactor
         self._provider = provider
-        self._tracer = provider.get_tracer("webhookd", version)
+        self._tracer = provider.get_tracer("webhookd", __version__)
 
-    def answering(self, answer: Answer) -> Answer:
+    def trace_requests(self, answer: AnswerRequest) -> AnswerRequest:
         """The same way to an answer, with a span around each POST."""
 
         def traced(request: WebhookRequest) -> bool:
@@ -97,7 +100,7 @@ class Tracing(Service):
 
         return traced
 
-    def delivering(self, deliver: Deliver) -> Deliver:
+    def trace_jobs(self, deliver: Deliver) -> Deliver:
         """The same delivery, with a span around each job, and that span's name in the job.
 
         What is not sampled needs no second span: the job carries the name of the webhook's.
@@ -209,12 +212,12 @@ class SdkLog(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._told_at_s: dict[str, float] = {}
+        self._logged_at_s: dict[str, float] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         what = str(record.msg)  # with places for its values
-        if record.created - self._told_at_s.get(what, 0.0) < _QUIET_S:
+        if record.created - self._logged_at_s.get(what, 0.0) < _QUIET_S:
             return
-        self._told_at_s[what] = record.created
+        self._logged_at_s[what] = record.created
         is_exporters = record.name.startswith("opentelemetry.exporter")
         _log.warn("tracing: {problem}", problem=record.getMessage() if is_exporters else what)

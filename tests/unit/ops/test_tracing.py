@@ -58,11 +58,11 @@ class TracingCase(SynchronousTestCase):
         self.exporter = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        tracing = Tracing(cast(IReactor, self.clock), provider, "1.0")
+        tracing = Tracing(cast(IReactor, self.clock), provider)
         self.jobs: list[Job] = []
         self.receipt: Deferred[Receipt] | None = None
         source = Source(Authenticator((), (), 300), None, "support", JobOptions.from_mapping({}))
-        intake = Intake({"chatwoot": source}, payload, hash_of_body, tracing.delivering(self.deliver))
+        intake = Intake({"chatwoot": source}, payload, hash_of_body, tracing.trace_jobs(self.deliver))
 
         async def report() -> Mapping[str, object]:
             return {}
@@ -79,7 +79,7 @@ class TracingCase(SynchronousTestCase):
             self.clock,
             max_body_bytes=10_000,
             access_log=False,
-            shortcut=tracing.answering(Shortcut(app.app, app.failed)),
+            shortcut=tracing.trace_requests(Shortcut(app.app, app.failed)),
         )
 
     def deliver(self, job: Job) -> Deferred[Receipt]:
@@ -221,7 +221,7 @@ class SenderTests(TracingCase):
 class EndTests(SynchronousTestCase):
     def stopped(self, provider: Any) -> tuple[Threads, Deferred[None]]:
         clock = Threads()
-        return clock, Tracing(cast(IReactor, clock), provider, "1.0").stopService()
+        return clock, Tracing(cast(IReactor, clock), provider).stopService()
 
     def test_the_end_waits_for_the_last_export(self) -> None:
         clock, stopped = self.stopped(TracerProvider(shutdown_on_exit=False))
