@@ -91,8 +91,7 @@ def _time(event: LogEvent) -> str:
 
 
 def _level(event: LogEvent) -> str:
-    name: str = event.get("log_level", LogLevel.info).name
-    return name
+    return str(event.get("log_level", LogLevel.info).name)
 
 
 def _message(event: LogEvent) -> str:

@@ -43,7 +43,6 @@ _OPENMETRICS = "application/openmetrics-text"
 _OPENMETRICS_TYPE = f"{_OPENMETRICS}; version=1.0.0; charset=utf-8"
 _TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_LOCK_OUTCOMES = {Answer.ADDED: "acquired", Answer.LOCK_HELD: "held", Answer.JOB_EXISTS: "held"}
 _SAFETY_STATES = ("safe", "unsafe", "unknown")
 
 # What is zero from the start. A counter that appears with its first increment hides that one from rate() and
@@ -122,10 +121,10 @@ class Components:
 
     def count_locks(self) -> Mapping[str, int]:
         """Creation locks: ``acquired`` with a new job, or ``held`` by an earlier one."""
-        locks = dict.fromkeys(_LOCK_OUTCOMES.values(), 0)
+        locks = {"acquired": 0, "held": 0}
         for queue in self.redis_queues:
             for answer, count in queue.answers.items():
-                locks[_LOCK_OUTCOMES[answer]] += count
+                locks["acquired" if answer is Answer.ADDED else "held"] += count
         return locks
 
 
@@ -137,7 +136,7 @@ class DaemonCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """One metric after the other."""
-        yield _gauge("webhookd_build_info", "What runs here.", ["version"], {__version__: 1})
+        yield _gauges("webhookd_build_info", "What runs here.", ["version"], {__version__: 1})
         yield from self._http()
         yield from self._events()
         yield from self._redis()
@@ -145,19 +144,17 @@ class DaemonCollector(Collector):
         yield from self._breaker()
         yield from self._spool()
         worst_s = self._components.lag.worst_s
-        yield GaugeMetricFamily(
-            "webhookd_reactor_lag_seconds", "How late timers ran at worst in 15 s.", worst_s
-        )
+        yield _gauge("webhookd_reactor_lag_seconds", "How late timers ran at worst in 15 s.", worst_s)
 
     def _http(self) -> Iterator[Metric]:
         site = self._components.site
-        yield _counter(
+        yield _counters(
             "webhookd_http_requests",
             "Answered requests; those that were no HTTP request have neither route nor method.",
             ["route", "method", "code"],
             _with_zeros(_REQUESTS, site.requests),
         )
-        yield _histogram(
+        yield _histograms(
             "webhookd_http_request_duration_seconds",
             "From the last byte of a request to its answer.",
             ["route"],
@@ -165,24 +162,20 @@ class DaemonCollector(Collector):
             | {route: [durations_s] for route, durations_s in site.durations_s.items()},
         )
         in_flight = self._components.app.in_flight.requests
-        yield GaugeMetricFamily(
-            "webhookd_http_requests_in_flight", "Deliveries that are being taken.", in_flight
-        )
-        yield GaugeMetricFamily(
-            "webhookd_http_connections", "Open connections of senders.", len(site.channels)
-        )
+        yield _gauge("webhookd_http_requests_in_flight", "Deliveries that are being taken.", in_flight)
+        yield _gauge("webhookd_http_connections", "Open connections of senders.", len(site.channels))
 
     def _events(self) -> Iterator[Metric]:
         app, intake = self._components.app, self._components.intake
-        yield _counter(
+        yield _counters(
             "webhookd_events",
             "What became of the events.",
             ["source", "event", "outcome"],
             _with_zeros(_first_events(intake.sources), app.events),
         )
         refusals = _with_zeros(_REFUSALS, app.refusals)
-        yield _counter("webhookd_refusals", "Refused requests.", ["reason"], refusals)
-        yield _counter(
+        yield _counters("webhookd_refusals", "Refused requests.", ["reason"], refusals)
+        yield _counters(
             "webhookd_signature_failures",
             "Requests without a valid credential.",
             ["source", "reason"],
@@ -193,7 +186,7 @@ class DaemonCollector(Collector):
             for name, source in intake.sources.items()
             for position in range(len(source.authenticator.secrets))
         ]
-        yield _counter(
+        yield _counters(
             "webhookd_signature_secret_used",
             "Signatures by the position of the secret that matched; a rotation ends when the old one rests.",
             ["source", "secret"],
@@ -203,22 +196,22 @@ class DaemonCollector(Collector):
     def _redis(self) -> Iterator[Metric]:
         components = self._components
         locks = components.count_locks()
-        yield _counter(
+        yield _counters(
             "webhookd_lock", "Creation locks: acquired with a new job, or held.", ["outcome"], locks
         )
-        yield _histogram(
+        yield _histograms(
             "webhookd_enqueue_duration_seconds",
             "Calls of Redis that add jobs, those that succeeded.",
             [],
             {(): [queue.durations_s for queue in components.redis_queues]},
         )
         batch_sizes = [queue.batch_sizes for queue in components.redis_queues]
-        yield _histogram("webhookd_enqueue_batch_size", "Jobs in one call.", [], {(): batch_sizes})
+        yield _histograms("webhookd_enqueue_batch_size", "Jobs in one call.", [], {(): batch_sizes})
         errors = _with_zeros(RedisErrorKind, components.pool.errors)
-        yield _counter("webhookd_redis_errors", "Failed calls and connections.", ["kind"], errors)
+        yield _counters("webhookd_redis_errors", "Failed calls and connections.", ["kind"], errors)
         is_up = components.pool.writer is not None
-        yield GaugeMetricFamily("webhookd_redis_up", "Whether a connection to Redis is ready.", is_up)
-        yield _gauge(
+        yield _gauge("webhookd_redis_up", "Whether a connection to Redis is ready.", is_up)
+        yield _gauges(
             "webhookd_redis_safety",
             "Whether Redis keeps what it acknowledges, as far as it tells.",
             ["state"],
@@ -232,8 +225,8 @@ class DaemonCollector(Collector):
             for queue, counts in look.jobs.items()
             for state, count in (counts or {}).items()
         }
-        yield _gauge("bullmq_job_count", "Number of jobs in the queue by state.", ["queue", "state"], jobs)
-        yield _gauge(
+        yield _gauges("bullmq_job_count", "Number of jobs in the queue by state.", ["queue", "state"], jobs)
+        yield _gauges(
             "webhookd_queue_oldest_wait_age_seconds",
             "How long ago the event was received whose job is next; 0 where none waits.",
             ["queue"],
@@ -245,19 +238,19 @@ class DaemonCollector(Collector):
 
     def _breaker(self) -> Iterator[Metric]:
         breaker = self._components.breaker
-        yield _gauge(
+        yield _gauges(
             "webhookd_circuit_breaker_state",
             "Where the breaker before Redis stands.",
             ["state"],
             {state: state is breaker.state for state in State},
         )
-        yield _counter(
+        yield _counters(
             "webhookd_circuit_breaker_calls",
             "Calls of Redis as the breaker saw them.",
             ["outcome"],
             _with_zeros(CallOutcome, breaker.calls),
         )
-        yield _counter(
+        yield _counters(
             "webhookd_circuit_breaker_transitions",
             "Changes of state.",
             ["from", "to"],
@@ -270,21 +263,17 @@ class DaemonCollector(Collector):
             return
         stats, capacity_bytes = spool.stats, self._components.spool_capacity_bytes
         age_s = self._age_s(stats.oldest_received_at_ms)
-        yield GaugeMetricFamily("webhookd_spool_up", "Whether the spool takes events.", spool.is_up)
-        yield GaugeMetricFamily("webhookd_spool_records", "Events on disk.", stats.records)
-        yield GaugeMetricFamily("webhookd_spool_bytes", "Their size.", stats.bytes)
-        yield GaugeMetricFamily(
-            "webhookd_spool_capacity_bytes", "How much the spool may hold.", capacity_bytes
-        )
-        yield GaugeMetricFamily("webhookd_spool_oldest_age_seconds", "Age of the first event on disk.", age_s)
-        yield GaugeMetricFamily(
-            "webhookd_spool_dead_records", "Events that Redis refused for good.", stats.dead_records
-        )
-        yield GaugeMetricFamily(
+        yield _gauge("webhookd_spool_up", "Whether the spool takes events.", spool.is_up)
+        yield _gauge("webhookd_spool_records", "Events on disk.", stats.records)
+        yield _gauge("webhookd_spool_bytes", "Their size.", stats.bytes)
+        yield _gauge("webhookd_spool_capacity_bytes", "How much the spool may hold.", capacity_bytes)
+        yield _gauge("webhookd_spool_oldest_age_seconds", "Age of the first event on disk.", age_s)
+        yield _gauge("webhookd_spool_dead_records", "Events that Redis refused for good.", stats.dead_records)
+        yield _gauge(
             "webhookd_spool_corrupt_records", "Records that the disk damaged.", stats.corrupt_records
         )
         replayed = _with_zeros(("queued", "dead"), spool.drain.replayed)
-        yield _counter("webhookd_spool_replayed", "Events that left the spool.", ["outcome"], replayed)
+        yield _counters("webhookd_spool_replayed", "Events that left the spool.", ["outcome"], replayed)
 
 
 class Exposition:
@@ -330,11 +319,12 @@ def _family(
     return family
 
 
-_counter = partial(_family, CounterMetricFamily)
-_gauge = partial(_family, GaugeMetricFamily)
+_gauge = GaugeMetricFamily
+_gauges = partial(_family, GaugeMetricFamily)
+_counters = partial(_family, CounterMetricFamily)
 
 
-def _histogram(
+def _histograms(
     name: str, help_text: str, labels: list[str], values: Mapping[Any, Sequence[Histogram]]
 ) -> HistogramMetricFamily:
     """Each value is the sum of several histograms with the same bounds."""

@@ -54,13 +54,10 @@ def otlp_provider(replica: str) -> TracerProvider:
     """
     sdk = logging.getLogger("opentelemetry")
     sdk.handlers, sdk.propagate = [SdkLog()], False
-    ours = Resource(
-        {"service.name": "webhookd", "service.version": __version__, "service.instance.id": replica}
-    )
+    ours = {"service.name": "webhookd", "service.version": __version__, "service.instance.id": replica}
     try:
-        provider = TracerProvider(
-            resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
-        )
+        resource = Resource(ours).merge(OTELResourceDetector().detect())
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     except ValueError as error:
         raise ConfigError(f"tracing: {error}") from None
