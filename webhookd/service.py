@@ -1,4 +1,4 @@
-"""``twistd webhookd``: the options, and the one place where objects are built and put together."""
+"""``twistd webhookd``: its options, and the one place that builds the objects and connects them."""
 
 from __future__ import annotations
 
@@ -66,17 +66,17 @@ _log = Logger()
 
 
 def _documented(method: Callable[[Options, str], None]) -> Callable[[Options, str], None]:
-    """With the help of its option, which twistd reads from the docstring."""
+    """Give the method the help of its option as its docstring, where twistd looks for it."""
     name = method.__name__.removeprefix("opt_")
     method.__doc__ = next(option.help for option in ALL_OPTIONS if option.name == name)
     return method
 
 
 class Options(usage.Options):
-    """twistd's view of `webhookd.config.ALL_OPTIONS`; ``config`` is the result."""
+    """The options of `webhookd.config` as twistd reads them; ``config`` is the result."""
 
     synopsis = "[options]"
-    longdesc = "Takes Chatwoot's webhooks and turns each event, once, into a BullMQ job in Redis."
+    longdesc = "Receives Chatwoot's webhooks and turns each event, once, into a BullMQ job in Redis."
     optParameters: ClassVar = [
         [option.flag, None, None, option.help] for option in ALL_OPTIONS if not option.repeatable
     ]
@@ -96,7 +96,7 @@ class Options(usage.Options):
         sys.exit(0)
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        """Parse; whatever is wrong ends the process with one line, where twistd would print its help."""
+        """Parse; an error ends the process with one line, instead of twistd's help."""
         try:
             super().parseOptions(options)
             self.config = resolve(self._given(), os.environ)
@@ -109,15 +109,15 @@ class Options(usage.Options):
 
     @property
     def log_observer(self) -> RepeatLimiter | None:
-        """Where the daemon logs to; None where twistd itself was told."""
+        """The observer that writes the log; None if twistd was started with ``--logfile``."""
         if self.parent is not None and self.parent.get("logfile"):
             return None
         return make_observer(self.config.log_format, self.config.log_level)
 
 
 def makeService(options: Options) -> IService:
-    """The daemon, built from its configuration."""
-    reactor = the_reactor()  # the one place of the daemon that touches it
+    """Build the daemon from its configuration."""
+    reactor = the_reactor()  # no other code of the daemon uses the global reactor
     run_on_monotonic_time(reactor)
     end_on_signals(reactor)
     try:
@@ -127,7 +127,7 @@ def makeService(options: Options) -> IService:
 
 
 def _build(settings: Config, reactor: IReactor, log_observer: RepeatLimiter | None) -> Daemon:
-    """The object graph, from the bottom up; the daemon's parts in the order of their start."""
+    """Build the object graph from the bottom up, and the daemon of its parts in the order of their start."""
     server = _embedded_server(settings, reactor)
     url = settings.redis if server is None else RedisUrl.parse(server.url)
     redis = make_redis(settings, reactor, url)
@@ -199,7 +199,7 @@ def _build(settings: Config, reactor: IReactor, log_observer: RepeatLimiter | No
 def _ops(
     settings: Config, reactor: IReactor, components: Components, health: Health, health_resource: IResource
 ) -> Sequence[Service]:
-    """The port for operators, and its feed, which ends first: the port waits for its connections."""
+    """Return the ops port and the feed. The feed stops first, because the port waits for open streams."""
     if settings.ops_endpoint is None:
         return ()
     sampler = Sampler(reactor, components, health, _replica(settings))
@@ -271,7 +271,7 @@ def log_breaker(old: State, new: State, _at_s: float) -> None:
 
 
 def _delivery(redis: Redis, spool: SpoolService | None) -> tuple[Deliver, Deliver]:
-    """How an event is taken, and how one is sent again that Redis may have lost."""
+    """Return two functions: one delivers an event, the other sends one again that Redis may have lost."""
     if spool is None:
         return redis.live.add, redis.live.add
     drain = spool.drain
@@ -298,11 +298,9 @@ def _tracing(settings: Config, reactor: IReactor) -> Tracing | None:
     if settings.tracing == "off":
         return None
     try:
-        from webhookd.ops.tracing import Tracing, otlp_provider  # with the SDK, which takes a while
+        from webhookd.ops.tracing import Tracing, otlp_provider  # imports the SDK, which is slow
     except ImportError as error:
-        raise ConfigError(
-            f"tracing: {error.name} is missing; pip install 'webhookd[otel]' brings it"
-        ) from None
+        raise ConfigError(f"tracing: {error.name} is missing; run pip install 'webhookd[otel]'") from None
     return Tracing(reactor, otlp_provider(_replica(settings)))
 
 
@@ -324,7 +322,7 @@ def _queue_settings(settings: Config) -> QueueSettings:
 def _spool_service(settings: Config, directory: str, reactor: IReactor, redis: Redis) -> SpoolService:
     # twistd may change its directory before the service starts.
     root = SpoolRoot(Path(directory).absolute(), settings.destination)
-    with suppress(OSError):  # the service will say so, and try again
+    with suppress(OSError):  # the service logs it and tries again
         root.prepare()
     thread = SpoolThread(reactor)
     limits = SpoolLimits(max_bytes=settings.spool_max_bytes)
@@ -361,7 +359,7 @@ def _intake(settings: Config, deliver: Deliver) -> intake.Intake:
 def _endpoint(reactor: IReactor, description: str) -> IStreamServerEndpoint:
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
-    except Exception as error:  # noqa: BLE001  # each kind of endpoint has its own way to complain
+    except Exception as error:  # noqa: BLE001  # each kind of endpoint raises its own
         raise ConfigError(f"endpoint {description!r}: {error}") from None
     return endpoint
 
@@ -370,10 +368,10 @@ def _say_hello(settings: Config) -> None:
     _log.info("webhookd {version}, Redis {url}", version=webhookd.__version__, url=settings.redis)
     if settings.id_fallback == "hash":
         _log.info(
-            "updates without a delivery id: their job id ends with a hash of the body, and one that repeats "
-            "an earlier body is taken for its duplicate"
+            "updates without a delivery id: the job id ends with a hash of the body, so an update with the "
+            "body of an earlier one counts as its duplicate"
         )
     else:
-        _log.info("updates without a delivery id: a repeated one becomes two jobs")
+        _log.info("updates without a delivery id: a repeated update becomes two jobs")
     for warning in settings.warnings:
         _log.warn("{problem}", problem=warning)

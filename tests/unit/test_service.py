@@ -113,7 +113,7 @@ class OptionsTests(OptionsCase):
         self.assertEqual(self.assertRaises(SystemExit, self.options, "--version").code, 0)
         self.assertEqual(stdout.getvalue(), f"webhookd {webhookd.__version__}\n")
 
-    def test_the_log_goes_where_twistd_was_told_if_it_was(self) -> None:
+    def test_the_log_goes_to_twistds_logfile_if_there_is_one(self) -> None:
         options = self.options()
         self.assertTrue(ILogObserver.providedBy(options.log_observer))
         options.parent = Options()
@@ -183,12 +183,12 @@ class MakeServiceTests(OptionsCase):
         self.assertEqual(self.reactor.tcpClients, [])
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
-    def test_timers_run_on_a_clock_that_nobody_sets(self) -> None:
+    def test_timers_run_on_the_monotonic_clock(self) -> None:
         self.make("--spool", "off")
 
         self.assertIs(self.reactor.seconds, time.monotonic)
 
-    def test_it_listens_where_it_is_told(self) -> None:
+    def test_it_listens_on_its_port(self) -> None:
         self.make(*QUIET, "--port", "80").privilegedStartService()
 
         self.assertEqual(
@@ -201,7 +201,7 @@ class MakeServiceTests(OptionsCase):
         for site in self.listen().values():
             self.assertFalse(site.displayTracebacks)
 
-    def test_an_event_goes_all_the_way_and_is_refused_where_nothing_can_take_it(self) -> None:
+    def test_an_event_goes_all_the_way_and_is_refused_at_its_end(self) -> None:
         site = self.listen("--secret", SECRET, "--tolerance", str(2**40))[3001]
         response = MemoryClient(site, self.reactor).exchange(
             "POST", "/webhook/chatwoot", SAMPLE.headers, SAMPLE.body
@@ -237,7 +237,7 @@ class MakeServiceTests(OptionsCase):
             client = MemoryClient(site, self.reactor)
             self.assertEqual(client.exchange("POST", "/webhook/chatwoot", body=size * b"x").status, status)
 
-    def test_health_is_told_on_both_ports_and_webhooks_are_taken_on_one(self) -> None:
+    def test_health_is_on_both_ports_and_webhooks_on_one(self) -> None:
         sites = self.listen()
         for port in (3001, 9101):
             client = MemoryClient(sites[port], self.reactor)

@@ -1,4 +1,4 @@
-"""How the daemon is: from a few facts to one word, and a report that says why."""
+"""The daemon's health: one word from a few facts, and a report with all of them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from webhookd.config import Source
 from webhookd.model import ISpool
 from webhookd.redis.watch import QueueWatch
 
-#: Gives one section of the report: a name for each fact.
+#: Returns one section of the report: its facts by name.
 Section = Callable[[], Mapping[str, object]]
 
 
 class Status(Enum):
-    """The one word. All but ``UNAVAILABLE`` and ``DRAINING`` are ready for events."""
+    """The one word. ``OK`` and ``DEGRADED`` mean ready for events."""
 
     OK = "ok"
     DEGRADED = "degraded"
@@ -28,10 +28,10 @@ class Status(Enum):
 
 @define(eq=False)
 class Health:
-    """What is known of the daemon's state.
+    """The daemon's state.
 
-    ``can_queue`` says whether Redis takes jobs now, ``can_spool`` whether the spool does, None where there is
-    none; ``clock`` gives the uptime.
+    ``can_queue`` returns whether Redis accepts jobs now, ``can_spool`` whether the spool does; None means
+    that there is no spool. ``clock`` is for the uptime.
     """
 
     clock: IReactorTime
@@ -44,7 +44,7 @@ class Health:
 
     @property
     def status(self) -> Status:
-        """The one word for the state of now."""
+        """The state now, in one word."""
         if self.draining:
             return Status.DRAINING
         can_queue, can_spool = self.can_queue(), self.can_spool()
@@ -53,15 +53,15 @@ class Health:
         return Status.DEGRADED if can_queue or can_spool else Status.UNAVAILABLE
 
     def is_ready(self) -> bool:
-        """Whether an event could be accepted now."""
+        """Return whether an event could be accepted now."""
         return self.status in (Status.OK, Status.DEGRADED)
 
     def drain(self) -> None:
-        """From now on the daemon ends."""
+        """Report ``DRAINING`` from now on: the daemon stops."""
         self.draining = True
 
     def facts(self) -> Mapping[str, object]:
-        """What is known without a question to anyone."""
+        """Return all that is known without asking Redis."""
         return {
             "status": self.status.value,
             "version": __version__,
@@ -70,18 +70,18 @@ class Health:
         }
 
     async def report(self) -> Mapping[str, object]:
-        """Everything, for people and machines."""
+        """Return everything, for people and machines."""
         await self.queue_watch.refresh()
         return {**self.facts(), "queues": self.queue_watch.last.jobs}
 
 
 def describe_sources(sources: Mapping[str, Source]) -> Mapping[str, object]:
-    """Which sources anybody may send for."""
+    """Return which sources accept requests without a credential."""
     return {"open": [source.name for source in sources.values() if source.is_open]}
 
 
 def describe_spool(spool: ISpool | None, now_ms: Callable[[], int]) -> Mapping[str, object]:
-    """What the spool holds, and what is wrong with it."""
+    """Return what the spool holds, and its problem if it has one."""
     if spool is None:
         return {"status": "off"}
     stats = spool.stats

@@ -1,6 +1,6 @@
-"""What Prometheus sees: every metric of the daemon, read from the parts' own numbers when it asks.
+"""Every metric of the daemon, read from the parts' own numbers when Prometheus asks.
 
-Base units, labels from closed sets. Zero is visible from the start wherever a label's values are known.
+Base units; labels from closed sets. If a label's values are known, they are zero from the start.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SAFETY_STATES = ("safe", "unsafe", "unknown")
 
-# What is zero from the start. A counter that appears with its first increment hides that one from rate() and
-# increase(), and so from the alerts.
+# Labels that are zero from the start. If a counter appears with its first increment, rate() and increase() do
+# not see that increment, and neither do the alerts.
 _STATUSES = sorted({*STATUS_OF_OUTCOME.values(), *STATUS_OF_ERROR.values()})
 _ROUTES = [rule.rule for rule in WebhookApp.app.url_map.iter_rules() if "POST" in (rule.methods or ())]
 _REQUESTS = [
@@ -76,7 +76,7 @@ _Family = TypeVar("_Family", CounterMetricFamily, GaugeMetricFamily)
 
 
 class ReactorLag(TimerService):
-    """How late the reactor runs its timers: the worst of the last 15 s. A blocked reactor answers nobody."""
+    """The delay of the reactor's timers: the worst of the last 15 s. A blocked reactor answers no request."""
 
     def __init__(self, clock: IReactorTime) -> None:
         super().__init__(_LAG_INTERVAL_S, self._sample)
@@ -85,11 +85,11 @@ class ReactorLag(TimerService):
 
     @property
     def worst_s(self) -> float:
-        """Seconds."""
+        """The worst delay, in seconds."""
         return max(self._samples_s, default=0.0)
 
     def startService(self) -> None:
-        """Begin to measure."""
+        """Start to measure."""
         self._due_s = self.clock.seconds()
         super().startService()
 
@@ -101,9 +101,9 @@ class ReactorLag(TimerService):
 
 @frozen
 class Components:
-    """The parts of the daemon whose numbers are shown; ``spool`` is None where there is none.
+    """The parts of the daemon that metrics and status page read; ``spool`` is None if it is off.
 
-    ``redis_queues`` add jobs to Redis; ``queue_watch`` looks at what is in Redis' queues.
+    ``redis_queues`` add jobs to Redis; ``queue_watch`` looks at the queues in Redis.
     """
 
     site: WebhookSite
@@ -120,7 +120,7 @@ class Components:
     now_ms: Callable[[], int]
 
     def count_locks(self) -> Mapping[str, int]:
-        """Creation locks: ``acquired`` with a new job, or ``held`` by an earlier one."""
+        """Count the creation locks: ``acquired`` with a new job, or ``held`` by an earlier one."""
         locks = {"acquired": 0, "held": 0}
         for queue in self.redis_queues:
             for answer, count in queue.answers.items():
@@ -135,8 +135,8 @@ class DaemonCollector(Collector):
         self._components = components
 
     def collect(self) -> Iterator[Metric]:
-        """One metric after the other."""
-        yield _gauges("webhookd_build_info", "What runs here.", ["version"], {__version__: 1})
+        """Yield all metrics."""
+        yield _gauges("webhookd_build_info", "The running version.", ["version"], {__version__: 1})
         yield from self._http()
         yield from self._events()
         yield from self._redis()
@@ -144,32 +144,32 @@ class DaemonCollector(Collector):
         yield from self._breaker()
         yield from self._spool()
         worst_s = self._components.lag.worst_s
-        yield _gauge("webhookd_reactor_lag_seconds", "How late timers ran at worst in 15 s.", worst_s)
+        yield _gauge("webhookd_reactor_lag_seconds", "Worst delay of a timer in 15 s.", worst_s)
 
     def _http(self) -> Iterator[Metric]:
         site = self._components.site
         yield _counters(
             "webhookd_http_requests",
-            "Answered requests; those that were no HTTP request have neither route nor method.",
+            "Answered requests; invalid HTTP has neither route nor method.",
             ["route", "method", "code"],
             _with_zeros(_REQUESTS, site.requests),
         )
         yield _histograms(
             "webhookd_http_request_duration_seconds",
-            "From the last byte of a request to its answer.",
+            "Time from the last byte of a request to its answer.",
             ["route"],
             {route: [Histogram(DURATIONS_S)] for route in _ROUTES}
             | {route: [durations_s] for route, durations_s in site.durations_s.items()},
         )
         in_flight = self._components.app.in_flight.requests
-        yield _gauge("webhookd_http_requests_in_flight", "Deliveries that are being taken.", in_flight)
+        yield _gauge("webhookd_http_requests_in_flight", "Deliveries without an answer yet.", in_flight)
         yield _gauge("webhookd_http_connections", "Open connections of senders.", len(site.channels))
 
     def _events(self) -> Iterator[Metric]:
         app, intake = self._components.app, self._components.intake
         yield _counters(
             "webhookd_events",
-            "What became of the events.",
+            "Events by outcome.",
             ["source", "event", "outcome"],
             _with_zeros(_first_events(intake.sources), app.events),
         )
@@ -188,7 +188,7 @@ class DaemonCollector(Collector):
         ]
         yield _counters(
             "webhookd_signature_secret_used",
-            "Signatures by the position of the secret that matched; a rotation ends when the old one rests.",
+            "Valid signatures by the position of the secret; end a rotation when the old one is unused.",
             ["source", "secret"],
             _with_zeros(secrets, intake.secrets_used),
         )
@@ -201,7 +201,7 @@ class DaemonCollector(Collector):
         )
         yield _histograms(
             "webhookd_enqueue_duration_seconds",
-            "Calls of Redis that add jobs, those that succeeded.",
+            "Duration of successful calls that add jobs to Redis.",
             [],
             {(): [queue.durations_s for queue in components.redis_queues]},
         )
@@ -213,7 +213,7 @@ class DaemonCollector(Collector):
         yield _gauge("webhookd_redis_up", "Whether a connection to Redis is ready.", is_up)
         yield _gauges(
             "webhookd_redis_safety",
-            "Whether Redis keeps what it acknowledges, as far as it tells.",
+            "Whether Redis keeps what it acknowledges, as far as known.",
             ["state"],
             {state: state == components.redis_watch.facts.safety for state in _SAFETY_STATES},
         )
@@ -228,7 +228,7 @@ class DaemonCollector(Collector):
         yield _gauges("bullmq_job_count", "Number of jobs in the queue by state.", ["queue", "state"], jobs)
         yield _gauges(
             "webhookd_queue_oldest_wait_age_seconds",
-            "How long ago the event was received whose job is next; 0 where none waits.",
+            "Time since the event of the next job was received; 0 if no job waits.",
             ["queue"],
             {queue: self._age_s(since_ms) for queue, since_ms in look.next_since_ms.items()},
         )
@@ -240,13 +240,13 @@ class DaemonCollector(Collector):
         breaker = self._components.breaker
         yield _gauges(
             "webhookd_circuit_breaker_state",
-            "Where the breaker before Redis stands.",
+            "State of the circuit breaker for Redis.",
             ["state"],
             {state: state is breaker.state for state in State},
         )
         yield _counters(
             "webhookd_circuit_breaker_calls",
-            "Calls of Redis as the breaker saw them.",
+            "Calls of Redis by the breaker's judgement.",
             ["outcome"],
             _with_zeros(CallOutcome, breaker.calls),
         )
@@ -263,21 +263,23 @@ class DaemonCollector(Collector):
             return
         stats, capacity_bytes = spool.stats, self._components.spool_capacity_bytes
         age_s = self._age_s(stats.oldest_received_at_ms)
-        yield _gauge("webhookd_spool_up", "Whether the spool takes events.", spool.is_up)
+        yield _gauge("webhookd_spool_up", "Whether the spool accepts events.", spool.is_up)
         yield _gauge("webhookd_spool_records", "Events on disk.", stats.records)
-        yield _gauge("webhookd_spool_bytes", "Their size.", stats.bytes)
-        yield _gauge("webhookd_spool_capacity_bytes", "How much the spool may hold.", capacity_bytes)
-        yield _gauge("webhookd_spool_oldest_age_seconds", "Age of the first event on disk.", age_s)
-        yield _gauge("webhookd_spool_dead_records", "Events that Redis refused for good.", stats.dead_records)
+        yield _gauge("webhookd_spool_bytes", "Size of the events on disk.", stats.bytes)
+        yield _gauge("webhookd_spool_capacity_bytes", "Maximum size of the spool.", capacity_bytes)
+        yield _gauge("webhookd_spool_oldest_age_seconds", "Age of the oldest event on disk.", age_s)
         yield _gauge(
-            "webhookd_spool_corrupt_records", "Records that the disk damaged.", stats.corrupt_records
+            "webhookd_spool_dead_records", "Events that Redis refused permanently.", stats.dead_records
+        )
+        yield _gauge(
+            "webhookd_spool_corrupt_records", "Records that are damaged on disk.", stats.corrupt_records
         )
         replayed = _with_zeros(("queued", "dead"), spool.drain.replayed)
         yield _counters("webhookd_spool_replayed", "Events that left the spool.", ["outcome"], replayed)
 
 
 class Exposition:
-    """The text of all metrics, with those of the process."""
+    """The text of all metrics, including those of the process."""
 
     def __init__(self, components: Components) -> None:
         self._queue_watch = components.queue_watch
@@ -286,7 +288,7 @@ class Exposition:
         ProcessCollector(registry=self._registry)
 
     async def expose(self, accept: str) -> tuple[str, bytes]:
-        """Media type and text, in the format that ``accept`` asks for; it never fails."""
+        """Return media type and text in the format that ``accept`` asks for. It never fails."""
         await self._queue_watch.refresh()
         media_types = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
         if _OPENMETRICS in media_types:
@@ -300,10 +302,10 @@ def _with_zeros(known: Iterable[_Labels], counts: Mapping[_Labels, int]) -> Mapp
 
 
 def _first_events(sources: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """For each source every outcome once, by the event that each installation sends.
+    """Yield the labels of each source with every outcome once, by an event that each installation sends.
 
-    All events with all outcomes would be a hundred series a source, most of them zero for ever. Nobody is
-    alerted by one event alone, so it is enough that the sum over events is there from the start.
+    All events with all outcomes would be a hundred series per source, most of them zero forever. No alert
+    looks at a single event, so it is enough that the sum over events exists from the start.
     """
     for source in sources:
         yield from ((source, "message_created", outcome.value) for outcome in Outcome)
@@ -327,7 +329,7 @@ _counters = partial(_family, CounterMetricFamily)
 def _histograms(
     name: str, help_text: str, labels: list[str], values: Mapping[Any, Sequence[Histogram]]
 ) -> HistogramMetricFamily:
-    """Each value is the sum of several histograms with the same bounds."""
+    """Return a family in which each value is the sum of several histograms with the same bounds."""
     family = HistogramMetricFamily(name, help_text, labels=labels)
     for label_values, histograms in values.items():
         sums = [sum(column) for column in zip(*(one.buckets for one in histograms), strict=True)]
@@ -338,6 +340,6 @@ def _histograms(
 
 
 def _texts(label_values: object) -> list[str]:
-    """The values of a metric's labels, of which there may be only one, as texts."""
+    """Return the values of a metric's labels, a tuple or a single one, as texts."""
     values = label_values if isinstance(label_values, tuple) else (label_values,)
     return [str(value.value if isinstance(value, Enum) else value) for value in values]

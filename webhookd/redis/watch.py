@@ -1,4 +1,4 @@
-"""What Redis says of itself and of the queues: for health, and to warn of what loses or cannot work."""
+"""Facts about Redis and its queues: for metrics and health, and to warn of settings that lose jobs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from webhookd.bullmq.keys import QueueKeys
 from webhookd.model import QueueUnavailable, RedisErrorKind
 from webhookd.redis.pool import RedisConnection, RedisPool
 
-# As patient as the drain: with less, a connection would be given up that a slow drain works on.
-_DEADLINE_S = 4.0
+_DEADLINE_S = 4.0  # that of the drain: a shorter one would close connections while a slow drain is working
 _LOOK_AGE_S = 2.0
 _SHOWN_AGE_S = 5.0
-_LOOK_DEADLINE_S = 0.5  # those who ask for metrics or health want more than this, and have deadlines
+_LOOK_DEADLINE_S = 0.5  # a scrape or health request has its own deadline, and wants more than the queues
 
 _log = Logger()
 
 
 @frozen
 class ServerFacts:
-    """From INFO and CONFIG; None where the server does not say, or does not let this user ask."""
+    """Facts from INFO and CONFIG; None if the server does not report one, or does not let this user ask."""
 
     version: str | None = None
     run_id: str | None = None
@@ -38,7 +37,7 @@ class ServerFacts:
 
     @classmethod
     def from_info(cls, info: bytes) -> ServerFacts:
-        """Read an INFO reply."""
+        """Return the facts of an INFO reply."""
         values = read_info(info)
         return cls(
             version=values.get("valkey_version") or values.get("redis_version"),
@@ -50,19 +49,19 @@ class ServerFacts:
 
     @property
     def dangers(self) -> Sequence[str]:
-        """Why this server may lose what it acknowledged, and what to do about it."""
+        """The reasons why this server may lose acknowledged jobs, each with its remedy."""
         return [danger for danger in (self.eviction_danger, self.persistence_danger) if danger]
 
     @property
     def eviction_danger(self) -> str | None:
-        """The one from too little memory."""
+        """The danger from too little memory, if there is one."""
         if self.maxmemory_policy in (None, "noeviction"):
             return None
         return f"maxmemory-policy {self.maxmemory_policy} evicts jobs and locks; set noeviction"
 
     @property
     def persistence_danger(self) -> str | None:
-        """The one from a crash, or a restart."""
+        """The danger from a crash or a restart, if there is one."""
         if self.has_aof is False:
             return "appendonly is off: a restart loses jobs; set appendonly yes"
         if self.appendfsync == "no":
@@ -71,7 +70,7 @@ class ServerFacts:
 
     @property
     def safety(self) -> str:
-        """``safe``, ``unsafe``, or ``unknown`` where the server does not tell."""
+        """``safe``, ``unsafe``, or ``unknown`` if the server does not report enough."""
         if self.dangers:
             return "unsafe"
         known = None not in (self.maxmemory_policy, self.has_aof, self.appendfsync)
@@ -79,7 +78,7 @@ class ServerFacts:
 
 
 def read_info(info: bytes) -> Mapping[str, str]:
-    """The lines ``name:value`` of an INFO reply."""
+    """Return the lines ``name:value`` of an INFO reply."""
     lines = (line.partition(":") for line in info.decode("utf-8", "replace").splitlines())
     return {name: value for name, colon, value in lines if colon}
 
@@ -89,10 +88,10 @@ def _flag(values: Mapping[str, str], name: str) -> bool | None:
 
 
 class RedisWatch:
-    """Looks at each server that the pool connects to.
+    """Asks each server that the pool connects to for its facts.
 
-    ``restarted`` is called when a connection leads to another server, or another run of it, than the last
-    one, or may do so, because the server does not tell.
+    It calls ``restarted`` when a connection leads to another server, or another run of it, than the last
+    connection did. It also does so if the server does not report its run.
     """
 
     def __init__(self, pool: RedisPool, queues: Sequence[QueueKeys], restarted: Callable[[], None]) -> None:
@@ -103,9 +102,9 @@ class RedisWatch:
         self._was_seen = False
 
     def connected(self, connection: RedisConnection) -> None:
-        """A new connection is ready."""
+        """Ask the server of a new connection."""
         ensureDeferred(self._look(connection)).addErrback(
-            lambda failure: _log.failure("cannot look at Redis", failure)
+            lambda failure: _log.failure("cannot read the facts about Redis", failure)
         )
 
     async def _look(self, connection: RedisConnection) -> None:
@@ -120,7 +119,7 @@ class RedisWatch:
             self._warn()
 
     async def _ask(self, connection: RedisConnection) -> ServerFacts | None:
-        """What the server tells; None where the connection is gone, and another one will ask."""
+        """Return the facts; None if the connection is gone: the next one will ask."""
         try:
             facts = ServerFacts.from_info(await connection.within(_DEADLINE_S, connection.info()))
         except QueueUnavailable as error:
@@ -135,19 +134,21 @@ class RedisWatch:
 
     def _warn(self) -> None:
         for danger in self.facts.dangers:
-            _log.warn("Redis is not safe to acknowledge from: {danger}", danger=danger)
+            _log.warn("Redis may lose jobs that it has acknowledged: {danger}", danger=danger)
         if self.facts.safety == "unknown":
-            _log.warn("whether Redis is safe to acknowledge from is unknown: it does not let us ask")
+            _log.warn(
+                "cannot check whether Redis keeps what it acknowledges: it does not let us read its settings"
+            )
         untagged = [keys.queue for keys in self._queues if not keys.is_hash_tagged]
         if self.facts.is_cluster and untagged:
             _log.error(
-                "this Redis is a cluster, where the keys of a queue must share a slot: "
-                "set --prefix '{{bull}}' here and in the workers (now without a hash tag: {queues})",
+                "this Redis is a cluster, in which the keys of a queue must share a slot: "
+                "set --prefix '{{bull}}' here and in the workers (queues without a hash tag: {queues})",
                 queues=", ".join(untagged),
             )
 
     def describe(self) -> Mapping[str, object]:
-        """Whether Redis can be reached, and if not, the class of the error; and whether it is safe."""
+        """Return whether Redis is connected, its version and safety, or else the kind of the last error."""
         if self._pool.writer is None:
             error = self._pool.last_error
             return {"status": "down", "error": error.kind.value if error else None}
@@ -161,11 +162,11 @@ class RedisWatch:
 
 @frozen
 class QueueLook:
-    """What one look at the queues found, by queue.
+    """The result of one look, by queue.
 
-    ``jobs`` are those that are not done, by BullMQ's names for their states; None for a queue that could not
-    be asked. ``next_since_ms`` is when the next job was received, in ms since 1970, and None if no job waits;
-    a queue for which this is unknown is left out.
+    ``jobs`` counts the unfinished jobs by BullMQ's names for their states; None means unknown.
+    ``next_since_ms`` is when the next job was received, in ms since 1970, or None if no job waits; if it is
+    unknown, the queue is left out.
     """
 
     jobs: Mapping[str, Mapping[str, int] | None]
@@ -173,7 +174,7 @@ class QueueLook:
 
 
 class QueueWatch:
-    """Looks at the queues when asked to, at a cost that does not grow with the number of jobs."""
+    """Looks at the queues on demand, at a cost that does not grow with the number of jobs."""
 
     def __init__(self, clock: IReactorTime, pool: RedisPool, queues: Sequence[QueueKeys]) -> None:
         self._clock = clock
@@ -186,13 +187,13 @@ class QueueWatch:
 
     @property
     def last(self) -> QueueLook:
-        """The last look; if that was so long ago that it may be wrong, one that found nothing."""
+        """The last look; all is unknown if it is too old."""
         return self._last if self._clock.seconds() - self._looked_at_s <= _SHOWN_AGE_S else self._nothing
 
     async def refresh(self) -> None:
-        """Look again unless the last look is recent. One look serves all who ask at once.
+        """Look again, unless the last look is recent. All callers at one time share one look.
 
-        None waits for it long, because Redis may be what is wrong: the last look is forgotten then.
+        A caller waits only for a short time, because Redis may not answer: then the last look is dropped.
         """
         if self._looking is None and self._clock.seconds() - self._looked_at_s >= _LOOK_AGE_S:
             self._looking = Deferred()
@@ -209,7 +210,7 @@ class QueueWatch:
     async def _look(self, done: Deferred[None]) -> None:
         try:
             self._last = await self._ask()
-        except Exception:  # noqa: BLE001  # a defect of ours, of which the other metrics must not suffer
+        except Exception:  # noqa: BLE001  # a defect of ours; the other metrics must not suffer
             self._last = self._nothing
             _log.failure("cannot look at the queues")
         self._looked_at_s, self._looking = self._clock.seconds(), None
@@ -227,7 +228,7 @@ class QueueWatch:
         return QueueLook(jobs, next_since_ms)
 
     async def _count(self, connection: RedisConnection, keys: QueueKeys) -> Mapping[str, int]:
-        # One after the other: where one fails, none is under way whose failure nobody would look at.
+        # One after another: when one fails, no other is pending whose failure would go unhandled.
         commands = {
             "waiting": (connection.llen, keys.wait),
             "paused": (connection.llen, keys.paused),
@@ -246,7 +247,7 @@ class QueueWatch:
         job_id = await connection.within(_DEADLINE_S, connection.lindex(keys.wait, -1))
         if job_id is None:
             return None
-        # Its worker may be done with it by now, and have removed it: then there is no timestamp.
+        # Its worker may have finished and removed it since: then there is no timestamp.
         name = keys.job(job_id.decode("utf-8", "replace"))
         [since_ms] = await connection.within(_DEADLINE_S, connection.hmget(name, ["timestamp"]))
         return int(since_ms) if since_ms is not None and since_ms.isdigit() else None

@@ -110,7 +110,7 @@ class DaemonTests(SynchronousTestCase):
 
 @implementer(IListeningPort)
 class Port:
-    """A port that is open until it is told to close."""
+    """A port that is open until it is closed."""
 
     def __init__(self, address: object) -> None:
         self.address = address
@@ -127,7 +127,7 @@ class Port:
 
 
 class ListeningReactor(MemoryReactorClock):
-    """Its ports say where they listen."""
+    """A reactor whose one port has an address."""
 
     def __init__(self, address: object = IPv4Address("TCP", "127.0.0.1", 80)) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class ListeningReactor(MemoryReactorClock):
 
 
 class Slow(Resource):
-    """Never answers."""
+    """A resource that never answers."""
 
     isLeaf = True
 
@@ -177,7 +177,7 @@ class ListenerTests(SynchronousTestCase):
         self.assertIn("cannot listen for webhooks", warning)
         self.successResultOf(listener.stopService())
 
-    def test_where_it_listens_is_logged(self) -> None:
+    def test_its_address_is_logged(self) -> None:
         for address, shown in (
             (IPv4Address("TCP", "127.0.0.1", 80), "127.0.0.1:80"),
             (IPv6Address("TCP", "::1", 80), "[::1]:80"),

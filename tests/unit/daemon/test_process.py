@@ -33,7 +33,7 @@ class DescriptorTests(SynchronousTestCase):
 
 
 class SignalTests(SynchronousTestCase):
-    def test_the_daemon_ends_once_however_often_it_is_told_to(self) -> None:
+    def test_repeated_signals_stop_the_daemon_once(self) -> None:
         class Reactor(MemoryReactorClock):
             stops = 0
 

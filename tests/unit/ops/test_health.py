@@ -1,4 +1,4 @@
-"""From facts to one word, and a report that comes whatever its checks do."""
+"""Health: one word from a few facts, and the report."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class HealthTests(SynchronousTestCase):
                 self.assertEqual(health.is_ready(), status is not Status.UNAVAILABLE)
                 self.assertEqual(self.report(health)["status"], status.value)
 
-    def test_a_daemon_that_ends_is_not_ready_whatever_it_can_do(self) -> None:
+    def test_a_daemon_that_stops_is_never_ready(self) -> None:
         health = self.health()
         health.drain()
 
@@ -144,7 +144,7 @@ class SectionTests(SynchronousTestCase):
 
 
 class SourcesTests(SynchronousTestCase):
-    def test_those_that_anybody_may_send_for(self) -> None:
+    def test_those_that_need_no_credential(self) -> None:
         any_source = resolve({}, {}).sources["chatwoot"]
         sources = {name: evolve(any_source, name=name) for name in ("signed", "open", "by_token")}
         sources["signed"] = evolve(sources["signed"], secrets=("secret",))

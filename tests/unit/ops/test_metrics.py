@@ -1,4 +1,4 @@
-"""Every metric, read from real parts in memory; both text formats; and a scrape that nothing can break."""
+"""Every metric, read from real parts in memory; both text formats; and a scrape that never fails."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.
 
 
 class Health(Resource):
-    """The sibling, as far as its requests are counted."""
+    """A health resource, of which only the requests count."""
 
     isLeaf = True
 
@@ -54,7 +54,7 @@ class Health(Resource):
 
 
 class MetricsCase(PoolCase):
-    """The parts of a daemon, on a Redis that the test plays, and a client of its ops endpoint."""
+    """The parts of a daemon, with a Redis that the test plays, and its ops endpoint."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -126,7 +126,7 @@ class MetricsCase(PoolCase):
         return {metric.name: metric for metric in self.collector.collect()}
 
     def values(self, name: str) -> dict[tuple[str, ...], float]:
-        """A metric's samples by the values of their labels."""
+        """Return a metric's samples by the values of their labels."""
         (metric,) = (
             metric for metric in self.families().values() if any(one.name == name for one in metric.samples)
         )
@@ -138,7 +138,7 @@ class MetricsCase(PoolCase):
         return self.values(name)[labels]
 
     def scrape(self, accept: str = "") -> tuple[str, str]:
-        """Media type and text."""
+        """Return media type and text."""
         client = MemoryClient(self.ops, self.clock)
         answer = client.exchange("GET", "/metrics", {"Accept": accept})
         self.assertEqual(answer.status, 200)
@@ -147,7 +147,7 @@ class MetricsCase(PoolCase):
 
 
 class SpoolWithDrain:
-    """What the metrics see of a SpoolService."""
+    """The attributes of a SpoolService that metrics read."""
 
     def __init__(self, spool: MemorySpool, drain: Drain) -> None:
         self._spool = spool
@@ -163,7 +163,7 @@ class SpoolWithDrain:
 
 
 class ZeroTests(MetricsCase):
-    """A counter that is not there before its first increment hides that one from every rate."""
+    """If a counter appears with its first increment, no rate includes that increment."""
 
     def assert_zeros(self, name: str, *labels: tuple[str, ...]) -> None:
         values = self.values(name)
@@ -270,7 +270,7 @@ class EventTests(MetricsCase):
         self.assertEqual(self.value("webhookd_refusals_total", "missing_signature"), 1)
         self.assertEqual(self.value("webhookd_signature_failures_total", "branch", "missing_signature"), 1)
 
-    def test_nobody_can_make_labels(self) -> None:
+    def test_no_request_can_make_labels(self) -> None:
         for number in range(50):
             self.post(f"{PATH}/source{number}")
             self.post(body=b'{"event":"event%d"}' % number)
@@ -282,7 +282,7 @@ class EventTests(MetricsCase):
 
 class RedisTests(MetricsCase):
     async def add(self, *answers: bytes) -> None:
-        """One call that adds a job for each of these answers, through one of the two queues by turns."""
+        """Add one job per answer, each in its own call, through the two queues in turn."""
         line = await self.connect()
         for number, answer in enumerate(answers):
             self.queues[number % 2].add(make_job(number)).addErrback(lambda _failure: None)
@@ -372,7 +372,7 @@ class FormatTests(MetricsCase):
             self.assertEqual(media_type, "text/plain; version=0.0.4; charset=utf-8")
             self.assertIn("webhookd_build_info", [metric.name for metric in parse_text(text)])
 
-    def test_openmetrics_where_it_is_wanted(self) -> None:
+    def test_openmetrics_on_request(self) -> None:
         media_type, text = self.scrape(_OPENMETRICS)
         self.assertEqual(media_type, "application/openmetrics-text; version=1.0.0; charset=utf-8")
         families = {metric.name: metric for metric in parse_openmetrics(text)}
@@ -398,10 +398,10 @@ class HeaderTests(MetricsCase):
 
 
 class QueueTests(MetricsCase):
-    """The one thing that a scrape asks somebody else for."""
+    """The queues: the only metrics for which a scrape asks Redis."""
 
     async def begin(self, *replies: bytes) -> tuple[Line, MemoryClient]:
-        """A scrape, where the Redis that is asked has answered so."""
+        """Begin a scrape, and have Redis give these replies."""
         await self.connect()
         prober = await self.connect()
         client = MemoryClient(self.ops, self.clock)

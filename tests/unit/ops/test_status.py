@@ -1,4 +1,4 @@
-"""The status page: rates and percentiles, the history, the stream, and what the page may do."""
+"""The status page: rates and percentiles, the history, the stream, and the page's policy."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class RateTests(SynchronousTestCase):
 
 
 class StatusCase(MetricsCase):
-    """The page's feed over the parts of `MetricsCase`, and browsers in memory that look at it."""
+    """The page's feed over the parts of `MetricsCase`, and its viewers in memory."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -128,7 +128,7 @@ class StatusCase(MetricsCase):
 
 
 class Viewer:
-    """What a browser does with the stream."""
+    """A browser that reads the stream."""
 
     def __init__(self, client: MemoryClient) -> None:
         self.client = client
@@ -140,7 +140,7 @@ class Viewer:
         return int(self.head.split(b" ")[1])
 
     def messages(self) -> list[Any]:
-        """All that came so far."""
+        """Return all messages so far."""
         _, _, chunks = self.client.received.partition(b"\r\n\r\n")
         return [json.loads(text) for text in re.findall(rb"data: (.*)\n\n", chunks)]
 
@@ -224,7 +224,7 @@ class SamplerTests(StatusCase):
 
 
 class QueueTests(StatusCase):
-    async def test_redis_is_asked_while_somebody_looks(self) -> None:
+    async def test_redis_is_asked_while_there_is_a_viewer(self) -> None:
         await self.connect()
         prober = await self.connect()
         self.pass_seconds(3)
@@ -308,7 +308,7 @@ class StreamTests(StatusCase):
     def test_a_stream_is_the_last_answer_of_its_connection(self) -> None:
         self.assertIn(b"Connection: close", self.look().head)
 
-    def test_whoever_only_asks_for_the_head_does_not_stay(self) -> None:
+    def test_a_request_for_the_head_alone_is_no_viewer(self) -> None:
         client = MemoryClient(self.ops, self.clock)
         self.assertEqual(client.exchange("HEAD", "/status/events").status, 200)
         self.assertEqual(client.exchange("POST", "/status/events").status, 405)

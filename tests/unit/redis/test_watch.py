@@ -1,4 +1,4 @@
-"""What Redis says of itself: read from INFO, judged, and compared with what the last one said."""
+"""Facts about Redis, read from INFO, judged, and compared with the last ones; and the looks at its queues."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SAFE = ServerFacts(
 
 
 def info(**values: str) -> bytes:
-    """An INFO reply of a Redis that is safe, but for some values."""
+    """Return an INFO reply of a safe Redis, with some values changed."""
     lines = {
         "redis_version": "7.0.15",
         "run_id": "a" * 40,
@@ -96,7 +96,7 @@ class WatchCase(PoolCase):
         self.restarts += 1
 
     async def connect_to(self, reply: bytes, fsync: bytes | None = None) -> Line:
-        """A new connection whose server answers so to INFO and to CONFIG GET appendfsync."""
+        """Connect to a server that gives these replies to INFO and to CONFIG GET appendfsync."""
         line = await self.connect()
         line.expect(b"INFO")
         line.reply(reply)
@@ -106,7 +106,7 @@ class WatchCase(PoolCase):
         return line
 
     async def meet(self, *servers: Mapping[str, str]) -> None:
-        """Connect to one server after the other."""
+        """Connect to one server after another."""
         for values in servers:
             self.start_pool()
             self.pool.on_ready(self.watch.connected)
@@ -130,7 +130,7 @@ class LookTests(WatchCase):
         self.assertEqual(self.describe()["safety"], "unsafe")
         self.assertEqual(len(self.describe()["dangers"]), 2)
 
-    async def test_a_server_that_does_not_tell_how_it_syncs(self) -> None:
+    async def test_a_server_that_does_not_report_how_it_syncs(self) -> None:
         for reply in _NOPERM, error("ERR unknown command 'CONFIG'"), array():
             self.start_pool()
             self.pool.on_ready(self.watch.connected)
@@ -140,13 +140,13 @@ class LookTests(WatchCase):
         self.assertEqual(len(self.log.at(LogLevel.warn)), 1)  # once: nothing changed
         self.assertEqual(self.watch.facts.safety, "unknown")
 
-    async def test_a_server_that_tells_nothing(self) -> None:
+    async def test_a_server_that_reports_nothing(self) -> None:
         await self.connect_to(_NOPERM)
         self.assertEqual(self.watch.facts, ServerFacts())
         self.assertEqual(self.describe()["safety"], "unknown")
         self.assertEqual(len(self.log.at(LogLevel.warn)), 1)
 
-    async def test_a_server_that_is_gone_before_it_tells(self) -> None:
+    async def test_a_server_that_is_gone_before_it_answers(self) -> None:
         line = await self.connect()
         line.hang_up()
         self.assertEqual(self.log.at(LogLevel.critical), [])
@@ -197,7 +197,7 @@ class RestartTests(WatchCase):
         await self.meet({})
         self.assertEqual(self.restarts, 2)
 
-    async def test_a_server_that_does_not_tell_may_be_another_each_time(self) -> None:
+    async def test_a_server_without_a_run_id_may_be_another_each_time(self) -> None:
         for reply in _NOPERM, _NOPERM, bulk(b"redis_version:7.0.15\r\n"):
             self.start_pool()
             self.pool.on_ready(self.watch.connected)
@@ -214,7 +214,7 @@ class ClusterTests(WatchCase):
         self.assertIn("--prefix '{bull}'", line)
         self.assertIn("chatwoot", line)
 
-    async def test_elsewhere_it_is_none(self) -> None:
+    async def test_without_a_cluster_it_is_none(self) -> None:
         await self.connect_to(bulk(info()))
         self.assertEqual(self.log.at(LogLevel.error), [])
 
@@ -228,7 +228,7 @@ class HashTagTests(WatchCase):
 
 
 def jobs(first: int) -> Mapping[str, int]:
-    """What a queue holds whose counts are numbers in a row, in the order in which they are asked for."""
+    """Return consecutive counts by state, in the order in which Redis is asked for them."""
     states = ("waiting", "paused", "delayed", "prioritized", "active", "failed")
     return {state: first + number for number, state in enumerate(states)}
 
@@ -258,7 +258,7 @@ class QueueCase(PoolCase):
 
 class QueueTests(QueueCase):
     async def look(self, *replies: bytes) -> None:
-        """A look, where the queue's Redis answers so."""
+        """Take a look, and have Redis give these replies."""
         await self.connect_both()
         refreshed = self.refresh()
         self.reply(*replies)
@@ -280,7 +280,7 @@ class QueueTests(QueueCase):
                 [b"LINDEX", b"bull:chatwoot:wait", b"-1"],
             ],
         )
-        self.assertEqual(self.writer.commands(), [])  # it is for the jobs
+        self.assertEqual(self.writer.commands(), [])  # it is for jobs only
 
     async def test_the_next_job_is_at_the_end_of_the_list(self) -> None:
         counts = map(integer, range(6))
@@ -293,7 +293,7 @@ class QueueTests(QueueCase):
         await self.look(*counts, bulk(b"chatwoot.a.7.1"), array(NIL), *NONE_WAITS)
         self.assertIsNone(self.watch.last.next_since_ms["chatwoot"])
 
-    async def test_a_job_of_somebody_else_without_a_time(self) -> None:
+    async def test_a_job_without_a_time(self) -> None:
         await self.look(*map(integer, range(6)), bulk(b"\xff"), array(bulk(b"yesterday")), *NONE_WAITS)
         self.assertIsNone(self.watch.last.next_since_ms["chatwoot"])
 
@@ -317,7 +317,7 @@ class QueueTests(QueueCase):
         self.prober.hang_up()
         self.successResultOf(refreshed)
         self.assertEqual(self.watch.last.jobs, UNKNOWN)
-        gc.collect()  # a failure that nobody looks at would be logged now
+        gc.collect()  # an unhandled failure would be logged now
         self.assertEqual(self.flushLoggedErrors(), [])
 
     async def test_no_answer_in_time(self) -> None:
@@ -349,7 +349,7 @@ class RefreshTests(QueueCase):
         self.refresh()
         self.prober.expect(b"LLEN")
 
-    async def test_nobody_waits_for_long_and_what_was_found_before_is_forgotten(self) -> None:
+    async def test_a_slow_redis_is_not_waited_for_and_the_last_look_is_dropped(self) -> None:
         await self.connect_both()
         self.refresh()
         self.reply(*NONE_WAITS, *NONE_WAITS)
@@ -359,7 +359,7 @@ class RefreshTests(QueueCase):
         self.clock.advance(_WAIT_S)
         self.successResultOf(refreshed)
         self.assertEqual(self.watch.last.jobs, UNKNOWN)
-        self.reply(*map(integer, range(7, 13)), NIL, *NONE_WAITS)  # at last; it is new
+        self.reply(*map(integer, range(7, 13)), NIL, *NONE_WAITS)  # late, but new
         self.successResultOf(self.refresh())
         self.assertEqual(self.watch.last.jobs["chatwoot"], jobs(7))
 
@@ -372,7 +372,7 @@ class RefreshTests(QueueCase):
         self.clock.advance(0.1)
         self.assertEqual(self.watch.last.jobs, UNKNOWN)
 
-    async def test_a_defect_is_logged_and_fails_nobody(self) -> None:
+    async def test_a_defect_is_logged_and_fails_no_caller(self) -> None:
         await self.connect_both()
         refreshed = self.refresh()
         self.reply(*map(integer, range(6)), integer(1))

@@ -1,7 +1,8 @@
-"""The status page: what a person on call looks for, live, in a browser.
+"""The status page: a live view in a browser, for the person on call.
 
-``page.html`` is all that the browser loads. It then reads a stream of server-sent events (``feed.py``): a
-message a second, the same for all viewers, made from differences of the parts' own counters (``sampler.py``).
+``page.html`` is all that the browser loads. The page then reads a stream of server-sent events (``feed.py``).
+It has one message a second, the same for all viewers, made from differences of the parts' own counters
+(``sampler.py``).
 """
 
 from webhookd.ops.status.feed import StatusEvents, StatusFeed

@@ -1,4 +1,4 @@
-"""The stream of server-sent events that the page reads: a message a second, the same for all viewers."""
+"""The stream of server-sent events that the page reads: one message a second, the same for all viewers."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from webhookd.redis.watch import QueueWatch
 INTERVAL_S = 1.0
 MAX_VIEWERS = 20
 
-_ENDING = Refusal(503, "ending", "this replica ends")
-_TOO_MANY = Refusal(503, "too_many_viewers", "too many look at this page already")
+_ENDING = Refusal(503, "ending", "this replica is stopping")
+_TOO_MANY = Refusal(503, "too_many_viewers", "too many viewers of this page")
 
 _log = Logger()
 
 
 class StatusFeed(TimerService):
-    """Samples once a second, and sends what it found to all viewers.
+    """Samples once a second, and sends each sample to all viewers.
 
-    The queues are looked at while there is a viewer, and nobody waits for it. A viewer that does not read
-    what it gets is dropped: its browser comes back and gets the history again.
+    While there is a viewer, the feed refreshes the queues, and does not wait for that. A viewer that does not
+    read is dropped: its browser connects again and gets the history again.
     """
 
     def __init__(self, clock: IReactorTime, sampler: Sampler, queue_watch: QueueWatch) -> None:
@@ -47,7 +47,7 @@ class StatusFeed(TimerService):
         return stopped
 
     def watch(self, request: WebhookRequest) -> None:
-        """Answer with the stream: the history at once, and from then on what is new."""
+        """Answer with the stream: first the history, then each new sample."""
         if not self.running or len(self._viewers) >= MAX_VIEWERS:
             request.respond(*(_TOO_MANY if self.running else _ENDING).response())
             return
@@ -55,7 +55,7 @@ class StatusFeed(TimerService):
         request.setHeader(b"Content-Type", b"text/event-stream")
         request.setHeader(b"Cache-Control", b"no-store")
         request.setHeader(b"X-Content-Type-Options", b"nosniff")
-        request.setHeader(b"X-Accel-Buffering", b"no")  # nginx, where somebody puts one in front
+        request.setHeader(b"X-Accel-Buffering", b"no")  # for an nginx in front
         self._viewers.add(request)
         request.notifyFinish().addBoth(lambda _: self._viewers.discard(request))
         request.write(self._message(self._sampler.points))
@@ -66,8 +66,8 @@ class StatusFeed(TimerService):
             self._refresh_queues()
         try:
             self._sampler.sample()
-        except Exception:  # noqa: BLE001  # the next one may succeed
-            _log.failure("the status page cannot be told")
+        except Exception:  # noqa: BLE001  # the next sample may succeed
+            _log.failure("cannot update the status page")
             return
         if self._viewers:
             message = self._message(self._sampler.points[-1:])
@@ -78,7 +78,7 @@ class StatusFeed(TimerService):
         ensureDeferred(self._queue_watch.refresh())
 
     def _reading(self) -> Iterator[WebhookRequest]:
-        """The viewers that read; the others are dropped."""
+        """Yield the viewers that read; drop the others."""
         for viewer in tuple(self._viewers):
             if viewer.channel.is_blocked:
                 viewer.channel.abort()
@@ -99,11 +99,11 @@ class StatusEvents(Resource):
         self._feed = feed
 
     def render_GET(self, request: WebhookRequest) -> int:
-        """The stream."""
+        """Answer with the stream."""
         self._feed.watch(request)
         return NOT_DONE_YET
 
     def render_HEAD(self, request: WebhookRequest) -> int:
-        """What the stream would be, for which nobody has to wait."""
+        """Answer with the head of the stream alone."""
         request.respond(200, {b"Content-Type": b"text/event-stream"}, b"")
         return NOT_DONE_YET

@@ -1,4 +1,4 @@
-"""From the parts' counters to what the page shows: the state of now, and the history of the last minutes."""
+"""The content of the page, from the parts' counters: the state now, and the history of the last minutes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from webhookd.ops.metrics import Components
 from webhookd.ops.status.rates import Rates, Reading, quantile, rates_between
 from webhookd.redis.watch import QueueLook
 
-#: Rates and percentiles are those of so many seconds: long enough to be calm, short enough to be of now.
+#: Rates and percentiles cover this many seconds: long enough to be steady, short enough to be current.
 WINDOW_S = 10
 HISTORY_POINTS = 300
 
 _WEBHOOK_ROUTES = "/webhook/"
 
-#: ms since 1970; events per second; p95 in ms; waiting jobs; records on disk. None where it is not known.
+#: ms since 1970; events per second; p95 in ms; waiting jobs; records on disk. None means unknown.
 Point: TypeAlias = tuple[int, float, float | None, int | None, int | None]
 
 
 class Sampler:
-    """Reads the counters when it is told to, once a second.
+    """Reads the counters once a second, when `sample` is called.
 
-    ``state`` is what the last reading showed, in the words of the health report, and ``points`` the history,
-    oldest first. ``replica`` is this daemon's name.
+    ``state`` is the result of the last reading, in the words of the health report, and ``points`` is the
+    history, oldest first. ``replica`` is this daemon's name.
     """
 
     def __init__(self, clock: IReactorTime, components: Components, health: Health, replica: str) -> None:
@@ -45,7 +45,7 @@ class Sampler:
 
     @property
     def points(self) -> Sequence[Point]:
-        """One a second, of the last minutes."""
+        """The points of the last minutes, one a second."""
         return tuple(self._points)
 
     def sample(self) -> None:
@@ -104,7 +104,7 @@ class Sampler:
         }
 
     def _describe_refusals(self) -> Sequence[Mapping[str, object]]:
-        """Of the sources only those that there are: a path can hold anything."""
+        """Return the last refusals, without unknown sources: a path can hold anything."""
         sources = self._components.intake.sources
         return [
             {
@@ -124,7 +124,7 @@ def _quantile_ms(durations: Sequence[int], share: float) -> float | None:
 
 
 def _waiting(look: QueueLook) -> int | None:
-    """How many jobs wait in all queues; None while one of them is not known."""
+    """Return how many jobs wait in all queues; None if one of them is unknown."""
     known = [counts for counts in look.jobs.values() if counts is not None]
     if len(known) < len(look.jobs):
         return None
