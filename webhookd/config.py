@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import tomllib
 from collections.abc import Callable, Mapping
 from ipaddress import ip_network
@@ -20,7 +21,9 @@ from attrs import field, frozen
 from webhookd.bullmq.keys import QueueKeys
 from webhookd.bullmq.options import JobOptions
 from webhookd.bullmq.script import Wire
+from webhookd.clock import wall_clock_ms
 from webhookd.model import ConfigError
+from webhookd.redis.settings import QueueSettings
 from webhookd.redis.url import RedisUrl
 
 if TYPE_CHECKING:  # `webhookd health`, which containers start every few seconds, needs no cryptography
@@ -117,6 +120,23 @@ class Config:
     def destination(self) -> str:
         """Where jobs go, without secrets: Redis, prefix and queues. A spool's records are for one."""
         return f"{self.redis} {self.prefix} {' '.join(keys.queue for keys in self.queues)}"
+
+    @property
+    def replica(self) -> str:
+        """The name of this daemon among those that share a Redis: host and port."""
+        return f"{socket.gethostname()}:{self.port}"
+
+    @property
+    def queue_settings(self) -> QueueSettings:
+        """How the daemon adds jobs, and a command that does its work: both know the same duplicates."""
+        replica = self.replica
+        return QueueSettings(
+            prefix=self.prefix,
+            wire=self.wire,
+            lock_ttl_ms=max(self.lock_ttl_ms, self.dedup_ttl_ms),
+            set_by=lambda: f"{wall_clock_ms()} {replica}",
+            replicas=self.ack,
+        )
 
 
 # -- how a value is read ------------------------------------------------------------------------------------

@@ -169,10 +169,10 @@ class Drain:
         clock: IReactorTime,
         spool: ISpool,
         sink: IJobSink,
-        pause_s: Callable[[], float | None],
+        pause_s: Callable[[], float],
         replayed: Counter[str] | None = None,
     ) -> None:
-        """``pause_s`` says how long Redis is not worth asking; None if that is not known.
+        """``pause_s`` returns the seconds until Redis may be called.
 
         ``replayed`` counts the records that left the spool, as ``queued`` or ``dead``.
         """
@@ -240,10 +240,8 @@ class Drain:
         return bool(records) and all(error is None or isinstance(error, JobRefused) for error in errors)
 
     async def _pause(self) -> None:
-        worth_asking_in_s = self._pause_s()
-        pause_s = _MAX_PAUSE_S if worth_asking_in_s is None else worth_asking_in_s
         self._pausing = Deferred()
-        call = self._clock.callLater(min(max(pause_s, _MIN_PAUSE_S), _MAX_PAUSE_S), self.wake)
+        call = self._clock.callLater(min(max(self._pause_s(), _MIN_PAUSE_S), _MAX_PAUSE_S), self.wake)
         try:
             await self._pausing
         finally:

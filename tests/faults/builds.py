@@ -179,8 +179,8 @@ CHECKS_THEN_ADDS = Build(
             "        ]\n"
             "        if any(found):\n"
             "            new = [job for job, is_there in zip(jobs, found) if not is_there]\n"
-            "            answers = iter(await self._add(connection, new) if new else [])\n"
-            "            return [Answer.LOCK_HELD if is_there else next(answers) for is_there in found]\n"
+            "            results = iter(await self._add(connection, new) if new else [])\n"
+            "            return [AddResult.LOCK_HELD if is_there else next(results) for is_there in found]\n"
             "        keys, arguments",
         ),
     ),
@@ -206,11 +206,11 @@ REUSES_CONNECTIONS = Build(
     "uses a connection again after a deadline",
     (
         Edit(
-            "redis/pool.py",
-            "            if reason.unknown or reason.kind in _ASK_AGAIN:",
+            "redis/connection.py",
+            "            if reason.unknown or reason.kind in ASK_AGAIN:",
             "            if reason.kind is RedisErrorKind.TIMEOUT:\n"
             "                self.replyQueue.waiting.pop(0)  # txredisapi would remember who waited\n"
-            "            elif reason.unknown or reason.kind in _ASK_AGAIN:",
+            "            elif reason.unknown or reason.kind in ASK_AGAIN:",
         ),
     ),
 )

@@ -35,9 +35,8 @@ from webhookd.daemon.process import end_on_signals, raise_descriptor_limit
 from webhookd.http import MAX_CONNECTIONS, WebhookSite
 from webhookd.model import ConfigError
 from webhookd.reactor import IReactor
-from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker
 from webhookd.samples import SAMPLES, SECRET
-from webhookd.service import Options, log_breaker, makeService, max_connections
+from webhookd.service import Options, makeService, max_connections
 
 SAMPLE = SAMPLES["message_created"]
 QUIET = ("--spool", "off", "--redis", "unix:///nowhere/redis.sock")
@@ -524,17 +523,3 @@ class SignalTests(SynchronousTestCase):
             signal.raise_signal(number)
 
         self.assertEqual(reactor.stops, 1)
-
-
-class BreakerLogTests(SynchronousTestCase):
-    def test_a_line_for_each_change(self) -> None:
-        log = Log.of(self)
-        breaker = CircuitBreaker(BreakerPolicy(failures_in_a_row=1, first_break_s=1.0), lambda: 0.5)
-        breaker.listen(log_breaker)
-        for at_s in (0.0, 20.0):
-            permit = breaker.permit(at_s)
-            assert permit is not None
-            permit.failed(at_s)
-
-        self.assertEqual(log.at(LogLevel.warn)[0], "the circuit breaker is open, and was closed")
-        self.assertEqual(log.at(LogLevel.info), ["the circuit breaker is half_open, and was open"])

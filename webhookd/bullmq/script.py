@@ -81,7 +81,7 @@ def add_jobs_arguments(
     return names, values
 
 
-class Answer(IntEnum):
+class AddResult(IntEnum):
     """What `ADD_JOBS` did with a job; the values are its return codes."""
 
     ADDED = 1
@@ -90,7 +90,7 @@ class Answer(IntEnum):
 
 
 @frozen
-class Refused:
+class AddError:
     """Redis did not take this one job, and kept nothing of it.
 
     The first word of ``reason`` is the error's code: ``WRONGTYPE`` where something else is in the job's
@@ -100,24 +100,22 @@ class Refused:
     reason: str
 
 
-def read_reply(reply: object, count: int) -> list[Answer | Refused]:
+_RESULTS: Mapping[object, AddResult] = {result.value: result for result in AddResult}
+
+
+def read_reply(reply: object, count: int) -> list[AddResult | AddError]:
     """What became of each of ``count`` jobs, in order.
 
     :raises ValueError: the reply is not one of `ADD_JOBS` to that many jobs.
     """
     if not isinstance(reply, list | tuple) or len(reply) != count:
         raise ValueError(f"the reply is not an answer to each of {count} jobs")
-    return [_read_answer(answer) for answer in reply]
+    return [_read_one(item) for item in reply]
 
 
-_ANSWERS: Mapping[object, Answer] = {answer.value: answer for answer in Answer}
-
-
-def _read_answer(answer: object) -> Answer | Refused:
-    if isinstance(answer, int) and answer in _ANSWERS:
-        return _ANSWERS[answer]
-    if isinstance(answer, bytes):
-        return Refused(answer.decode(errors="replace"))
-    if isinstance(answer, str):
-        return Refused(answer)
+def _read_one(item: object) -> AddResult | AddError:
+    if isinstance(item, int) and item in _RESULTS:
+        return _RESULTS[item]
+    if isinstance(item, bytes):
+        return AddError(item.decode(errors="replace"))
     raise ValueError("an answer is neither a code nor an error")

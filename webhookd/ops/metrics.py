@@ -25,7 +25,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from webhookd.bullmq.script import Answer
+from webhookd.bullmq.script import AddResult
 from webhookd.histogram import DURATIONS_S, Histogram
 from webhookd.http import WebhookSite
 from webhookd.intake import Intake
@@ -48,7 +48,7 @@ _OPENMETRICS = "application/openmetrics-text"
 _OPENMETRICS_TYPE = f"{_OPENMETRICS}; version=1.0.0; charset=utf-8"
 _TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_LOCK_OUTCOMES = {Answer.ADDED: "acquired", Answer.LOCK_HELD: "held", Answer.JOB_EXISTS: "held"}
+_LOCK_OUTCOMES = {AddResult.ADDED: "acquired", AddResult.LOCK_HELD: "held", AddResult.JOB_EXISTS: "held"}
 _SAFETY_STATES = ("safe", "unsafe", "unknown")
 
 # What is zero from the start. A counter that appears with its first increment hides that one from rate() and
@@ -135,7 +135,7 @@ def count_locks(queues: Iterable[RedisQueue]) -> Mapping[str, int]:
     """Creation locks: ``acquired`` with a new job, or ``held`` by an earlier one."""
     locks = dict.fromkeys(_LOCK_OUTCOMES.values(), 0)
     for queue in queues:
-        for answer, count in queue.answers.items():
+        for answer, count in queue.results.items():
             locks[_LOCK_OUTCOMES[answer]] += count
     return locks
 

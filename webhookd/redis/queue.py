@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 
 import txredisapi
-from attrs import frozen
 from msgspec import Struct
 from twisted.internet.defer import Deferred, ensureDeferred, fail
 from twisted.internet.interfaces import IReactorTime
@@ -25,11 +25,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from webhookd.bullmq.keys import QueueKeys
-from webhookd.bullmq.script import ADD_JOBS, Answer, Refused, Wire, add_jobs_arguments, read_reply
+from webhookd.bullmq.script import ADD_JOBS, AddError, AddResult, add_jobs_arguments, read_reply
 from webhookd.histogram import BATCH_SIZES, DURATIONS_S, Histogram
 from webhookd.model import IJobSink, Job, JobRefused, Outcome, QueueUnavailable, Receipt, RedisErrorKind
 from webhookd.redis.breaker import CircuitBreaker
-from webhookd.redis.pool import RedisConnection, RedisPool, error_kind
+from webhookd.redis.connection import RedisConnection, error_kind
+from webhookd.redis.pool import RedisPool
+from webhookd.redis.settings import QueueSettings
 
 _MAX_BATCH = 128
 _MAX_BATCH_BYTES = 1_048_576
@@ -41,27 +43,12 @@ class _Waiting(Struct, eq=False):
     since_s: float
 
 
-@frozen
-class QueueSettings:
-    """How jobs are added.
-
-    ``set_by`` says what a creation lock holds: when and by whom it was set. ``replicas`` is how many of
-    Redis' replicas must have a job before it counts as added.
-    """
-
-    prefix: str
-    wire: Wire
-    lock_ttl_ms: int
-    set_by: Callable[[], str]
-    replicas: int = 0
-
-
 @implementer(IJobSink)
 class RedisQueue:
     """The sink of all queues of one Redis.
 
     ``acknowledged`` is told of the jobs that Redis has, each time that it answers. ``durations_s``,
-    ``batch_sizes`` and ``answers`` count the calls, their jobs, and what became of these.
+    ``batch_sizes`` and ``results`` count the calls, their jobs, and what became of these.
     """
 
     def __init__(
@@ -82,8 +69,8 @@ class RedisQueue:
         self._acknowledged = acknowledged
         self.durations_s = Histogram(DURATIONS_S)
         self.batch_sizes = Histogram(BATCH_SIZES)
-        self.answers: Counter[Answer] = Counter()
-        self._keys: dict[str, QueueKeys] = {}
+        self.results: Counter[AddResult] = Counter()
+        self._keys_of = cache(partial(QueueKeys, settings.prefix))
         self._waiting: dict[str, deque[_Waiting]] = {}
         self._busy = False
         self._log = Logger()
@@ -105,10 +92,8 @@ class RedisQueue:
         batch = self._next_batch()
         self._busy = bool(batch)
         if batch:
-            ensureDeferred(self._send(batch)).addErrback(self._failed, batch).addBoth(self._sent)
-
-    def _sent(self, _result: object) -> None:
-        self._send_next()
+            sent = ensureDeferred(self._send(batch)).addErrback(self._failed, batch)
+            sent.addBoth(lambda _: self._send_next())
 
     def _failed(self, failure: Failure, batch: list[_Waiting]) -> None:
         """A defect of ours: say so, and let no request hang for it."""
@@ -148,16 +133,16 @@ class RedisQueue:
     async def _send(self, batch: list[_Waiting]) -> None:
         jobs = [waiting.job for waiting in batch]
         try:
-            answers = await self._call(jobs)
+            results = await self._call(jobs)
         except QueueUnavailable as error:
             self._fail(batch, error)
             self._fail_waiting(error)
             return
         self._acknowledged(
-            [job for job, answer in zip(jobs, answers, strict=True) if not isinstance(answer, Refused)]
+            [job for job, result in zip(jobs, results, strict=True) if not isinstance(result, AddError)]
         )
-        for waiting, answer in zip(batch, answers, strict=True):
-            _settle(waiting, answer)
+        for waiting, result in zip(batch, results, strict=True):
+            _settle(waiting, result)
 
     def _fail(self, batch: Iterable[_Waiting], error: QueueUnavailable) -> None:
         for waiting in batch:
@@ -169,7 +154,7 @@ class RedisQueue:
         for waiting in queues.values():
             self._fail(waiting, not_sent)
 
-    async def _call(self, jobs: list[Job]) -> list[Answer | Refused]:
+    async def _call(self, jobs: list[Job]) -> list[AddResult | AddError]:
         """One call, of which the breaker hears how it went."""
         connection = self._pool.writer
         if connection is None:
@@ -177,7 +162,7 @@ class RedisQueue:
         began_s = self._clock.seconds()
         permit = self._breaker.permit(began_s)
         try:
-            answers = await self._add(connection, jobs)
+            results = await self._add(connection, jobs)
         except Exception as error:
             if isinstance(error, QueueUnavailable):
                 self._pool.failed(error)
@@ -190,10 +175,10 @@ class RedisQueue:
             permit.succeeded(ended_s)
         self.durations_s.observe(ended_s - began_s)
         self.batch_sizes.observe(len(jobs))
-        self.answers.update(answer for answer in answers if isinstance(answer, Answer))
-        return answers
+        self.results.update(result for result in results if isinstance(result, AddResult))
+        return results
 
-    async def _add(self, connection: RedisConnection, jobs: list[Job]) -> list[Answer | Refused]:
+    async def _add(self, connection: RedisConnection, jobs: list[Job]) -> list[AddResult | AddError]:
         settings = self._settings
         keys, arguments = add_jobs_arguments(
             self._keys_of(jobs[0].queue),
@@ -202,10 +187,10 @@ class RedisQueue:
             wire=settings.wire,
             set_by=settings.set_by(),
         )
-        answers = read_reply(await self._run_script(connection, keys, arguments), len(jobs))
+        results = read_reply(await self._run_script(connection, keys, arguments), len(jobs))
         if settings.replicas:
             await self._wait_for_replicas(connection)
-        return answers
+        return results
 
     async def _wait_for_replicas(self, connection: RedisConnection) -> None:
         """WAIT covers all that this connection has written, jobs of earlier calls too."""
@@ -232,12 +217,6 @@ class RedisQueue:
             unknown = connection.eval(ADD_JOBS.text, keys, arguments)
             return await connection.within(self._deadline_s, unknown)
 
-    def _keys_of(self, queue: str) -> QueueKeys:
-        keys = self._keys.get(queue)
-        if keys is None:
-            keys = self._keys[queue] = QueueKeys(self._settings.prefix, queue)
-        return keys
-
     def _not_connected(self) -> QueueUnavailable:
         reason = self._pool.last_error
         if reason is not None:
@@ -245,14 +224,14 @@ class RedisQueue:
         return QueueUnavailable(RedisErrorKind.DISCONNECTED, "not connected to Redis")
 
 
-def _settle(waiting: _Waiting, answer: Answer | Refused) -> None:
-    if isinstance(answer, Refused):
-        kind = error_kind(answer.reason)
+def _settle(waiting: _Waiting, result: AddResult | AddError) -> None:
+    if isinstance(result, AddError):
+        kind = error_kind(result.reason)
         waiting.receipt.errback(
-            JobRefused(answer.reason)
+            JobRefused(result.reason)
             if kind is RedisErrorKind.WRONGTYPE
-            else QueueUnavailable(kind, answer.reason)
+            else QueueUnavailable(kind, result.reason)
         )
         return
-    outcome = Outcome.QUEUED if answer is Answer.ADDED else Outcome.ALREADY_QUEUED
+    outcome = Outcome.QUEUED if result is AddResult.ADDED else Outcome.ALREADY_QUEUED
     waiting.receipt.callback(Receipt(outcome, waiting.job.id, waiting.job.name))

@@ -18,7 +18,7 @@ from attrs import field, frozen
 _REDIS_PORT = 6379
 _SENTINEL_PORT = 26379
 
-Address = tuple[str, int]
+HostPort = tuple[str, int]
 
 
 @frozen
@@ -28,7 +28,7 @@ class RedisUrl:
     ``hosts`` are Sentinels where ``sentinel_name`` is set, else one Redis server.
     """
 
-    hosts: tuple[Address, ...] = ()
+    hosts: tuple[HostPort, ...] = ()
     socket_path: str | None = None
     sentinel_name: str | None = None
     embedded: bool = False
@@ -147,14 +147,14 @@ def _user_info(authority: str) -> tuple[str | None, str | None, str]:
     return unquote(username) or None, unquote(password) or None, rest
 
 
-def _authority(authority: str, default_port: int) -> tuple[str | None, str | None, tuple[Address, ...]]:
+def _authority(authority: str, default_port: int) -> tuple[str | None, str | None, tuple[HostPort, ...]]:
     username, password, hosts = _user_info(authority)
     if username is not None and password is None:
         raise ValueError("a user name needs a password: user:password@host")
     return username, password, tuple(_address(host, default_port) for host in hosts.split(","))
 
 
-def _address(text: str, default_port: int) -> Address:
+def _address(text: str, default_port: int) -> HostPort:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or not _is_ipv6(host) or rest[:1] not in ("", ":"):

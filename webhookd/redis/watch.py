@@ -12,7 +12,8 @@ from twisted.logger import Logger
 
 from webhookd.bullmq.keys import QueueKeys
 from webhookd.model import QueueUnavailable, RedisErrorKind
-from webhookd.redis.pool import RedisConnection, RedisPool
+from webhookd.redis.connection import RedisConnection
+from webhookd.redis.pool import RedisPool
 
 
 @frozen

@@ -23,7 +23,8 @@ from webhookd.model import (
     RedisErrorKind,
 )
 from webhookd.redis.breaker import BreakerPolicy, CallOutcome, CircuitBreaker, State
-from webhookd.redis.queue import QueueSettings, RedisQueue
+from webhookd.redis.queue import RedisQueue
+from webhookd.redis.settings import QueueSettings
 
 _DEADLINE_S = 0.5
 _ADDED, _LOCK_HELD, _JOB_EXISTS = integer(1), integer(2), integer(3)
@@ -468,12 +469,15 @@ class BreakerTests(QueueCase):
 
     async def test_who_asks_all_the_same_is_heard(self) -> None:
         """The caller decides; where the spool takes nothing, Redis is the only hope."""
-        self.breaker.force_open(self.clock.seconds())
+        for _ in range(2):
+            permit = self.breaker.permit(self.clock.seconds())
+            assert permit is not None
+            permit.failed(self.clock.seconds())
         receipts = self.add(1)
         self.turn()
         self.line.reply(added(1))
         self.assert_added(receipts)
-        self.assertEqual(self.calls(), {CallOutcome.NOT_PERMITTED: 1})
+        self.assertEqual(self.calls(), {CallOutcome.FAILURE: 2, CallOutcome.NOT_PERMITTED: 1})
 
 
 class ReplicasTests(QueueCase):

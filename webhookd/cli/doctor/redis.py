@@ -19,13 +19,14 @@ from attrs import evolve, frozen
 from webhookd.bullmq.keys import QueueKeys
 from webhookd.bullmq.script import Wire
 from webhookd.cli.doctor.findings import Checks, Finding, fail, mebibytes, milliseconds, ok, skipped, warn
-from webhookd.cli.redis import Redis, connected, describe
+from webhookd.cli.redis import RedisSession, connected, describe
 from webhookd.clock import wall_clock_ms
 from webhookd.config import Config, Source
 from webhookd.model import Job, JobRefused, Outcome, QueueUnavailable, RedisErrorKind
 from webhookd.reactor import IReactor
 from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker
-from webhookd.redis.queue import QueueSettings, RedisQueue
+from webhookd.redis.queue import RedisQueue
+from webhookd.redis.settings import QueueSettings
 from webhookd.redis.url import RedisUrl
 from webhookd.redis.watch import ServerFacts, read_info
 
@@ -114,7 +115,7 @@ async def look_at_redis(reactor: IReactor, settings: Config, url: RedisUrl) -> R
         )
 
 
-async def _if_allowed(redis: Redis, *command: str | bytes | int) -> Any:
+async def _if_allowed(redis: RedisSession, *command: str | bytes | int) -> Any:
     """The answer; None where the user may not ask."""
     try:
         return await redis.ask(*command)
@@ -124,13 +125,13 @@ async def _if_allowed(redis: Redis, *command: str | bytes | int) -> Any:
         raise
 
 
-async def _round_trip(redis: Redis) -> float:
+async def _round_trip(redis: RedisSession) -> float:
     began_s = time.monotonic()
     await _if_allowed(redis, "PING")
     return time.monotonic() - began_s
 
 
-async def _info(redis: Redis) -> tuple[bytes, float | None]:
+async def _info(redis: RedisSession) -> tuple[bytes, float | None]:
     """INFO's text, and how far Redis' clock was ahead of ours halfway through the question."""
     began_s = time.time()
     info = await _if_allowed(redis, "INFO") or b""
@@ -139,13 +140,13 @@ async def _info(redis: Redis) -> tuple[bytes, float | None]:
     return info, int(its_time) / 1_000_000 - halfway_s if its_time else None
 
 
-async def _setting(redis: Redis, name: str) -> str | None:
+async def _setting(redis: RedisSession, name: str) -> str | None:
     answer = await _if_allowed(redis, "CONFIG", "GET", name)
     return answer[1].decode() if answer is not None and len(answer) == 2 else None
 
 
 async def _look_at_queue(
-    reactor: IReactor, redis: Redis, settings: Config, server: ServerFacts, keys: QueueKeys
+    reactor: IReactor, redis: RedisSession, settings: Config, server: ServerFacts, keys: QueueKeys
 ) -> QueueFacts:
     # Below the queue's own name, so that whatever an ACL or a cluster says of its keys holds here too. No key
     # of BullMQ's and no job's is hit: none has a colon and such a name there.
@@ -179,7 +180,7 @@ async def _look_at_queue(
     )
 
 
-async def _foreign(redis: Redis, keys: QueueKeys) -> Sequence[str]:
+async def _foreign(redis: RedisSession, keys: QueueKeys) -> Sequence[str]:
     """The queue's keys of another type; with one of them, no job is added to it."""
     foreign = []
     for name, expected in _TYPES.items():
@@ -207,12 +208,12 @@ def _scratch_job(source: Source) -> Job:
 
 
 async def _add_twice(
-    reactor: IReactor, redis: Redis, settings: Config, scratch: QueueKeys, job: Job
+    reactor: IReactor, redis: RedisSession, settings: Config, scratch: QueueKeys, job: Job
 ) -> tuple[str | None, float | None]:
     """As the daemon adds jobs: one, and the same again. What went wrong, and how long the second took."""
     queue = RedisQueue(
         reactor,
-        redis,
+        redis.pool,
         CircuitBreaker(BreakerPolicy(), random.random),
         QueueSettings(scratch.prefix, settings.wire, _SCRATCH_TTL_MS, lambda: "doctor", settings.ack),
         deadline_s=max(_ADD_DEADLINE_S, settings.redis_deadline_s),
@@ -230,7 +231,7 @@ async def _add_twice(
     return None if is_right else f"a job that was added twice was {outcomes}", took_s
 
 
-async def _remove(redis: Redis, scratch: QueueKeys, job: Job) -> None:
+async def _remove(redis: RedisSession, scratch: QueueKeys, job: Job) -> None:
     names = (scratch.wait, scratch.paused, scratch.meta, scratch.id, scratch.delayed, scratch.active)
     more = (scratch.prioritized, scratch.pc, scratch.events, scratch.marker)
     # Where it takes no writes, there are none; where it is gone, the next question says so.
@@ -281,7 +282,7 @@ _FOR_HEALTH: Sequence[_Command] = (("INFO", "server"), ("CONFIG", "GET", "append
 _OPTIONAL = {"INFO", "CONFIG GET", "LINDEX", "ZCARD"}
 
 
-async def _refused(redis: Redis, commands: Sequence[_Command]) -> Sequence[str]:
+async def _refused(redis: RedisSession, commands: Sequence[_Command]) -> Sequence[str]:
     refused = []
     for command in commands:
         try:
