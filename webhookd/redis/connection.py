@@ -13,8 +13,7 @@ What txredisapi leaves to its caller, and is done here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import hiredis
@@ -81,16 +80,6 @@ def unavailable(error: BaseException | None) -> QueueUnavailable:
     return QueueUnavailable(RedisErrorKind.DISCONNECTED, "the connection to Redis was lost", unknown=True)
 
 
-@contextmanager
-def _suppress_noperm() -> Iterator[None]:
-    """A user who may not ask has still got an answer."""
-    try:
-        yield
-    except txredisapi.ResponseError as error:
-        if error_kind(str(error)) is not RedisErrorKind.NOPERM:
-            raise
-
-
 class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredisapi has no types
     """One connection, ready once its handshake is done: AUTH, SELECT, PING and, behind Sentinel, ROLE.
 
@@ -106,20 +95,23 @@ class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredi
             self.transport.setTcpNoDelay(True)
             self.transport.setTcpKeepAlive(True)
         handshake = ensureDeferred(self._shake_hands(self.factory.url))
-        handshake.addTimeout(CONNECT_DEADLINE_S, self.factory.clock)
-        handshake.addCallbacks(self._handshake_done, self._handshake_failed)
+        handshake.addTimeout(CONNECT_DEADLINE_S, self.factory.clock).addErrback(self._handshake_failed)
 
     async def _shake_hands(self, url: RedisUrl) -> None:
         if url.password is not None:
             await self._authenticate(url.password, url.username)
         if url.database:
             await self.select(url.database)
-        with _suppress_noperm():
+        try:
             await self.ping()
+        except txredisapi.ResponseError as error:
+            if error_kind(str(error)) is not RedisErrorKind.NOPERM:  # which is an answer, too
+                raise
         if url.sentinel_name is not None:
             role = await self.role()
             if role[0] != b"master":
                 raise txredisapi.ResponseError("READONLY the server behind this address is a replica")
+        super().connectionMade()
 
     async def _authenticate(self, password: str, username: str | None) -> None:
         try:
@@ -128,9 +120,6 @@ class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredi
             # Of its words only the first: a server that does not know a command repeats the arguments.
             code = str(error).partition(" ")[0]
             raise txredisapi.ResponseError(f"{code} the server refused AUTH") from None
-
-    def _handshake_done(self, _result: None) -> None:
-        super().connectionMade()
 
     def _handshake_failed(self, failure: Failure) -> None:
         self.factory.report(unavailable(failure.value))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ _CANCELLED = (CancelledError, ConnectingCancelledError)  # the second is an endp
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
+_sentinel_factory = Factory.forProtocol(partial(txredisapi.RedisProtocol, charset=None, convertNumbers=False))
+_sentinel_factory.noisy = False
+
 _log = Logger()
 
 
@@ -66,10 +70,9 @@ class RedisPool(Service):
     @property
     def writer(self) -> RedisConnection | None:
         """The connection that jobs are written through; the same one as long as it lives."""
-        pool = self._factory.pool
+        pool: list[RedisConnection] = self._factory.pool
         if pool and not pool[0].given_up:
-            first: RedisConnection = pool[0]
-            return first
+            return pool[0]
         return next((one for one in pool if not one.given_up), None)
 
     @property
@@ -188,7 +191,7 @@ class RedisEndpoint:
         host, port = sentinel
         endpoint = HostnameEndpoint(self._reactor, host, port, timeout=_SENTINEL_DEADLINE_S)
         try:
-            connection: Any = await endpoint.connect(_SentinelFactory())
+            connection: Any = await endpoint.connect(_sentinel_factory)
         except _CANCELLED:
             raise
         except Exception:  # noqa: BLE001  # whatever it is: the next Sentinel may know
@@ -201,18 +204,6 @@ class RedisEndpoint:
         finally:
             connection.transport.abortConnection()
         return (answer[0].decode(), int(answer[1])) if answer else None
-
-
-class _SentinelFactory(Factory):
-    noisy = False
-
-    def buildProtocol(self, addr: object) -> _SentinelConnection:
-        return _SentinelConnection()
-
-
-class _SentinelConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredisapi has no types
-    def __init__(self) -> None:
-        super().__init__(charset=None, convertNumbers=False)
 
 
 def _trust_root(ca_file: str) -> Any:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
+from itertools import chain
 
 import txredisapi
 from msgspec import Struct
@@ -136,7 +137,6 @@ class RedisQueue:
             results = await self._call(jobs)
         except QueueUnavailable as error:
             self._fail(batch, error)
-            self._fail_waiting(error)
             return
         self._acknowledged(
             [job for job, result in zip(jobs, results, strict=True) if not isinstance(result, AddError)]
@@ -145,14 +145,13 @@ class RedisQueue:
             _settle(waiting, result)
 
     def _fail(self, batch: Iterable[_Waiting], error: QueueUnavailable) -> None:
+        """Fail the jobs of a call as the call failed, and then all that wait, as not sent."""
         for waiting in batch:
             waiting.receipt.errback(error)
-
-    def _fail_waiting(self, error: QueueUnavailable) -> None:
         not_sent = QueueUnavailable(error.kind, str(error))
         queues, self._waiting = self._waiting, {}
-        for waiting in queues.values():
-            self._fail(waiting, not_sent)
+        for waiting in chain.from_iterable(queues.values()):
+            waiting.receipt.errback(not_sent)
 
     async def _call(self, jobs: list[Job]) -> list[AddResult | AddError]:
         """One call, of which the breaker hears how it went."""

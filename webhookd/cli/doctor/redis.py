@@ -232,12 +232,11 @@ async def _add_twice(
 
 
 async def _remove(redis: RedisSession, scratch: QueueKeys, job: Job) -> None:
-    names = (scratch.wait, scratch.paused, scratch.meta, scratch.id, scratch.delayed, scratch.active)
-    more = (scratch.prioritized, scratch.pc, scratch.events, scratch.marker)
     # Where it takes no writes, there are none; where it is gone, the next question says so.
     with suppress(QueueUnavailable):
-        for name in (*names, *more, *(map(scratch.job, (job.id, _SCRATCH_KEY))), scratch.create_lock(job.id)):
-            await redis.ask("DEL", name)
+        for name in (*_TYPES, job.id, _SCRATCH_KEY):
+            await redis.ask("DEL", scratch.job(name))
+        await redis.ask("DEL", scratch.create_lock(job.id))
 
 
 _Command = tuple[str | int, ...]
