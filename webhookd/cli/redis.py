@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 @frozen
 class RedisSession:
-    """The daemon's own pool, for the length of one command. A lost connection is replaced."""
+    """The daemon's own pool, for the length of one command."""
 
     pool: RedisPool
     clock: IReactorTime
@@ -55,7 +55,7 @@ class RedisSession:
 
 @asynccontextmanager
 async def connected(reactor: IReactor, url: RedisUrl) -> AsyncIterator[RedisSession]:
-    """Redis, while the block lasts; raises `QueueUnavailable` where it cannot be used."""
+    """Connect to Redis while the block lasts; raises `QueueUnavailable`."""
     silent = Logger(observer=LogPublisher())  # the command itself reports why Redis does not answer
     session = RedisSession(RedisPool(reactor, url, silent), reactor)
     session.pool.startService()
@@ -67,7 +67,7 @@ async def connected(reactor: IReactor, url: RedisUrl) -> AsyncIterator[RedisSess
 
 
 def find_redis(settings: Config) -> RedisUrl | None:
-    """Where Redis is; None where that is the daemon's own server, and none runs below this directory."""
+    """Return the URL of Redis; None for an embedded server that does not run below this directory."""
     if not settings.redis.embedded:
         return settings.redis
     url = embedded.running_url(embedded.DIRECTORY)
@@ -75,7 +75,7 @@ def find_redis(settings: Config) -> RedisUrl | None:
 
 
 def ask_redis(settings: Config, question: Callable[[RedisSession], Coroutine[Deferred[Any], Any, _T]]) -> _T:
-    """What becomes of a question to Redis; raises `Unreachable` where Redis cannot be asked."""
+    """Run one question to Redis, and return its result; raises `Unreachable` if Redis does not answer."""
     url = find_redis(settings)
     if url is None:
         raise Unreachable(NOT_RUNNING)
@@ -93,10 +93,10 @@ def ask_redis(settings: Config, question: Callable[[RedisSession], Coroutine[Def
 
 NOT_RUNNING = (
     f"no embedded Redis runs in {embedded.DIRECTORY}: "
-    "it runs with the daemon, and is found from the daemon's working directory"
+    "it runs with the daemon, and is found only from the daemon's working directory"
 )
 
 
 def describe(error: QueueUnavailable) -> str:
-    """What Redis said, or why it said nothing, in one line."""
+    """Return in one line what Redis answered, or why it did not."""
     return " ".join(str(error).split()) or error.kind.value

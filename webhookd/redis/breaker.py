@@ -35,7 +35,7 @@ class State(Enum):
 
 
 class CallOutcome(Enum):
-    """How a call ended, or that it was not permitted; the value is a metric's label. A call counts once."""
+    """The end of a call, or that it was not permitted; the value is a metric's label. A call counts once."""
 
     SUCCESS = "success"
     SLOW = "slow"
@@ -92,7 +92,7 @@ class _Window:
 
 @define(eq=False)
 class _Period:
-    """What the breaker remembers between two changes of state. Each change begins a new period."""
+    """The breaker's memory between two changes of state. Each change begins a new period."""
 
     window: _Window
     break_ends_s: float = math.inf
@@ -128,8 +128,8 @@ class CircuitBreaker:
     """Counts how calls end, and decides which calls may be made.
 
     ``jitter`` gives numbers from 0 to 1 (``random.random``): replicas that share a Redis must not probe it in
-    step. ``changed`` is called after each change, with the old state and the new one. ``calls`` counts each
-    call when it ends, a lost probe as a failure; ``transitions`` counts each (old, new).
+    step. ``changed`` is called after each change, with the old state and the new one; it must not raise.
+    ``calls`` counts each call when it ends, a lost probe as a failure. ``transitions`` counts the changes.
     """
 
     def __init__(

@@ -39,8 +39,8 @@ class Redis:
 
     def may_call(self) -> bool:
         """Return whether Redis may be called now."""
-        is_open = self.breaker.state is not State.CLOSED and self.retry_in_s() != 0.0
-        return self.pool.writer is not None and not is_open
+        breaker_permits = self.breaker.state is State.CLOSED or self.retry_in_s() == 0.0
+        return breaker_permits and self.pool.writer is not None
 
     def why_not(self) -> str | None:
         """Return why Redis may not be called now; None if it may."""

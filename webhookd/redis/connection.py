@@ -1,11 +1,9 @@
-"""The connections to Redis: a txredisapi pool that finds its way back, and says when it cannot.
+"""One connection to Redis: its handshake, its deadlines, and what an error of it means.
 
 What txredisapi leaves to its caller, and is done here:
 
-* Its ``getConnection()`` waits for ever while Redis is away, and each abandoned wait stays in a list. So
-  nobody waits here: `RedisPool.writer` is a connection that is ready, or None.
 * A failed AUTH or SELECT stops its reconnecting for good. Here it is one more reason to try again.
-* A server that accepts and then says nothing would keep a connection "connecting" for ever. Here the
+* A server that accepts and then says nothing would keep a connection "connecting" forever. Here the
   handshake has a deadline.
 * A command that passed its deadline leaves its answer under way, to be taken for that of the next command.
   So such a connection is given up: closed, and never used again.
@@ -49,7 +47,8 @@ _KIND_OF_PREFIX = {
     "WRONGTYPE": RedisErrorKind.WRONGTYPE,
 }
 
-# After these another server may have the job to do, so its address is looked up anew.
+# After these errors another server may be the right one, so the connection is replaced: the address is looked
+# up again.
 ASK_AGAIN = frozenset(
     {
         RedisErrorKind.READONLY,
@@ -62,18 +61,18 @@ ASK_AGAIN = frozenset(
 
 
 def error_kind(message: str) -> RedisErrorKind:
-    """The class of an error reply, by its first word."""
+    """Return the kind of an error reply, by its first word."""
     return _KIND_OF_PREFIX.get(message.split(" ", 1)[0], RedisErrorKind.OTHER)
 
 
 def unavailable(error: BaseException | None) -> QueueUnavailable:
-    """What a failed command means: whether it was carried out is unknown unless Redis itself refused it."""
+    """Return what the failure of a command means: its outcome is unknown unless Redis itself refused it."""
     if isinstance(error, QueueUnavailable):
         return error
     if isinstance(error, txredisapi.ResponseError):
         message = str(error)
         if message.startswith("MOVED "):  # slot and address
-            message += ", where the cluster has the queue's keys: the Redis URL must name that server"
+            message += ": that server has the queue's keys, so the Redis URL must name it"
         return QueueUnavailable(error_kind(message), message)
     if isinstance(error, DeadlinePassed):
         return QueueUnavailable(RedisErrorKind.TIMEOUT, "Redis did not answer in time", unknown=True)
@@ -81,7 +80,7 @@ def unavailable(error: BaseException | None) -> QueueUnavailable:
 
 
 class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredisapi has no types
-    """One connection, ready once its handshake is done: AUTH, SELECT, PING and, behind Sentinel, ROLE.
+    """One connection, ready once its handshake is done: AUTH, SELECT, PING and, with Sentinel, ROLE.
 
     Without the PING, a server that is stopped or still loading would look ready: the kernel accepts for it.
     """
@@ -90,7 +89,7 @@ class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredi
     given_up = False
 
     def connectionMade(self) -> None:
-        """Shake hands first; txredisapi's own part makes the connection available."""
+        """Begin the handshake; at its end, txredisapi's own method makes the connection available."""
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
             self.transport.setTcpKeepAlive(True)
@@ -105,19 +104,19 @@ class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredi
         try:
             await self.ping()
         except txredisapi.ResponseError as error:
-            if error_kind(str(error)) is not RedisErrorKind.NOPERM:  # which is an answer, too
+            if error_kind(str(error)) is not RedisErrorKind.NOPERM:  # that is an answer, too
                 raise
         if url.sentinel_name is not None:
             role = await self.role()
             if role[0] != b"master":
-                raise txredisapi.ResponseError("READONLY the server behind this address is a replica")
+                raise txredisapi.ResponseError("READONLY the server at this address is a replica")
         super().connectionMade()
 
     async def _authenticate(self, password: str, username: str | None) -> None:
         try:
             await self.auth(password, username)
         except txredisapi.ResponseError as error:
-            # Of its words only the first: a server that does not know a command repeats the arguments.
+            # Only the first word: a server that does not know a command repeats its arguments.
             code = str(error).partition(" ")[0]
             raise txredisapi.ResponseError(f"{code} the server refused AUTH") from None
 
@@ -131,12 +130,16 @@ class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredi
         self.transport.abortConnection()
 
     def _build_command(self, *args: bytes | str | int, **_options: object) -> bytes:
-        """RESP for one command: txredisapi's own takes three times as long, and a call has many arguments."""
+        """Encode one command, in a third of the time of txredisapi: a call has many arguments."""
         command: bytes = hiredis.pack_command(args)  # type: ignore[arg-type]  # typed for one argument
         return command
 
     async def within(self, deadline_s: float, answer: Deferred[Any]) -> Any:
-        """A command's answer; raises `QueueUnavailable`, and gives the connection up where that is due."""
+        """Return a command's answer.
+
+        :raises QueueUnavailable: there is none in time, or it is an error. The connection is given up if the
+            answer may still come, or if another server may be the right one.
+        """
         try:
             return await answer.addTimeout(deadline_s, self.factory.clock)
         except txredisapi.ScriptDoesNotExist:
@@ -149,7 +152,11 @@ class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]  # txredi
 
 
 class ConnectionFactory(txredisapi.RedisFactory):  # type: ignore[misc]  # txredisapi has no types
-    """Makes the connections of a pool, and connects again when one is lost."""
+    """Makes a pool's connections, and replaces those that are lost.
+
+    ``report`` is called with each failure of a handshake, ``ready`` with each new connection. ``refusals``
+    counts the errors in a row that mean that this server is not the right one.
+    """
 
     protocol = RedisConnection
     initialDelay = 0.1
@@ -170,16 +177,16 @@ class ConnectionFactory(txredisapi.RedisFactory):  # type: ignore[misc]  # txred
         self.ready = ready
 
     def addConnection(self, conn: RedisConnection) -> None:
-        """A connection has shaken hands."""
+        """Put a connection into the pool once its handshake is done."""
         super().addConnection(conn)
         if conn in self.pool:
             self.ready(conn)
 
     def retryDelay(self, attempt: int) -> float:
-        """Seconds; to connect to a server that then refuses what it is asked is no success."""
+        """Return a delay in seconds; it grows, too, while servers accept connections and refuse commands."""
         delay_s: float = super().retryDelay(max(attempt, self.refusals))
         return delay_s
 
     def stopTrying(self) -> Deferred[None]:
-        """Txredisapi stops for good after a failed AUTH; a password can be mended while we run."""
+        """Keep connecting: txredisapi calls this after a failed AUTH, but a password can be corrected."""
         return succeed(None)

@@ -1,14 +1,7 @@
-"""The connections to Redis: a txredisapi pool that finds its way back, and says when it cannot.
+"""The connections to Redis: a txredisapi pool that reconnects by itself, and logs why it cannot.
 
-What txredisapi leaves to its caller, and is done here:
-
-* Its ``getConnection()`` waits for ever while Redis is away, and each abandoned wait stays in a list. So
-  nobody waits here: `RedisPool.writer` is a connection that is ready, or None.
-* A failed AUTH or SELECT stops its reconnecting for good. Here it is one more reason to try again.
-* A server that accepts and then says nothing would keep a connection "connecting" for ever. Here the
-  handshake has a deadline.
-* A command that passed its deadline leaves its answer under way, to be taken for that of the next command.
-  So such a connection is given up: closed, and never used again.
+txredisapi's ``getConnection()`` waits forever while Redis is away, and each abandoned wait stays in a list.
+So no request waits here: `RedisPool.writer` is a connection that is ready, or None.
 """
 
 from __future__ import annotations
@@ -39,7 +32,7 @@ from webhookd.redis.url import HostPort, RedisUrl
 
 _SENTINEL_DEADLINE_S = 0.5
 
-_CANCELLED = (CancelledError, ConnectingCancelledError)  # the second is an endpoint's word for it
+_CANCELLED = (CancelledError, ConnectingCancelledError)  # endpoints raise the second
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -52,15 +45,15 @@ _log = Logger()
 class RedisPool(Service):
     """The connections of one daemon to one Redis, from start to stop.
 
-    ``last_error`` is why Redis was last found unusable; None since it was last found usable. ``errors``
-    counts all failures.
+    ``last_error`` is the last failure; None once a call has succeeded after it. ``errors`` counts all
+    failures by kind.
     """
 
     def __init__(self, reactor: IReactor, url: RedisUrl, log: Logger = _log) -> None:
         self.url = url
         self.last_error: QueueUnavailable | None = None
         self.errors: Counter[RedisErrorKind] = Counter()
-        self._is_announced = False  # that a connection is ready, since the last failure that was news
+        self._is_announced = False  # that Redis is connected, since the last failure of another kind
         self._log = log
         self._listeners: list[Callable[[RedisConnection], None]] = []
         self._waiting: list[Deferred[RedisConnection]] = []
@@ -69,7 +62,7 @@ class RedisPool(Service):
 
     @property
     def writer(self) -> RedisConnection | None:
-        """The connection that jobs are written through; the same one as long as it lives."""
+        """The connection for adding jobs: always the same one, as long as it lives."""
         pool: list[RedisConnection] = self._factory.pool
         if pool and not pool[0].given_up:
             return pool[0]
@@ -77,17 +70,17 @@ class RedisPool(Service):
 
     @property
     def prober(self) -> RedisConnection | None:
-        """The connection for everything else, never the writer's: a late probe costs its connection."""
+        """The connection for all else, never the writer: a command that is late costs its connection."""
         writer = self.writer
         others = (one for one in self._factory.pool if not one.given_up and one is not writer)
         return next(others, None)
 
     def on_ready(self, listener: Callable[[RedisConnection], None]) -> None:
-        """Have ``listener`` called with each new connection."""
+        """Call ``listener`` with each new connection."""
         self._listeners.append(listener)
 
     def when_ready(self) -> Deferred[RedisConnection]:
-        """Fire with the writer once there is one; fail with `QueueUnavailable` if Redis fails before."""
+        """Fire with the writer once there is one; fail with `QueueUnavailable` if connecting fails first."""
         if self.writer is not None:
             return succeed(self.writer)
         waiting: Deferred[RedisConnection] = Deferred()
@@ -95,12 +88,12 @@ class RedisPool(Service):
         return waiting
 
     def startService(self) -> None:
-        """Begin to connect, and go on as long as the service runs."""
+        """Connect, and reconnect as long as the service runs."""
         super().startService()
         self._factory.startConnecting(self._endpoint)
 
     def stopService(self) -> Deferred[None]:
-        """Close the connections; fires when they are closed."""
+        """Close the connections; fire when they are closed."""
         super().stopService()
         disconnected: Deferred[None] = self._factory.disconnect()
         return disconnected
@@ -116,14 +109,14 @@ class RedisPool(Service):
             one.callback(connection)
 
     def worked(self) -> None:
-        """A call has succeeded."""
+        """Note that a call has succeeded."""
         self._factory.refusals = 0
         if self.last_error is not None:
             self._log.info("Redis at {url} takes jobs again", url=self.url)
             self.last_error = None
 
     def failed(self, reason: QueueUnavailable) -> None:
-        """A call, or an attempt to connect, has failed."""
+        """Note that a call, or an attempt to connect, has failed; log it if the last failure was another."""
         self.errors[reason.kind] += 1
         self._factory.refusals += reason.kind in ASK_AGAIN
         if self.last_error is None or self.last_error.kind is not reason.kind:
@@ -142,7 +135,7 @@ class RedisPool(Service):
 
 @implementer(IStreamClientEndpoint)
 class RedisEndpoint:
-    """Where to connect to, looked up anew for each connection: name, certificate, and Sentinel's answer."""
+    """The server to connect to. Each connection looks it up again: host name, certificate and Sentinel."""
 
     def __init__(self, reactor: IReactor, url: RedisUrl, report: Callable[[QueueUnavailable], None]) -> None:
         self._reactor = reactor
@@ -151,10 +144,10 @@ class RedisEndpoint:
         self._trust_root = _trust_root(url.ca_file) if url.ca_file is not None else None
 
     def __repr__(self) -> str:
-        return f"<{self._url}>"  # Twisted puts it into its log; the URL shows no password
+        return f"<{self._url}>"  # for Twisted's log; the URL shows no password
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        """Connect once; the pool repeats it."""
+        """Connect once; the pool repeats this."""
         return ensureDeferred(self._connect(protocolFactory))
 
     async def _connect(self, factory: IProtocolFactory) -> IProtocol:
@@ -187,14 +180,14 @@ class RedisEndpoint:
         return wrapClientTLS(optionsForClientTLS(host, trustRoot=self._trust_root), endpoint)
 
     async def _ask(self, sentinel: HostPort, name: str) -> HostPort | None:
-        """The primary's address as one Sentinel knows it; None where it does not, or does not answer."""
+        """Ask one Sentinel for the primary's address; None if it does not know it, or does not answer."""
         host, port = sentinel
         endpoint = HostnameEndpoint(self._reactor, host, port, timeout=_SENTINEL_DEADLINE_S)
         try:
             connection: Any = await endpoint.connect(_sentinel_factory)
         except _CANCELLED:
             raise
-        except Exception:  # noqa: BLE001  # whatever it is: the next Sentinel may know
+        except Exception:  # noqa: BLE001  # the next Sentinel may know
             return None
         try:
             query = connection.sentinel_get_master_addr_by_name(name)

@@ -1,13 +1,13 @@
 """Jobs into Redis: one script call for all jobs that wait, with a deadline.
 
-Jobs that arrive together travel together: what waits while a call is in flight goes out in the next one,
-so a busy daemon makes few, large calls and an idle one answers at once; no timer adds latency. One call is
-in flight at a time, through one connection, so jobs of one queue are added in the order of their arrival.
+Jobs that arrive together travel together: what waits while a call is in flight goes out in the next one.
+So a busy daemon makes few, large calls, and an idle one answers at once; no timer adds latency. One call is
+in flight at a time, through one connection, so the jobs of a queue are added in the order of their arrival.
 
-A job waits at most twice the deadline: until the call before its own has ended, and for its own. A call
-that ends without an answer may have been carried out, so its jobs fail as *unknown*. When a call fails, all
-that wait fail with it, in order and as not sent: where they go next, none overtakes another. To repeat any
-of them is harmless, because the script adds a job id once.
+A job waits at most twice the deadline: for the end of the call before its own, and for its own. A call that
+ends without an answer may have been carried out, so its jobs fail as *unknown*. When a call fails, all jobs
+that wait fail with it, in order and as not sent, so that none overtakes another on its way to the spool.
+To repeat any of them is harmless, because the script adds a job id once.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class _Waiting(Struct, eq=False):
 class RedisQueue:
     """The sink of all queues of one Redis.
 
-    ``acknowledged`` is told of the jobs that Redis has, each time that it answers. ``durations_s``,
-    ``batch_sizes`` and ``results`` count the calls, their jobs, and what became of these.
+    After each call, ``acknowledged`` gets the jobs that Redis now has. ``durations_s``, ``batch_sizes`` and
+    ``results`` count the calls, their jobs, and what the script did with each.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class RedisQueue:
         self._log = Logger()
 
     def add(self, job: Job) -> Deferred[Receipt]:
-        """See `IJobSink`; without a connection the job fails at once."""
+        """Add a job as `IJobSink` says; without a connection it fails at once."""
         if self._pool.writer is None:
             return fail(self._not_connected())
         receipt: Deferred[Receipt] = Deferred()
@@ -97,7 +97,7 @@ class RedisQueue:
             sent.addBoth(lambda _: self._send_next())
 
     def _failed(self, failure: Failure, batch: list[_Waiting]) -> None:
-        """A defect of ours: say so, and let no request hang for it."""
+        """Log a defect of ours, and let no request hang because of it."""
         self._log.failure("cannot add jobs", failure)
         for waiting in batch:
             if not waiting.receipt.called:
@@ -105,13 +105,13 @@ class RedisQueue:
                 waiting.receipt.errback(unknown)
 
     def _next_batch(self) -> list[_Waiting]:
-        """Of the queue whose turn it is, the oldest jobs that are not too late: 128 of them, or 1 MiB."""
+        """Return the oldest jobs, at most 128 or 1 MiB, of the next queue that has some in time."""
         while self._waiting:
             queue, waiting = next(iter(self._waiting.items()))
             batch = self._take(waiting)
             del self._waiting[queue]
             if waiting:
-                self._waiting[queue] = waiting  # behind the other queues
+                self._waiting[queue] = waiting  # after the other queues
             if batch:
                 return batch
         return []
@@ -145,7 +145,7 @@ class RedisQueue:
             _settle(waiting, result)
 
     def _fail(self, batch: Iterable[_Waiting], error: QueueUnavailable) -> None:
-        """Fail the jobs of a call as the call failed, and then all that wait, as not sent."""
+        """Fail the jobs of a call as the call failed, then all that wait, as not sent."""
         for waiting in batch:
             waiting.receipt.errback(error)
         not_sent = QueueUnavailable(error.kind, str(error))
@@ -154,7 +154,7 @@ class RedisQueue:
             waiting.receipt.errback(not_sent)
 
     async def _call(self, jobs: list[Job]) -> list[AddResult | AddError]:
-        """One call, of which the breaker hears how it went."""
+        """Make one call, and report to the breaker how it ended."""
         connection = self._pool.writer
         if connection is None:
             raise self._not_connected()
@@ -192,10 +192,10 @@ class RedisQueue:
         return results
 
     async def _wait_for_replicas(self, connection: RedisConnection) -> None:
-        """WAIT covers all that this connection has written, jobs of earlier calls too."""
+        """Wait for the replicas: WAIT covers all that this connection has written, earlier calls too."""
         half_ms = int(self._deadline_s * 500)
         waited = connection.execute_command("WAIT", self._settings.replicas, half_ms)
-        # From here on the jobs are added, whatever comes. Whoever repeats them waits here again.
+        # From here on the jobs are added, even if this fails. A repetition of them waits here again.
         try:
             replicas = await connection.within(self._deadline_s, waited)
         except QueueUnavailable as error:
@@ -212,7 +212,7 @@ class RedisQueue:
             known = connection.evalsha(ADD_JOBS.sha1, keys, arguments)
             return await connection.within(self._deadline_s, known)
         except txredisapi.ScriptDoesNotExist:
-            # Redis was restarted, or somebody flushed its scripts. Nothing was done, so nothing is repeated.
+            # Redis was restarted, or its scripts were flushed. Nothing was done, so nothing is repeated.
             unknown = connection.eval(ADD_JOBS.text, keys, arguments)
             return await connection.within(self._deadline_s, unknown)
 

@@ -1,4 +1,4 @@
-"""How jobs are added. Light, because the configuration imports it, and so does ``webhookd health``."""
+"""The settings of a queue, without Twisted: the configuration makes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from webhookd.bullmq.script import Wire
 
 @frozen
 class QueueSettings:
-    """How jobs are added.
+    """The rules by which jobs are added.
 
     ``set_by`` returns what a creation lock holds: when and by which replica it was set. ``replicas`` is how
     many of Redis' replicas must have a job before it counts as added.

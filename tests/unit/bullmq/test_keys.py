@@ -33,7 +33,7 @@ class QueueKeysTests(SynchronousTestCase):
             ("bull", "{q}", True),
             ("bull", "a{b}c", True),
             ("bull", "q", False),
-            ("{}", "q", False),  # Redis hashes the whole key where a tag is empty
+            ("{}", "q", False),  # Redis hashes the whole key if a tag is empty
             ("{}", "{q}", False),  # the first brace counts
             ("bull", "q{", False),
             ("}bull{", "q", False),

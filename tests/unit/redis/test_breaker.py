@@ -276,7 +276,7 @@ class CounterTests(BreakerCase):
         self.calls_are_slow()
         self.open()
         self.assert_refused()
-        late.failed(self.now_s)  # slow as well, and of an earlier period: one failure
+        late.failed(self.now_s)  # slow, too, and of an earlier period: one failure
         self.assertEqual(
             self.breaker.calls,
             {

@@ -28,7 +28,7 @@ from webhookd.redis.url import RedisUrl
 
 
 def sent(protocol: Any, command: Sequence[bytes | str | int]) -> bytes:
-    """What a connection that is ready sends for one command."""
+    """Return what a ready connection sends for one command."""
     protocol.transport = StringTransport()
     protocol.connected = 1
     protocol.execute_command(*command)
@@ -65,7 +65,7 @@ class ErrorKindTests(SynchronousTestCase):
     def test_who_asks_the_wrong_server_of_a_cluster_is_told_which_one_to_name(self) -> None:
         reason = unavailable(txredisapi.ResponseError("MOVED 3999 10.0.0.2:6381"))
         self.assertIs(reason.kind, RedisErrorKind.CLUSTER)
-        self.assertTrue(str(reason).startswith("MOVED 3999 10.0.0.2:6381, where the cluster has"))
+        self.assertTrue(str(reason).startswith("MOVED 3999 10.0.0.2:6381: that server has"))
 
 
 class CommandTests(SynchronousTestCase):

@@ -124,7 +124,7 @@ class UseTests(PoolCase):
         self.assertFalse(lines[1].is_aborted)
 
     async def test_nothing_that_txredisapi_does_ends_the_reconnecting(self) -> None:
-        """It calls stopTrying() where a connection fails for what it takes to be good."""
+        """It calls stopTrying() when it takes a failure for a permanent one."""
         line = await self.connect()
         connection = self.pool.writer
         assert connection is not None
@@ -209,11 +209,11 @@ class ReportTests(PoolCase):
 
     async def test_a_connection_is_news_once_after_each_that_failed_otherwise(self) -> None:
         kinds = RedisErrorKind.DISCONNECTED, RedisErrorKind.CLUSTER, RedisErrorKind.CLUSTER
-        for kind, told in zip(kinds, (1, 2, 2), strict=True):
+        for kind, lines in zip(kinds, (1, 2, 2), strict=True):
             self.failed(kind)
             line = await self.connect()
             said = [text for text in self.log.at(LogLevel.info) if text.startswith("connected")]
-            self.assertEqual(len(said), told)
+            self.assertEqual(len(said), lines)
             line.hang_up()
             await until_attempts(self.network, 2)
 
