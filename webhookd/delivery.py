@@ -24,9 +24,8 @@ from twisted.python.failure import Failure
 
 from webhookd.model import IJobSink, ISpool, Job, JobRefused, Receipt, SpoolUnavailable
 
-_DRAIN_BATCH = 128
-_DRAIN_BATCH_BYTES = 1_048_576
-_RESEND_BATCH = 128
+_BATCH = 128
+_BATCH_BYTES = 1_048_576
 _MIN_PAUSE_S = 0.1
 _MAX_PAUSE_S = 5.0
 _HANDOVER_RECORDS = 512
@@ -109,8 +108,8 @@ def resend(jobs: Sequence[Job], deliver: Callable[[Job], Deferred[Receipt]]) -> 
 
 
 async def _resend(jobs: Sequence[Job], deliver: Callable[[Job], Deferred[Receipt]]) -> None:
-    for start in range(0, len(jobs), _RESEND_BATCH):
-        batch = jobs[start : start + _RESEND_BATCH]
+    for start in range(0, len(jobs), _BATCH):
+        batch = jobs[start : start + _BATCH]
         await gatherResults([deliver(job).addErrback(_log_lost) for job in batch])
 
 
@@ -221,7 +220,7 @@ class Drain:
     async def _move_batch(self) -> bool:
         """Move the oldest records; return False if Redis or the disk did not take all of them."""
         try:
-            records = await self._spool.first(_DRAIN_BATCH, _DRAIN_BATCH_BYTES)
+            records = await self._spool.first(_BATCH, _BATCH_BYTES)
             errors = await gatherResults([_error_of(self._sink.add(record.job)) for record in records])
             outcomes = list(zip(records, errors, strict=True))
             # Crash window: in Redis and still in the spool. Each is sent again, and the script drops it.

@@ -26,7 +26,6 @@ from webhookd.model import Job, JobRefused, Outcome, QueueUnavailable, RedisErro
 from webhookd.reactor import IReactor
 from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker
 from webhookd.redis.queue import RedisQueue
-from webhookd.redis.settings import QueueSettings
 from webhookd.redis.url import RedisUrl
 from webhookd.redis.watch import ServerFacts, read_info
 
@@ -99,9 +98,7 @@ async def look_at_redis(reactor: IReactor, settings: Config, url: RedisUrl) -> R
     async with connected(reactor, url) as redis:
         round_trip_s = min([await _round_trip(redis) for _ in range(3)])
         info, ahead_s = await _info(redis)
-        server = ServerFacts.from_info(info)
-        fsync = await _setting(redis, "appendfsync")
-        server = evolve(server, appendfsync=fsync)
+        server = evolve(ServerFacts.from_info(info), appendfsync=await _setting(redis, "appendfsync"))
         saves = await _setting(redis, "save")
         return RedisFacts(
             url=url,
@@ -111,7 +108,7 @@ async def look_at_redis(reactor: IReactor, settings: Config, url: RedisUrl) -> R
             server=server,
             has_snapshots=None if saves is None else bool(saves),
             ahead_s=ahead_s,
-            queues=[await _look_at_queue(reactor, redis, settings, server, keys) for keys in settings.queues],
+            queues=[await _look_at_queue(redis, settings, server, keys) for keys in settings.queues],
         )
 
 
@@ -146,7 +143,7 @@ async def _setting(redis: RedisSession, name: str) -> str | None:
 
 
 async def _look_at_queue(
-    reactor: IReactor, redis: RedisSession, settings: Config, server: ServerFacts, keys: QueueKeys
+    redis: RedisSession, settings: Config, server: ServerFacts, keys: QueueKeys
 ) -> QueueFacts:
     # Below the queue's own name, so that an ACL or a cluster treats these keys as it treats the queue's. They
     # cannot be keys of BullMQ or of a job: none of these has a colon after the queue's name.
@@ -158,7 +155,7 @@ async def _look_at_queue(
     if not refused:  # a user who may not clean up must not begin
         try:
             refused = await _refused(redis, _commands(settings, scratch.job(_SCRATCH_KEY)))
-            problem, script_s = await _add_twice(reactor, redis, settings, scratch, job)
+            problem, script_s = await _add_twice(redis, settings, scratch, job)
         finally:
             # Crash window: a kill before this leaves a few small keys, which the next run removes.
             await _remove(redis, scratch, job)
@@ -208,14 +205,14 @@ def _scratch_job(source: Source) -> Job:
 
 
 async def _add_twice(
-    reactor: IReactor, redis: RedisSession, settings: Config, scratch: QueueKeys, job: Job
+    redis: RedisSession, settings: Config, scratch: QueueKeys, job: Job
 ) -> tuple[str | None, float | None]:
     """Add one job twice, as the daemon does. Return what went wrong, and how long the second took."""
     queue = RedisQueue(
-        reactor,
+        redis.clock,
         redis.pool,
         CircuitBreaker(BreakerPolicy(), random.random),
-        QueueSettings(scratch.prefix, settings.wire, _SCRATCH_TTL_MS, lambda: "doctor", settings.ack),
+        evolve(settings.queue_settings, prefix=scratch.prefix, lock_ttl_ms=_SCRATCH_TTL_MS),
         deadline_s=max(_ADD_DEADLINE_S, settings.redis_deadline_s),
         acknowledged=lambda _jobs: None,
     )
