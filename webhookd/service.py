@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-from attrs import frozen
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IReactorTime, IStreamServerEndpoint
-from twisted.logger import Logger, LogLevel
+from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.logger import Logger
 from twisted.python import usage
 from twisted.web.resource import IResource
 
@@ -40,11 +37,8 @@ from webhookd.ops.metrics import Components, Exposition, ReactorLag
 from webhookd.ops.status import Sampler, StatusEvents, StatusFeed, load_page
 from webhookd.reactor import IReactor, run_on_monotonic_time, the_reactor
 from webhookd.redis import embedded
-from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker, State
+from webhookd.redis.client import Redis, connect
 from webhookd.redis.embedded import EmbeddedValkey, find_server
-from webhookd.redis.pool import RedisPool
-from webhookd.redis.queue import QueueSettings, RedisQueue
-from webhookd.redis.recent import RecentJobs
 from webhookd.redis.url import RedisUrl
 from webhookd.redis.watch import QueueWatch, RedisWatch
 from webhookd.spool.control import Control
@@ -59,7 +53,6 @@ if TYPE_CHECKING:
 
 Deliver: TypeAlias = Callable[[Job], Deferred[Receipt]]
 
-_DRAIN_REDIS_DEADLINE_S = 4.0  # below the time after which the breaker takes a probe for lost
 _OPS_CONNECTIONS = 100
 
 _log = Logger()
@@ -130,7 +123,7 @@ def _build(settings: Config, reactor: IReactor, log_observer: RepeatLimiter | No
     """Build the object graph from the bottom up, and the daemon of its parts in the order of their start."""
     server = _embedded_server(settings, reactor)
     url = settings.redis if server is None else RedisUrl.parse(server.url)
-    redis = make_redis(settings, reactor, url)
+    redis = connect(reactor, url, settings.queue_settings, settings.redis_deadline_s)
     spool = None if settings.spool is None else _spool_service(settings, settings.spool, reactor, redis)
     deliver, send_again = _delivery(redis, spool)
     redis_watch = RedisWatch(redis.pool, settings.queues, lambda: resend(redis.recent.take(), send_again))
@@ -202,7 +195,7 @@ def _ops(
     """Return the ops port and the feed. The feed stops first, because the port waits for open streams."""
     if settings.ops_endpoint is None:
         return ()
-    sampler = Sampler(reactor, components, health, _replica(settings))
+    sampler = Sampler(reactor, components, health, settings.replica)
     feed = StatusFeed(reactor, sampler, components.queue_watch)
     app = OpsApp(health_resource, Exposition(components).expose, load_page(), StatusEvents(feed))
     site = _site(settings, reactor, app, _OPS_CONNECTIONS)
@@ -210,64 +203,10 @@ def _ops(
     return Listener(reactor, endpoint, site, "ops", required=False), feed
 
 
-@frozen
-class Redis:
-    """What has to do with one Redis: ``live`` is for events that wait, ``draining`` for those on disk."""
-
-    pool: RedisPool
-    breaker: CircuitBreaker
-    recent: RecentJobs
-    live: RedisQueue
-    draining: RedisQueue
-    clock: IReactorTime
-
-    def retry_in_s(self) -> float | None:
-        """Seconds until Redis is worth asking; None if that is not known."""
-        return self.breaker.retry_in_s(self.clock.seconds())
-
-    def may_call(self) -> bool:
-        """Whether Redis is worth asking now."""
-        is_open = self.breaker.state is not State.CLOSED and self.retry_in_s() != 0.0
-        return self.pool.writer is not None and not is_open
-
-    def why_not(self) -> str | None:
-        """Why Redis is not asked now; None if it is."""
-        if self.may_call():
-            return None
-        reason = "it is not connected" if self.pool.last_error is None else str(self.pool.last_error)
-        if self.breaker.state is not State.CLOSED:
-            reason += (
-                f"; the breaker is {self.breaker.state.value}, next try in {self.retry_in_s() or 0:.1f} s"
-            )
-        return f"Redis at {self.pool.url}: {reason}"
-
-
 def _embedded_server(settings: Config, reactor: IReactor) -> EmbeddedValkey | None:
     if not settings.redis.embedded:
         return None
     return EmbeddedValkey(reactor, find_server(), embedded.DIRECTORY, settings.redis.embedded_port)
-
-
-def make_redis(settings: Config, reactor: IReactor, url: RedisUrl) -> Redis:
-    """The way to a Redis, not yet connected."""
-    pool = RedisPool(reactor, url)
-    breaker = CircuitBreaker(BreakerPolicy(slow_call_s=settings.redis_deadline_s / 2), random.random)
-    breaker.listen(log_breaker)
-    recent = RecentJobs(reactor)
-
-    def queue(deadline_s: float) -> RedisQueue:
-        return RedisQueue(
-            reactor, pool, breaker, _queue_settings(settings), deadline_s=deadline_s, acknowledged=recent.add
-        )
-
-    live, draining = queue(settings.redis_deadline_s), queue(_DRAIN_REDIS_DEADLINE_S)
-    return Redis(pool, breaker, recent, live, draining, reactor)
-
-
-def log_breaker(old: State, new: State, _at_s: float) -> None:
-    """A breaker's change, as a line; it listens to the breaker."""
-    level = LogLevel.warn if new is State.OPEN else LogLevel.info
-    _log.emit(level, "the circuit breaker is {state}, and was {before}", state=new.value, before=old.value)
 
 
 def _delivery(redis: Redis, spool: SpoolService | None) -> tuple[Deliver, Deliver]:
@@ -301,22 +240,7 @@ def _tracing(settings: Config, reactor: IReactor) -> Tracing | None:
         from webhookd.ops.tracing import Tracing, otlp_provider  # imports the SDK, which is slow
     except ImportError as error:
         raise ConfigError(f"tracing: {error.name} is missing; run pip install 'webhookd[otel]'") from None
-    return Tracing(reactor, otlp_provider(_replica(settings)))
-
-
-def _replica(settings: Config) -> str:
-    return f"{socket.gethostname()}:{settings.port}"
-
-
-def _queue_settings(settings: Config) -> QueueSettings:
-    replica = _replica(settings)
-    return QueueSettings(
-        prefix=settings.prefix,
-        wire=settings.wire,
-        lock_ttl_ms=max(settings.lock_ttl_ms, settings.dedup_ttl_ms),
-        set_by=lambda: f"{wall_clock_ms()} {replica}",
-        replicas=settings.ack,
-    )
+    return Tracing(reactor, otlp_provider(settings.replica))
 
 
 def _spool_service(settings: Config, directory: str, reactor: IReactor, redis: Redis) -> SpoolService:

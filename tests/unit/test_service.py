@@ -23,9 +23,8 @@ from tests.support.web_client import MemoryClient
 from webhookd.config import ALL_OPTIONS
 from webhookd.daemon.parts import Daemon
 from webhookd.http import WebhookSite
-from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker
 from webhookd.samples import SAMPLES, SECRET
-from webhookd.service import Options, log_breaker, makeService
+from webhookd.service import Options, makeService
 
 SAMPLE = SAMPLES["message_created"]
 QUIET = ("--spool", "off", "--redis", "unix:///nowhere/redis.sock")
@@ -288,17 +287,3 @@ class MakeServiceTests(OptionsCase):
         for fallback, word in (("hash", "hash of the body"), ("none", "becomes two jobs")):
             self.make("--spool", "off", "--id-fallback", fallback)
             self.assertIn(word, self.log.at(LogLevel.info)[-1])
-
-
-class BreakerLogTests(SynchronousTestCase):
-    def test_a_line_for_each_change(self) -> None:
-        log = Log.of(self)
-        breaker = CircuitBreaker(BreakerPolicy(failures_in_a_row=1, first_break_s=1.0), lambda: 0.5)
-        breaker.listen(log_breaker)
-        for at_s in (0.0, 20.0):
-            permit = breaker.permit(at_s)
-            assert permit is not None
-            permit.failed(at_s)
-
-        self.assertEqual(log.at(LogLevel.warn)[0], "the circuit breaker is open, and was closed")
-        self.assertEqual(log.at(LogLevel.info), ["the circuit breaker is half_open, and was open"])

@@ -23,7 +23,7 @@ from twisted.application.internet import TimerService
 from twisted.internet.interfaces import IReactorTime
 
 from webhookd import __version__
-from webhookd.bullmq.script import Answer
+from webhookd.bullmq.script import AddResult
 from webhookd.histogram import DURATIONS_S, Histogram
 from webhookd.http import WebhookSite
 from webhookd.intake import Intake
@@ -123,8 +123,8 @@ class Components:
         """Count the creation locks: ``acquired`` with a new job, or ``held`` by an earlier one."""
         locks = {"acquired": 0, "held": 0}
         for queue in self.redis_queues:
-            for answer, count in queue.answers.items():
-                locks["acquired" if answer is Answer.ADDED else "held"] += count
+            for answer, count in queue.results.items():
+                locks["acquired" if answer is AddResult.ADDED else "held"] += count
         return locks
 
 

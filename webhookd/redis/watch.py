@@ -14,7 +14,8 @@ from twisted.logger import Logger
 
 from webhookd.bullmq.keys import QueueKeys
 from webhookd.model import QueueUnavailable, RedisErrorKind
-from webhookd.redis.pool import RedisConnection, RedisPool
+from webhookd.redis.connection import RedisConnection
+from webhookd.redis.pool import RedisPool
 
 _DEADLINE_S = 4.0  # that of the drain: a shorter one would close connections while a slow drain is working
 _LOOK_AGE_S = 2.0

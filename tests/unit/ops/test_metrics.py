@@ -33,7 +33,8 @@ from webhookd.model import Job, Outcome, Receipt
 from webhookd.ops.metrics import Components, DaemonCollector, Exposition, ReactorLag
 from webhookd.ops.status import load_page
 from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker
-from webhookd.redis.queue import QueueSettings, RedisQueue
+from webhookd.redis.queue import RedisQueue
+from webhookd.redis.settings import QueueSettings
 from webhookd.redis.watch import QueueWatch, RedisWatch
 from webhookd.samples import SAMPLES, SECRET
 from webhookd.web import InFlight, OpsApp, Shortcut, WebhookApp

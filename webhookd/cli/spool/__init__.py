@@ -499,7 +499,7 @@ async def _drain_stopped(
     wait: Callable[[Callable[[], Awaitable[DrainState]]], Coroutine[Any, Any, int]],
 ) -> int:
     from webhookd.delivery import Drain
-    from webhookd.service import make_redis  # the daemon's own, and so its duplicate check
+    from webhookd.redis.client import connect
 
     holdings: Holdings = await replica.ask(Look())
     if not holdings.records:
@@ -508,7 +508,7 @@ async def _drain_stopped(
         raise Unreachable("the embedded Redis runs with its daemon only: start that, and it drains the spool")
     spool = replica.spool()
     await replica.ask(Look())  # opens it
-    redis = make_redis(settings, replicas.reactor, settings.redis)
+    redis = connect(replicas.reactor, settings.redis, settings.queue_settings, settings.redis_deadline_s)
     mover = Drain(replicas.reactor, spool, redis.draining, redis.retry_in_s)
     redis.pool.on_ready(lambda _connection: mover.wake())
 
