@@ -230,15 +230,3 @@ class ISpool(Interface):
 
     def bury(sequence: int, reason: str) -> Deferred[None]:
         """Move a record that can never be queued to the dead letters."""
-
-    def check() -> Deferred[None]:
-        """Write something and fsync it, for health; fails with `SpoolUnavailable` where no append can."""
-
-    def expire_dead() -> Deferred[int]:
-        """Delete what was set aside longer ago than its age limit; fires with the number of records."""
-
-    def close() -> Deferred[None]:
-        """Finish what waits, close the files and let go of the directory.
-
-        From then on all else fails with `SpoolUnavailable`.
-        """

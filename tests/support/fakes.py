@@ -170,20 +170,6 @@ class MemorySpool:
                 self.dead.append((job_number(record.job), reason))
         return self.remove([sequence])
 
-    def check(self) -> Deferred[None]:
-        problem = self._why_no_append()
-        return succeed(None) if problem is None else fail(SpoolUnavailable(problem))
-
-    def expire_dead(self) -> Deferred[int]:
-        if self.problem is not None:
-            return fail(SpoolUnavailable(self.problem))
-        expired, self.dead = self.dead, []
-        return succeed(len(expired))
-
-    def close(self) -> Deferred[None]:
-        self.problem = "closed"
-        return succeed(None)
-
     def _why_no_append(self) -> str | None:
         if self.problem is None and len(self.records) >= self.max_records:
             return "full"

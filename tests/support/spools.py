@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from webhookd.model import Job, SpoolRecord
 from webhookd.spool.database import SpoolDatabase, SpoolLimits
 from webhookd.spool.directory import SpoolRoot
-from webhookd.spool.queue import Run, Spools
+from webhookd.spool.queue import DeferToThread, Spools
 
 _T = TypeVar("_T")
 
@@ -109,7 +109,7 @@ class Replica:
         *,
         fingerprint: str = "redis://here/0 bull chatwoot",
         limits: SpoolLimits = SpoolLimits(min_free_bytes=0),  # noqa: B008 - it is frozen
-        run: Run = inline,
+        run: DeferToThread = inline,
         disk: Disk | None = None,
         mountinfo: str = "",
     ) -> None:

@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from enum import Enum
 from pathlib import Path
 
@@ -152,22 +152,15 @@ def _contents(path: Path) -> set[str]:
 def _try_lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int | None:
     """The descriptor of a directory's lock, held; None if someone else has it, or the directory is gone."""
     lock = path / LOCK_NAME
-    try:
+    with suppress(BlockingIOError, FileNotFoundError), ExitStack() as unless_held:
         descriptor = os.open(lock, flags, 0o600)
-    except FileNotFoundError:
-        return None
-    try:
+        unless_held.callback(os.close, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Between our open and our flock the holder may have removed the directory, and a third one may have
         # made it again: only the lock of the file that has the name now counts.
         if os.path.samestat(os.fstat(descriptor), lock.stat()):
+            unless_held.pop_all()
             return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
     return None
 
 
@@ -273,13 +266,11 @@ class SpoolRoot:
         descriptor = _try_lock(path)
         if descriptor is None:
             return None
-        try:
+        with ExitStack() as unless_ours:
+            unless_ours.callback(os.close, descriptor)
             if self._take_over(path, descriptor):
+                unless_ours.pop_all()
                 return SpoolDirectory(path, descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
         self._warn_once(path, "it was made by another version, or for another Redis, prefix or queue")
         return None
 

@@ -28,18 +28,14 @@ _CLOSE_DEADLINE_S = 5.0
 _T = TypeVar("_T")
 
 
-class Door(Protocol):
-    """Where operators ask about a spool, as long as it is open."""
+class Closable(Protocol):
+    """Something that takes a while to close."""
 
-    def close(self) -> Coroutine[Any, Any, None]: ...
-
-
-#: Opens one for a spool and its drain; None where that cannot be.
-OpenDoor: TypeAlias = Callable[[Spool, Drain], Coroutine[Any, Any, Door | None]]
+    async def close(self) -> None: ...
 
 
-async def no_door(_spool: Spool, _drain: Drain) -> None:
-    """Nobody can ask."""
+#: Opens the socket on which operators ask about a spool and its drain; None where that cannot be.
+OpenControl: TypeAlias = Callable[[Spool, Drain], Coroutine[Any, Any, Closable | None]]
 
 
 @implementer(ISpool)
@@ -57,7 +53,7 @@ class SpoolService(Service):
         spools: Spools,
         make_drain: Callable[[ISpool], Drain],
         drain_deadline_s: float,
-        open_door: OpenDoor = no_door,
+        open_control: OpenControl,
     ) -> None:
         """``drain_deadline_s`` is how long the end may take to empty the spool."""
         self.drain = make_drain(self)
@@ -66,8 +62,8 @@ class SpoolService(Service):
         self._spools = spools
         self._make_drain = make_drain
         self._drain_deadline_s = drain_deadline_s
-        self._open_door = open_door
-        self._door: Door | None = None
+        self._open_control = open_control
+        self._control: Closable | None = None
         self._spool: Spool | None = None
         self._problem: str | None = None
         self._until_open: list[Deferred[None]] = []
@@ -116,18 +112,6 @@ class SpoolService(Service):
         """See `ISpool`."""
         return self._once_open(lambda spool: spool.bury(sequence, reason))
 
-    def check(self) -> Deferred[None]:
-        """See `ISpool`."""
-        return self._once_open(lambda spool: spool.check())
-
-    def expire_dead(self) -> Deferred[int]:
-        """See `ISpool`."""
-        return self._once_open(lambda spool: spool.expire_dead())
-
-    def close(self) -> Deferred[None]:
-        """See `ISpool`."""
-        return self._once_open(lambda spool: spool.close())
-
     def _once_open(self, operate: Callable[[Spool], Deferred[_T]]) -> Deferred[_T]:
         if self._spool is not None:
             return operate(self._spool)
@@ -167,10 +151,10 @@ class SpoolService(Service):
         except DeadlinePassed:
             self._log.info("{records} events stay in the spool", records=self.stats.records)
         self.drain.stop()
-        if self._door is not None:
-            await self._door.close()
+        if self._control is not None:
+            await self._control.close()
         try:
-            await self.close().addTimeout(_CLOSE_DEADLINE_S, self._clock)
+            await self._once_open(Spool.close).addTimeout(_CLOSE_DEADLINE_S, self._clock)
         except DeadlinePassed:
             # To wait for a thread that hangs in its disk would hang the reactor, too.
             self._log.error("the spool did not close in time")
@@ -208,7 +192,7 @@ class SpoolService(Service):
         for opened in waiting:
             opened.callback(None)
         if self._spool is not None:
-            self._door = await self._open_door(self._spool, self.drain)
+            self._control = await self._open_control(self._spool, self.drain)
 
     async def _adopt(self) -> None:
         """Drain a spool that a replica left behind, beside the live events of this one."""
@@ -221,14 +205,15 @@ class SpoolService(Service):
             records=orphan.stats.records,
         )
         drain = self._orphan_drain = self._make_drain(orphan)
-        door = await self._open_door(orphan, drain)
+        control = await self._open_control(orphan, drain)
         try:
             await drain.until_empty()
         finally:
             self._orphan_drain = None
-            if door is not None:
-                await door.close()
+            if control is not None:
+                await control.close()
             await orphan.close()
 
     async def _expire(self) -> None:
-        await self.expire_dead()
+        if self._spool is not None:
+            await self._spool.expire_dead()

@@ -41,8 +41,9 @@ from webhookd.spool.directory import (
     open_directory,
     socket_path,
 )
-from webhookd.spool.queue import Run, Spool
-from webhookd.spool.requests import DrainState, Question, Request
+from webhookd.spool.queue import DeferToThread, Spool
+from webhookd.spool.requests import DrainState, Query, SpoolRequest
+from webhookd.spool.salvage import beside
 from webhookd.spool.wal import reseal
 
 _OPEN_DEADLINE_S = 3.0
@@ -66,19 +67,19 @@ class Stopped:
     path: Path
     _directory: SpoolDirectory
     _connection: sqlite3.Connection
-    _run: Run
+    _defer_to_thread: DeferToThread
     _root: SpoolRoot
     _limits: SpoolLimits
     _spool: Spool | None = field(default=None, init=False)
     pid: None = field(default=None, init=False)
 
-    async def ask(self, request: Request) -> Any:
+    async def ask(self, request: SpoolRequest) -> Any:
         """What the spool says to a request.
 
         :raises Unreachable: it cannot be read, or written to.
         """
-        if self._spool is None and isinstance(request, Question):
-            return await self._run(partial(self._read, request))
+        if self._spool is None and isinstance(request, Query):
+            return await self._defer_to_thread(partial(self._answer, request))
         spool = self.spool()
         try:
             return await spool.do(request)
@@ -95,17 +96,16 @@ class Stopped:
                 raise Unreachable(f"{self.path}: it cannot be written to")
             self._connection.close()
             database = SpoolDatabase(self._directory.database, self._limits)
-            self._spool = Spool(self._directory, database, self._run, wall_clock_ms, self._limits)
+            self._spool = Spool(self._directory, database, self._defer_to_thread, wall_clock_ms, self._limits)
         return self._spool
 
     async def is_cut_off(self) -> bool:
         """Whether damage in its WAL hides what comes behind it, until a daemon opens it."""
-        return await self._run(self._has_damaged_wal)
+        return await self._defer_to_thread(self._has_damaged_wal)
 
     def _has_damaged_wal(self) -> bool:
         try:
-            database = self._directory.database
-            return reseal(database.with_name(f"{database.name}-wal").read_bytes()) is not None
+            return reseal(beside(self._directory.database, "-wal").read_bytes()) is not None
         except FileNotFoundError:
             return False
 
@@ -117,53 +117,21 @@ class Stopped:
             self._connection.close()
             self._directory.release()
 
-    def _read(self, question: Question) -> Any:
+    def _answer(self, query: Query) -> Any:
         try:
-            return question.answer(self._connection.execute)
+            return query.answer(self._connection)
         except sqlite3.Error as error:
             raise Unreadable(f"{self.path}: its file cannot be read: {error}") from None
 
 
-@frozen
-class Running:
-    """The spool of a daemon that runs, and answers for it."""
-
-    path: Path
-    pid: int
-    _socket: Socket
-
-    async def ask(self, request: Request) -> Any:
-        """What the spool says to a request.
-
-        :raises Unreachable: the daemon does not answer, or cannot.
-        """
-        answer = await self._socket.fetch("POST", "/", msgspec.json.encode(request))
-        return msgspec.json.decode(answer, type=request.answer_type)
-
-    async def wake_drain(self) -> None:
-        """Have its drain look now."""
-        await self._socket.fetch("POST", "/drain")
-
-    async def drain_state(self) -> DrainState:
-        """How its drain gets on."""
-        return await self._socket.drain_state()
-
-    async def is_cut_off(self) -> bool:
-        """See `Stopped`: a daemon has opened it."""
-        return False
-
-    async def close(self) -> None:
-        """Ask no more."""
-        self._socket.close()
-
-
 @implementer(IAgentEndpointFactory)
-class Socket:
-    """The socket in a replica's directory, for HTTP."""
+class Running:
+    """The spool of a daemon that runs, and answers for it on the socket in its directory."""
 
     def __init__(self, reactor: IReactor, path: Path) -> None:
+        self.path = path
+        self.pid = 0
         self._reactor = reactor
-        self._path = path
         self._directory_fd = open_directory(path)
         self._client = HTTPClient(Agent.usingEndpointFactory(reactor, self))
 
@@ -171,40 +139,54 @@ class Socket:
         """The same for each."""
         return UNIXClientEndpoint(self._reactor, socket_path(self._directory_fd), _ANSWER_DEADLINE_S)
 
-    async def fetch(self, method: str, path: str, body: bytes = b"") -> bytes:
-        """The body of an answer.
+    async def ask(self, request: SpoolRequest) -> Any:
+        """What the spool says to a request.
+
+        :raises Unreachable: the daemon does not answer, or cannot.
+        """
+        return msgspec.json.decode(
+            await self._fetch("POST", "/", msgspec.json.encode(request)), type=request.answer_type
+        )
+
+    async def wake_drain(self) -> None:
+        """Have its drain look now."""
+        await self._fetch("POST", "/drain")
+
+    async def drain_state(self) -> DrainState:
+        """Whose drain it is, and how it gets on.
 
         :raises Unreachable: the daemon does not answer, or cannot.
         :raises ConnectError: nobody listens.
         """
-        fetched = Deferred.fromCoroutine(self._fetch(method, path, body))
+        return msgspec.json.decode(await self._fetch("GET", "/drain"), type=DrainState)
+
+    async def is_cut_off(self) -> bool:
+        """See `Stopped`: a daemon has opened it."""
+        return False
+
+    async def close(self) -> None:
+        """Ask no more."""
+        os.close(self._directory_fd)
+
+    async def _fetch(self, method: str, path: str, body: bytes = b"") -> bytes:
+        fetched = Deferred.fromCoroutine(self._exchange(method, path, body))
         fetched.addTimeout(_ANSWER_DEADLINE_S, self._reactor, self._too_late)
         try:
             return await fetched
         except (ResponseFailed, ResponseNeverReceived):
-            raise Unreachable(f"{self._path}: the daemon ended meanwhile") from None
+            raise Unreachable(f"{self.path}: the daemon ended meanwhile") from None
 
-    def _too_late(self, _answer: bytes | Failure, deadline_s: float) -> Failure:
-        return Failure(
-            Unreachable(
-                f"{self._path}: the daemon has not answered for {deadline_s:.0f} s: its disk may hang"
-            )
-        )
-
-    async def _fetch(self, method: str, path: str, body: bytes) -> bytes:
+    async def _exchange(self, method: str, path: str, body: bytes) -> bytes:
         response = await self._client.request(method, f"http://spool{path}", data=body)
         content = await response.content()
         if response.code != 200:
-            raise Unreachable(f"{self._path}: {msgspec.json.decode(content)}")
+            raise Unreachable(f"{self.path}: {msgspec.json.decode(content)}")
         return content
 
-    async def drain_state(self) -> DrainState:
-        """Who listens, and how its drain gets on."""
-        return msgspec.json.decode(await self.fetch("GET", "/drain"), type=DrainState)
-
-    def close(self) -> None:
-        """Ask no more."""
-        os.close(self._directory_fd)
+    def _too_late(self, _answer: bytes | Failure, deadline_s: float) -> Failure:
+        return Failure(
+            Unreachable(f"{self.path}: the daemon has not answered for {deadline_s:.0f} s: its disk may hang")
+        )
 
 
 Replica: TypeAlias = Stopped | Running
@@ -216,7 +198,7 @@ class Replicas:
 
     root: SpoolRoot
     reactor: IReactor
-    _run: Run
+    _defer_to_thread: DeferToThread
     _limits: SpoolLimits
 
     def paths(self, wanted: str | None = None) -> Sequence[Path]:
@@ -262,7 +244,7 @@ class Replicas:
         end_s = time.monotonic() + _OPEN_DEADLINE_S
         while True:  # a daemon that starts has the lock before it listens
             try:
-                replica = await self._run(partial(self._take, path)) or await self._call(path)
+                replica = await self._defer_to_thread(partial(self._take, path)) or await self._call(path)
             except OSError as error:
                 raise Unreachable(f"{path}: {error.strerror or error}") from None
             if replica is not None:
@@ -280,18 +262,18 @@ class Replicas:
         except sqlite3.Error as error:
             directory.release()
             raise Unreadable(f"{path}: its file cannot be read: {error}") from None
-        return Stopped(path, directory, connection, self._run, self.root, self._limits)
+        return Stopped(path, directory, connection, self._defer_to_thread, self.root, self._limits)
 
     async def _call(self, path: Path) -> Running | None:
-        socket = Socket(self.reactor, path)
+        replica = Running(self.reactor, path)
         try:
-            return Running(path, (await socket.drain_state()).pid, socket)
-        except ConnectError:
-            socket.close()
-            return None
-        except BaseException:
-            socket.close()
+            replica.pid = (await replica.drain_state()).pid
+        except BaseException as error:
+            await replica.close()
+            if isinstance(error, ConnectError):
+                return None
             raise
+        return replica
 
 
 def _act_as_owner(path: Path) -> None:

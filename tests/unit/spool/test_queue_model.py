@@ -30,9 +30,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.spools import Disk, HeldBack, Replica, as_after_a_crash, make_job, numbers
 from webhookd.model import Outcome, Receipt, SpoolUnavailable
-from webhookd.spool.database import SpoolLimits, encode_record
+from webhookd.spool.database import SpoolLimits
 from webhookd.spool.queue import Spool
-from webhookd.spool.requests import ListRows, Requeue, Table
+from webhookd.spool.record import encode_record
+from webhookd.spool.requests import ListRecords, Requeue
+from webhookd.spool.schema import Table
 
 _T = TypeVar("_T")
 
@@ -137,7 +139,7 @@ class SpoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.dead)
     @rule()
     def requeue(self) -> None:
-        letter = self.result(self.spool.do(ListRows(Table.DEAD, limit=1)))[0]
+        letter = self.result(self.spool.do(ListRecords(Table.DEAD, limit=1)))[0]
         assert letter.job_id == make_job(self.dead[0]).id
         assert self.result(self.spool.do(Requeue([letter.sequence]))) == 1
         number = self.dead.pop(0)
