@@ -1,8 +1,8 @@
 """The file of a spool: an SQLite database that is written in groups, and that outlives damage.
 
 Everything here blocks and belongs to one thread. The holder of the directory's lock is the only user of
-the file, so SQLite takes its own lock for good (``locking_mode=EXCLUSIVE``): there is no shared memory
-to map, and nobody else can get in between.
+the file, so SQLite keeps its own lock (``locking_mode=EXCLUSIVE``): it needs no shared memory, and no other
+process can write in between.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from webhookd.model import Job, Outcome, Receipt, SpoolRecord, SpoolStats, Spool
 from webhookd.spool.record import CorruptRecord, decode_record
 from webhookd.spool.salvage import (
     Damage,
-    beside,
     check_structure,
     keep_evidence,
     lenient_text,
     make_database,
     primary_code,
+    sibling,
     write_again,
 )
 from webhookd.spool.schema import COUNT_TOTALS, SCHEMA, Table, in_table
@@ -52,13 +52,13 @@ coalesce((SELECT max(sequence) FROM corrupt), 0))
 _IS_EMPTY = """
 SELECT NOT (EXISTS (SELECT 1 FROM live) OR EXISTS (SELECT 1 FROM dead) OR EXISTS (SELECT 1 FROM corrupt))
 """
-# An empty spool gives its room back in bites of 16 MiB, a tenth of a second each, one with each group.
+# An empty spool frees 16 MiB of disk space after each group, which takes a tenth of a second.
 _TIDY = "PRAGMA incremental_vacuum(4096); PRAGMA wal_checkpoint(TRUNCATE);"
 _LARGE_RECORD_BYTES = 65_536
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 EMPTY = SpoolStats(records=0, bytes=0, oldest_received_at_ms=None, dead_records=0, corrupt_records=0)
-#: Something to do inside a group's transaction; raises `SpoolUnavailable` to fail alone.
+#: One operation of a group, inside its transaction; raises `SpoolUnavailable` to fail alone.
 Operation: TypeAlias = "Callable[[SpoolDatabase], Any]"
 
 _log = Logger()
@@ -66,11 +66,11 @@ _log = Logger()
 
 @frozen
 class SpoolLimits:
-    """How much a spool may hold.
+    """The limits of a spool.
 
-    ``max_bytes`` bounds the live records; ``min_free_bytes`` of the disk are left free for everyone else, and
-    for the WAL to be written back; ``max_waiting`` bounds the appends that wait for the disk, and so their
-    delay; dead letters and corrupt records are deleted when they are older than ``dead_max_age_ms``.
+    ``max_bytes`` limits the live records. ``min_free_bytes`` of the disk stay free for other programs, and
+    for writing the WAL back. ``max_waiting`` limits the appends that wait for the disk, and so their delay.
+    Dead letters and corrupt records are deleted when they are older than ``dead_max_age_ms``.
     """
 
     max_bytes: int = 1 << 30
@@ -80,26 +80,26 @@ class SpoolLimits:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open an SQLite file with explicit transactions, for whichever one thread uses it."""
+    """Open an SQLite file with explicit transactions, for use by one thread, which may be another one."""
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
 
 
 def connect_to_read(path: Path) -> sqlite3.Connection:
-    """Open a spool's file, with what its WAL holds, and change neither: no repair, no writing back.
+    """Open a spool's file and its WAL for reading, and change neither: no repair, no writing back.
 
-    The caller holds the directory's lock. SQLite would lock the file itself, and map shared memory from a
-    file beside it: both need a right to write, and who is alone needs neither.
+    The caller must hold the directory's lock. By itself SQLite would lock the file, and map shared memory
+    from another one. Both need permission to write, and the only user of the file needs neither.
 
-    :raises sqlite3.Error: it cannot be read.
+    :raises sqlite3.Error: the file is unreadable.
     """
     if not path.exists():
-        if beside(path, ".old").exists():
+        if sibling(path, ".old").exists():
             raise Damage("its repair was cut short")
         connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        connection.executescript(SCHEMA)  # a replica that ended before it began
+        connection.executescript(SCHEMA)  # the replica ended before it made its file
         return connection
-    # Without locks a WAL is read, and made where there is none; with "immutable" it is neither.
-    how = "vfs=unix-none" if beside(path, "-wal").exists() else "immutable=1"
+    # Without locks, SQLite reads the WAL, and creates a missing one; with "immutable" it does neither.
+    how = "vfs=unix-none" if sibling(path, "-wal").exists() else "immutable=1"
     uri = f"file:{quote(str(path))}?mode=ro&{how}"
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
     connection.text_factory = lenient_text
@@ -108,16 +108,16 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
 
 
 def free_disk_bytes(path: Path) -> int:
-    """How much an ordinary user may still write to a path's file system."""
+    """Return the bytes that an ordinary user may still write to the file system of a path."""
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
 
 
 @define
 class SpoolDatabase:
-    """The records of one spool, in an SQLite file that is opened when needed, and again after it failed.
+    """The records of one spool, in an SQLite file that is opened when needed, and again after a failure.
 
-    The methods below `commit` may be called by its operations only.
+    Only operations that run in `commit` may call the methods from `append` to `open`.
     """
 
     _path: Path
@@ -128,25 +128,26 @@ class SpoolDatabase:
     _records: Counter[Table] = field(factory=Counter, init=False)
     _live_bytes: int = field(default=0, init=False)
     _damaged: bool = field(default=False, init=False)
-    _untidy: bool = field(default=True, init=False)  # there may be something to give back
-    # One more than the highest sequence ever given out. It survives a reopening, because a drain may still
-    # hold sequences from before; it need not survive the process, because nobody else holds any.
+    _untidy: bool = field(default=True, init=False)  # there may be disk space to free
+    # One more than the highest sequence ever used. It survives reopening the file, because a drain may still
+    # hold earlier sequences. It need not survive the process, because no other process holds any.
     _next_sequence: int = field(default=1, init=False)
     _room_bytes: int = field(default=0, init=False)
-    # What was last refused for want of room. There is none as long as there is none for that; but one huge
-    # record must not speak for all.
+    # Size of the last record refused for lack of space, up to a limit: one huge record must not decide for
+    # all. The spool is full until there is room for this.
     _wanted_bytes: int = field(default=1, init=False)
 
     def commit(self, operations: Sequence[Operation]) -> tuple[list[Any], SpoolStats]:
-        """Run operations in one transaction, and return their results once it is on disk.
+        """Run operations in one transaction; return their results, and the stats, once it is on disk.
 
         The result of an operation that failed alone is its `SpoolUnavailable`.
 
-        :raises SpoolUnavailable: nothing of it counts. Its rows may be there after all once the file is open
-            again (SQLite may have failed after its last write); nobody was told so, and ids stay unique.
+        :raises SpoolUnavailable: none of the operations counts. Their rows may be there after all when the
+            file is open again (SQLite may have failed after its last write). No sender got an answer, and
+            ids stay unique.
         """
         failure: Exception
-        for _ in range(2):  # again, if the file was found damaged: then a new one takes its place
+        for _ in range(2):  # if the file is damaged, a new one replaces it
             try:
                 return self._transact(operations)
             except (sqlite3.Error, OSError) as error:
@@ -159,18 +160,18 @@ class SpoolDatabase:
         raise SpoolUnavailable(reason) from failure
 
     def close(self) -> bool:
-        """Write the WAL back and close the file; true if the file is known to hold nothing any more."""
+        """Write the WAL back and close the file; return whether the spool is known to be empty."""
         is_empty = False
         if self._connection is not None:
             with suppress(sqlite3.Error):
                 (is_empty,) = self._connection.execute(_IS_EMPTY).fetchone()
         self._abandon()
-        return bool(is_empty) and not beside(self._path, "-wal").exists()
+        return bool(is_empty) and not sibling(self._path, "-wal").exists()
 
     # -- operations
 
     def append(self, job: Job, record: bytes) -> Receipt:
-        """Put a job at the end, unless it is in already, or there is no room."""
+        """Add a job at the end, unless the spool holds it already, or has no room."""
         problem = self._why_full(len(record))
         if problem is not None:
             if self._holds(job):
@@ -185,7 +186,7 @@ class SpoolDatabase:
         return Receipt(Outcome.SPOOLED, job.id, job.name)
 
     def first(self, limit: int, max_bytes: int, now_ms: int) -> list[SpoolRecord]:
-        """The oldest records; corrupt ones on the way are set aside."""
+        """Read the oldest records, and set aside the corrupt ones among them."""
         found: list[SpoolRecord] = []
         corrupt: list[tuple[int, str]] = []
         size = 0
@@ -198,14 +199,14 @@ class SpoolDatabase:
                 found.append(SpoolRecord(sequence, decode_record(record)))
             except CorruptRecord as error:
                 corrupt.append((sequence, str(error)))
-        rows.close()  # it must not read on while rows are deleted
+        rows.close()  # an open cursor must not read while rows are deleted
         for sequence, reason in corrupt:
             _log.error("spool record {sequence} is corrupt: {reason}", sequence=sequence, reason=reason)
             self.set_aside(Table.CORRUPT, sequence, reason, now_ms)
         return found
 
     def delete(self, table: Table, sequences: Sequence[int]) -> int:
-        """Delete records of a table, and return how many there were."""
+        """Delete records of a table; return the number of those found."""
         connection, statement = self.open(), in_table(table, _DELETE)
         sizes = [size for sequence in sequences for (size,) in connection.execute(statement, (sequence,))]
         self._untidy = True
@@ -220,9 +221,9 @@ class SpoolDatabase:
         self._records[table] += self.delete(Table.LIVE, [sequence])
 
     def requeue_dead(self, sequences: Sequence[int]) -> int:
-        """Put dead letters at the end of the queue, and return how many there were.
+        """Move dead letters to the end of the queue; return the number of those found.
 
-        One whose job has come in again meanwhile is dropped: the job is in the queue.
+        If the queue holds the job of a dead letter again, the dead letter is only deleted.
         """
         for sequence in sequences:
             for (size,) in self.open().execute(_REQUEUE, (self._next_sequence, sequence)).fetchall():
@@ -230,23 +231,23 @@ class SpoolDatabase:
         return self.delete(Table.DEAD, sequences)
 
     def expire_dead(self, now_ms: int) -> None:
-        """Delete dead letters and corrupt records that are past their age."""
+        """Delete dead letters and corrupt records that are older than the limit."""
         before_ms = now_ms - self._limits.dead_max_age_ms
         for table in (Table.DEAD, Table.CORRUPT):
             self._records[table] -= self.open().execute(in_table(table, _EXPIRE), (before_ms,)).rowcount
 
     def check(self, now_ms: int) -> None:
-        """Write something, to see whether the disk takes it."""
+        """Write something, to test the disk."""
         problem = self._why_full(self._wanted_bytes)
         if problem is not None:
             raise SpoolUnavailable(problem)
         self.open().execute("UPDATE totals SET checked_at_ms = ?", (now_ms,))
 
     def open(self) -> sqlite3.Connection:
-        """The connection to the file; opens it if it is not open, and replaces it if it is damaged."""
+        """Return the connection to the file; open the file first if necessary, and replace a damaged one."""
         if self._connection is None:
             if self._path.exists():
-                keep_evidence(self._path)  # after a crash just before that
+                keep_evidence(self._path)  # if a crash prevented it
             if self._damaged or not self._path.exists():
                 make_database(self._path, self._connect)
                 self._damaged = False
@@ -256,7 +257,7 @@ class SpoolDatabase:
     # -- inside a transaction
 
     def _transact(self, operations: Sequence[Operation]) -> tuple[list[Any], SpoolStats]:
-        """Do what `commit` does; after a failure, the file must be opened again."""
+        """Do what `commit` does, once; after a failure, the file must be opened again."""
         connection = self.open()
         before = self._totals()
         connection.execute("BEGIN IMMEDIATE")
@@ -265,9 +266,9 @@ class SpoolDatabase:
         if self._totals() != before:
             connection.execute(_SET_TOTALS, self._totals())
         stats = self._take_stats(connection)
-        # A crash before the end of this: nobody was told, and the group is there whole or not at all.
+        # Crash window, before this ends: no sender has an answer, and the group is there whole or not at all.
         connection.execute("COMMIT")
-        # A crash from here on: the group is there, and its senders will send it again.
+        # Crash window, from here on: the group is there, and its senders may send it again.
         if self._untidy and not stats.records:
             self._tidy(connection)
         return results, stats
@@ -303,7 +304,7 @@ class SpoolDatabase:
         return self.open().execute(query, (job.queue, job.id)).fetchone() is not None
 
     def _added(self, size: int) -> None:
-        """Count a record that was put at the end."""
+        """Count a record that was added at the end."""
         self._next_sequence += 1
         self._records[Table.LIVE] += 1
         self._live_bytes += size
@@ -330,11 +331,11 @@ class SpoolDatabase:
         return connection
 
     def _take_stock(self, connection: sqlite3.Connection) -> None:
-        """See what the file holds, by its totals; they are made anew where they cannot be true."""
+        """Read the totals of the file, and count them again if they cannot be true."""
         totals = connection.execute(_GET_TOTALS).fetchone()
         if totals is None:
             raise Damage("totals are missing")
-        if totals[:1] != connection.execute("SELECT count(*) FROM live").fetchone():  # by its index: small
+        if totals[:1] != connection.execute("SELECT count(*) FROM live").fetchone():  # reads a small index
             connection.execute(COUNT_TOTALS)
             totals = connection.execute(_GET_TOTALS).fetchone()
         records, self._live_bytes, dead, corrupt = totals
@@ -343,18 +344,18 @@ class SpoolDatabase:
         self._next_sequence = max(self._next_sequence, highest + 1)
 
     def _tidy(self, connection: sqlite3.Connection) -> None:
-        """Give the room of an empty spool back; the WAL's old frames still hold what was removed."""
+        """Free the disk space of an empty spool, and empty the WAL, whose old frames hold removed records."""
         try:
             connection.executescript(_TIDY)
             (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
             self._untidy = free_pages > 0
         except sqlite3.Error as error:
-            self._give_up(error)  # the group itself is on disk
+            self._give_up(error)  # the group itself is safe on disk
 
     def _give_up(self, error: sqlite3.Error | OSError) -> str:
-        """Close the file, so that the next group opens it again, and return what is wrong.
+        """Close the file, so that the next group opens it again; return the problem.
 
-        On a full disk this makes room: the WAL, written back, is deleted.
+        On a full disk this makes room: SQLite writes the WAL back and deletes it.
         """
         self._abandon()
         if isinstance(error, OSError):
@@ -365,10 +366,10 @@ class SpoolDatabase:
         return "disk full" if primary_code(error) == sqlite3.SQLITE_FULL else f"broken: {error}"
 
     def _abandon(self) -> None:
-        """Close the connection, and forget what was not committed.
+        """Close the connection, and drop what was not committed.
 
-        SQLite then writes the WAL back up to the last commit that worked, and not what a failed fsync
-        left behind it; if it cannot, the WAL stays for `write_again`.
+        SQLite then writes the WAL back up to the last successful commit, without what a failed fsync
+        left after it. If that fails, the WAL stays for `write_again`.
         """
         connection, self._connection = self._connection, None
         if connection is not None:

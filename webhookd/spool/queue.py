@@ -1,4 +1,4 @@
-"""A spool as others use it: operations that wait for the thread, committed in groups."""
+"""The spool as other modules use it: operations wait for the thread, and are committed in groups."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _log = Logger()
 
 
 class DeferToThread(Protocol):
-    """Runs blocking work somewhere, one piece after the other, and fires with its result."""
+    """Runs blocking work, one piece after another; the Deferred fires with the result."""
 
     def __call__(self, work: Callable[[], _T], /) -> Deferred[_T]: ...
 
 
 class SpoolThread:
-    """The one thread in which spools do their work; a `DeferToThread`."""
+    """The one thread in which all spools work; a `DeferToThread`."""
 
     def __init__(self, reactor: IReactorFromThreads) -> None:
         self._reactor = reactor
@@ -44,20 +44,19 @@ class SpoolThread:
         self._pool.start()
 
     def stop(self) -> None:
-        """Wait for the thread to end; after the spools are closed, that is at once."""
+        """Wait until the thread ends, which is at once if the spools are closed."""
         self._pool.stop()
 
     def __call__(self, work: Callable[[], _T], /) -> Deferred[_T]:
-        """Do some work after what was handed in before."""
         return deferToThreadPool(self._reactor, self._pool, work)
 
 
 @implementer(ISpool)
 @define(eq=False)
 class Spool:
-    """A spool in a directory that is ours; see `Spools`.
+    """A spool in a directory that this process holds; see `Spools`.
 
-    Cancelling a Deferred of it does not take back what was asked for.
+    Cancelling one of its Deferreds does not withdraw the operation.
     """
 
     directory: SpoolDirectory
@@ -73,14 +72,12 @@ class Spool:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no record is in it or on its way; see `ISpool`."""
         return self.stats.records == 0 and self._appends == 0
 
     def until_open(self) -> None:
-        """It is open; see `ISpool.until_open`."""
+        """Return None: it is open."""
 
     def append(self, job: Job) -> Deferred[Receipt]:
-        """Put a job at the end; see `ISpool.append`."""
         if len(self._waiting) >= self._limits.max_waiting:
             return fail(SpoolUnavailable("busy"))
         self._appends += 1
@@ -88,40 +85,36 @@ class Spool:
         return self.do(lambda database: database.append(job, record)).addBoth(self._append_ended)
 
     def first(self, limit: int, max_bytes: int) -> Deferred[Sequence[SpoolRecord]]:
-        """Read the oldest records; see `ISpool.first`."""
         return self.do(lambda database: database.first(limit, max_bytes, self._now_ms()))
 
     def remove(self, sequences: Sequence[int]) -> Deferred[None]:
-        """Forget records; see `ISpool.remove`."""
         return self.do(lambda database: database.delete(Table.LIVE, sequences))
 
     def bury(self, sequence: int, reason: str) -> Deferred[None]:
-        """Move a record to the dead letters; see `ISpool.bury`."""
         return self.do(lambda database: database.set_aside(Table.DEAD, sequence, reason, self._now_ms()))
 
     def check(self) -> Deferred[None]:
-        """Write something and fsync it; fails with `SpoolUnavailable` where no append can."""
+        """Write something and fsync it; fails with `SpoolUnavailable` if an append would fail."""
         return self.do(lambda database: database.check(self._now_ms()))
 
     def expire_dead(self) -> Deferred[None]:
-        """Delete dead letters and corrupt records past their age."""
+        """Delete dead letters and corrupt records that are older than the limit."""
         return self.do(lambda database: database.expire_dead(self._now_ms()))
 
     def do(self, operation: Operation) -> Deferred[Any]:
-        """Run an operation on the database with the next group; fires with its result."""
+        """Run an operation on the database, with the next group; fires with its result."""
         if self._is_closed:
             return fail(SpoolUnavailable("closed"))
         result: Deferred[Any] = Deferred()
         self._waiting.append((operation, result))
-        if len(self._waiting) == 1:  # those that follow until the thread is free are of its group
+        if len(self._waiting) == 1:  # later operations join its group, until the thread is free
             Deferred.fromCoroutine(self._write())
         return result
 
     def close(self) -> Deferred[None]:
-        """Finish what waits, write the WAL back, close the file and release the directory.
+        """Finish what waits, write the WAL back, close the file, and release the directory.
 
-        A directory that holds nothing any more is removed. From now on everything fails with
-        `SpoolUnavailable`.
+        A directory that holds nothing is removed. All later operations fail with `SpoolUnavailable`.
         """
         if self._is_closed:
             return fail(SpoolUnavailable("closed"))
@@ -144,7 +137,7 @@ class Spool:
             group, self._waiting = self._waiting, []
             try:
                 results = await self._commit([operation for operation, _ in group])
-            except Exception as error:  # noqa: BLE001 - whatever it was, nobody may wait for ever
+            except Exception as error:  # noqa: BLE001 - a defect, too: no caller may wait forever
                 results = [error] * len(group)
             for (_, waiter), result in zip(group, results, strict=True):
                 if isinstance(result, Exception):
@@ -174,7 +167,7 @@ class Spool:
 
 @define(eq=False)
 class Spools:
-    """The spools below one root: this replica's own, and those that others left behind."""
+    """The spools below one root: this replica's own, and those that other replicas left."""
 
     _root: SpoolRoot
     _defer_to_thread: DeferToThread
@@ -183,20 +176,20 @@ class Spools:
     _make_database: Callable[[Path, SpoolLimits], SpoolDatabase] = SpoolDatabase
 
     def open_own(self) -> Deferred[Spool]:
-        """Take a directory, an orphan before a new one, and open its spool.
+        """Take a directory, an orphan if there is one, and open its spool.
 
-        Fires with a spool that may have a problem (see its ``stats``), and heals when the disk does. Fails
-        with `ConfigError` where a spool can never be, and with `SpoolUnavailable` where no directory can be
-        had now.
+        Fires with a spool that may have a problem (see its ``stats``), and that recovers when the disk does.
+        Fails with `ConfigError` if no spool can ever be below the root, and with `SpoolUnavailable` if no
+        directory is available now.
         """
         return Deferred.fromCoroutine(self._open_own())
 
     def claim_orphan(self) -> Deferred[Spool | None]:
-        """Take the next directory with our label that nobody holds, and that has records to drain.
+        """Take the next directory that has our label, a free lock, and records to drain.
 
-        Fires with its opened spool, or with None; fails with `SpoolUnavailable` where the disk does. The
-        caller drains it and closes it, which removes the directory if it is empty then. A directory that
-        holds nothing but dead letters is left where it is; those of them that are past their age are deleted.
+        Fires with its opened spool, or with None. Fails with `SpoolUnavailable` if the disk fails. The caller
+        drains the spool and closes it, which removes the directory if it is empty. A directory that holds
+        only dead letters stays; those that are older than the limit are deleted.
         """
         return Deferred.fromCoroutine(self._claim_orphan())
 

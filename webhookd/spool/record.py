@@ -1,7 +1,8 @@
 """The bytes of one record on disk: a job, with a checksum over all of it.
 
-A record is ``crc32 of the rest | version | length of header | length of options | header | options | data``,
-with the job's small values in the header as JSON. It stands alone, whatever becomes of the table around it.
+A record is ``crc32 of the rest | version | length of header | length of options | header | options | data``.
+The header is JSON, with the job's small values. A record is complete in itself: it can be read without the
+table around it.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ _HEAD = struct.Struct(">BII")
 
 
 class CorruptRecord(ValueError):
-    """A record is not what was written."""
+    """A record differs from what was written."""
 
 
 def encode_record(job: Job) -> bytes:
-    """Encode a job for the disk, with all that it is made of."""
+    """Encode a job, with all of its values, for the disk."""
     values = asdict(job)
     del values["options"], values["data"]
     header = json.dumps(values).encode()
@@ -34,7 +35,7 @@ def encode_record(job: Job) -> bytes:
 
 
 def decode_record(record: bytes) -> Job:
-    """Decode what `encode_record` made.
+    """Decode what `encode_record` returned.
 
     :raises CorruptRecord: the checksum, the version or the content is wrong.
     """

@@ -1,8 +1,9 @@
-"""What an operator may ask of a spool, as values: each is an operation on its database.
+"""The requests of the operator's command to a spool: values, and operations on its database.
 
-A spool in this process gets them as they are; a running daemon gets them as JSON, on the socket in its
-spool's directory (``control.py``). Either way the same code answers. Each takes a few milliseconds, so that
-events that arrive meanwhile do not wait: whoever wants more asks again, from behind the last sequence.
+A spool in this process runs them as they are. A running daemon receives them as JSON, on the socket in the
+directory of its spool (`webhookd.spool.control`). The same code answers both. Each request takes a few
+milliseconds, so that arriving events do not wait. For more records, the client asks again, from the last
+sequence on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from webhookd.spool.schema import Table, in_table
 
 PAGE = 500
 _PAGE_BYTES = 1_048_576
-#: About 0.1 s of a disk's time, and a fifth of that where the file is in memory.
+#: Checking this much takes a disk about 0.1 s, and a fifth of that if the file is in memory.
 _MAX_CHECKED_BYTES = 33_554_432
 
 _TOTALS = """
@@ -30,7 +31,7 @@ coalesce((SELECT max(sequence) FROM corrupt), 0) FROM totals
 _RECORDS = """
 SELECT sequence, CAST(coalesce(queue, '') AS TEXT), CAST(coalesce(job_id, '') AS TEXT),
 CAST(coalesce(received_at_ms, 0) AS INTEGER), coalesce(length(record), 0), $aside,
-CAST(coalesce($record, '') AS BLOB) FROM $table WHERE sequence > ? ORDER BY sequence LIMIT ?
+CAST(coalesce($content, '') AS BLOB) FROM $table WHERE sequence > ? ORDER BY sequence LIMIT ?
 """
 _ASIDE = "CAST(coalesce(reason, '') AS TEXT), CAST(coalesce(set_aside_at_ms, 0) AS INTEGER)"
 
@@ -39,10 +40,10 @@ Sequences: TypeAlias = Annotated[list[int], Meta(max_length=PAGE)]
 
 
 class Totals(Struct):
-    """What a spool holds.
+    """The totals of a spool.
 
-    ``bytes`` and ``oldest_received_at_ms`` are of the live records. ``last`` is the highest sequence of each
-    table, or 0.
+    ``bytes`` and ``oldest_received_at_ms`` describe the live records. ``last`` is the highest sequence of
+    each table, or 0.
     """
 
     bytes: int
@@ -52,9 +53,10 @@ class Totals(Struct):
 
 
 class StoredRecord(Struct):
-    """One record as its table has it; ``content`` is what was written, where it was asked for.
+    """One record as its table holds it.
 
-    ``reason`` and ``set_aside_at_ms`` are None for live records.
+    ``content`` is the encoded record, or empty if it was not requested. ``reason`` and ``set_aside_at_ms``
+    are None for live records.
     """
 
     sequence: int
@@ -68,7 +70,11 @@ class StoredRecord(Struct):
 
 
 class DrainState(Struct):
-    """Whose drain it is, how many records the spool holds, and why they do not get less; None if they do."""
+    """The state of a drain.
+
+    ``pid`` is the process that drains, ``records`` the number of records left, and ``problem`` the reason why
+    the drain waits, or None.
+    """
 
     pid: int
     records: int
@@ -76,35 +82,34 @@ class DrainState(Struct):
 
 
 class Query(Struct, tag=True):
-    """Something that changes nothing. ``answer_type`` is what it returns."""
+    """A request that changes nothing; ``answer_type`` is the type of its answer."""
 
     answer_type: ClassVar[Any]
 
     def answer(self, connection: sqlite3.Connection) -> Any:
-        """The answer, by SELECTs alone."""
+        """Return the answer; only read."""
         raise NotImplementedError
 
     def __call__(self, database: SpoolDatabase) -> Any:
-        """Do it as an operation of a spool."""
+        """Run as an operation of a spool."""
         return self.answer(database.open())
 
 
 class GetTotals(Query):
-    """How much it holds."""
+    """A query for the totals."""
 
     answer_type: ClassVar[Any] = Totals
 
     def answer(self, connection: sqlite3.Connection) -> Totals:
-        """By the totals that each transaction keeps; to count would take long."""
         size_bytes, oldest_received_at_ms, *counts = connection.execute(_TOTALS).fetchone()
         records, last = (dict(zip(Table, part, strict=True)) for part in (counts[:3], counts[3:]))
         return Totals(size_bytes, oldest_received_at_ms, records, last)
 
 
 class ListRecords(Query):
-    """The records of a table behind a sequence, in their order.
+    """A query for the records of a table after a sequence, in order.
 
-    With their content it is up to 1 MiB of that, but for the first.
+    If their content is requested, the answer has at most 1 MiB of it, unless the first record alone has more.
     """
 
     table: Table
@@ -115,11 +120,9 @@ class ListRecords(Query):
     answer_type: ClassVar[Any] = list[StoredRecord]
 
     def answer(self, connection: sqlite3.Connection) -> list[StoredRecord]:
-        """Up to ``limit`` of them."""
-        statement = in_table(self.table, _RECORDS).replace(
-            "$record", "record" if self.with_content else "x''"
-        )
-        statement = statement.replace("$aside", "NULL, NULL" if self.table is Table.LIVE else _ASIDE)
+        content = "record" if self.with_content else "x''"
+        aside = "NULL, NULL" if self.table is Table.LIVE else _ASIDE
+        statement = in_table(self.table, _RECORDS).replace("$content", content).replace("$aside", aside)
         found: list[StoredRecord] = []
         content_bytes = 0
         with closing(connection.execute(statement, (self.after, self.limit))) as rows:
@@ -133,9 +136,9 @@ class ListRecords(Query):
 
 
 class CheckFile(Query):
-    """What is wrong with the structure of the file; None where it is so large that to look would take long.
+    """A query for the defects in the structure of the file; None if it is too large to check quickly.
 
-    With ``full`` it is looked at anyway: nobody waits for a stopped replica's.
+    With ``full``, a large file is checked, too: no event waits for the file of a stopped replica.
     """
 
     full: bool = False
@@ -143,7 +146,6 @@ class CheckFile(Query):
     answer_type: ClassVar[Any] = list[str] | None
 
     def answer(self, connection: sqlite3.Connection) -> list[str] | None:
-        """By SQLite's own check."""
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
         if pages * page_bytes > _MAX_CHECKED_BYTES and not self.full:
@@ -152,19 +154,18 @@ class CheckFile(Query):
 
 
 class Requeue(Struct, tag=True):
-    """Put dead letters at the end of the queue again, beyond any bound; answers how many there were."""
+    """Move dead letters to the end of the queue, beyond its limits, too; the answer is the number moved."""
 
     sequences: Sequences
 
     answer_type: ClassVar[Any] = int
 
     def __call__(self, database: SpoolDatabase) -> int:
-        """Do it as an operation of a spool."""
         return database.requeue_dead(self.sequences)
 
 
 class Purge(Struct, tag=True):
-    """Delete records for good; answers how many there were."""
+    """Delete records for good; the answer is the number deleted."""
 
     table: Table
     sequences: Sequences
@@ -172,9 +173,8 @@ class Purge(Struct, tag=True):
     answer_type: ClassVar[Any] = int
 
     def __call__(self, database: SpoolDatabase) -> int:
-        """Do it as an operation of a spool."""
         return database.delete(self.table, self.sequences)
 
 
-#: All of them: what the socket takes.
+#: The requests that the socket accepts.
 SpoolRequest: TypeAlias = GetTotals | ListRecords | CheckFile | Requeue | Purge

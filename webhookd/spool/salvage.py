@@ -1,14 +1,14 @@
-"""What becomes of a spool's file that is damaged, and how a new one is made.
+"""The making of a spool's file, and the repair of a damaged one.
 
-A file that is damaged as a whole (not SQLite's, or its structure is broken) is replaced in steps. After a
-crash between any two of them, the next opening continues:
+If a file is damaged as a whole (it is not SQLite's, or its structure is broken), a new one replaces it. After
+a crash between any two of these steps, the next opening continues:
 
 1. the database and its WAL are renamed to ``*.old``;
 2. ``*.new`` is built, with every row of ``*.old`` that can still be read;
 3. ``*.new`` is renamed to the database's name;
 4. ``*.old`` is renamed to ``*.corrupt-<n>``, and stays until an operator has looked at it.
 
-A first start is steps 2 and 3, with nothing to carry over. So an empty file is never a young one: it is
+A first start is steps 2 and 3, with nothing to carry over. So an empty file is never a new one: it is
 damaged too.
 """
 
@@ -29,51 +29,54 @@ from webhookd.spool.directory import fsync_directory
 from webhookd.spool.schema import COUNT_TOTALS, SCHEMA, Table, in_table
 from webhookd.spool.wal import reseal
 
-# A row at a time, from either end: Python's cursors read one row ahead, and lose the row before one that
+# One row per query, from either end: Python's cursors read one row ahead, and lose the row before one that
 # cannot be read.
 _NEXT_ROW = "SELECT * FROM $table WHERE sequence >= ? ORDER BY sequence LIMIT 1"
 _PREVIOUS_ROW = "SELECT * FROM $table WHERE sequence <= ? ORDER BY sequence DESC LIMIT 1"
 _INSERT = "INSERT OR IGNORE INTO $table VALUES ($values)"
-# After so many sequences in a row that cannot be read, a salvage takes the rest of the way for lost.
-_PATIENCE = 20_000
+# After this many unreadable sequences in a row, the rest in this direction is given up.
+_MAX_FAILURES = 20_000
 _FILES = ("", "-wal", "-journal")  # of one database
 
 _log = Logger()
 
 
 class Damage(sqlite3.DatabaseError):
-    """The structure of a file is broken, by our own finding."""
+    """A broken structure of a file that webhookd found, not SQLite."""
 
     sqlite_errorcode = sqlite3.SQLITE_CORRUPT
 
 
 def primary_code(error: sqlite3.Error) -> int:
-    """The primary result code of an SQLite error; 0 where it is one of the sqlite3 module itself."""
+    """Return the primary result code of an SQLite error; 0 if the sqlite3 module itself raised it."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def lenient_text(text: bytes) -> str:
-    """Text columns are for look-up and for people; a flipped bit in one must not hide its row."""
+    """Decode a text column.
+
+    These columns serve look-ups and people, so a flipped bit in one must not hide its row.
+    """
     return text.decode(errors="replace")
 
 
-def beside(path: Path, suffix: str) -> Path:
-    """A file next to another one, with a longer name."""
+def sibling(path: Path, suffix: str) -> Path:
+    """Return the path of a file in the same directory, with ``suffix`` added to the name."""
     return path.with_name(path.name + suffix)
 
 
 def make_database(path: Path, connect: Callable[[Path], sqlite3.Connection]) -> None:
-    """Put a new database in place; see the steps at the top of this module."""
-    old, new = beside(path, ".old"), beside(path, ".new")
+    """Put a new database in place, by the steps at the top of this module."""
+    old, new = sibling(path, ".old"), sibling(path, ".new")
     for suffix in _FILES:
         with suppress(FileNotFoundError):
-            beside(path, suffix).rename(beside(old, suffix))
-        beside(new, suffix).unlink(missing_ok=True)
+            sibling(path, suffix).rename(sibling(old, suffix))
+        sibling(new, suffix).unlink(missing_ok=True)
     os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    new.chmod(0o600)  # whatever the umask took away; the WAL gets the same mode from SQLite
+    new.chmod(0o600)  # despite the umask; SQLite gives the WAL the same mode
     with closing(connect(new)) as connection:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        connection.execute("PRAGMA journal_mode = MEMORY")  # it counts only when it has its name
+        connection.execute("PRAGMA journal_mode = MEMORY")  # a crash before the renaming loses nothing
         connection.executescript(SCHEMA)
         if old.exists():
             carried = _carry_over(old, connection)
@@ -86,30 +89,30 @@ def make_database(path: Path, connect: Callable[[Path], sqlite3.Connection]) -> 
 
 
 def keep_evidence(path: Path) -> None:
-    """Do the last step, if a damaged database was replaced: give that the name that it keeps."""
-    old = beside(path, ".old")
-    if not any(beside(old, suffix).exists() for suffix in _FILES):
+    """Do step 4, if a damaged database was replaced."""
+    old = sibling(path, ".old")
+    if not any(sibling(old, suffix).exists() for suffix in _FILES):
         return
-    beside(old, "-shm").unlink(missing_ok=True)  # SQLite's index of the WAL, made for the salvage
+    sibling(old, "-shm").unlink(missing_ok=True)  # SQLite's index of the WAL, from reading the old file
     kept = _name_for_evidence(path)
-    # The main file goes last: as long as it is there, this is done again.
+    # The main file goes last: while it is there, the next opening repeats this.
     for suffix in reversed(_FILES):
         with suppress(FileNotFoundError):
-            beside(old, suffix).rename(beside(kept, suffix))
+            sibling(old, suffix).rename(sibling(kept, suffix))
     _log.critical("the damaged spool file is kept as {path}", path=str(kept))
 
 
 def write_again(path: Path) -> bool:
-    """Write the WAL that a database was left with over itself, and fsync it; true if it was damaged.
+    """Write the WAL of a database over itself, and fsync it; return whether it was damaged.
 
     Its last frames may be of a group whose fsync failed. The kernel then takes the pages for clean and
-    never writes them, yet SQLite would read them back, and put new groups behind them that a power
+    never writes them, yet SQLite would read them back, and put new groups after them that a power
     failure cuts off. Written again they are durable like the rest; or this fails, and nothing is opened.
 
-    Damage in its middle would make SQLite forget what comes behind it. As it was, it is kept for
-    inspection.
+    Because of damage in its middle, SQLite would ignore everything after it. So `reseal` mends the WAL, and
+    the damaged one is kept for inspection.
     """
-    wal = beside(path, "-wal")
+    wal = sibling(path, "-wal")
     try:
         content = wal.read_bytes()
     except FileNotFoundError:
@@ -118,10 +121,10 @@ def write_again(path: Path) -> bool:
     if resealed is None:
         _write_durably(wal, content)
         return False
-    kept = beside(_name_for_evidence(path), "-wal")
+    kept = sibling(_name_for_evidence(path), "-wal")
     _write_durably(kept, content)
     _log.critical("a damaged WAL of a spool is kept as {path}, and read to its end", path=str(kept))
-    new = beside(path, ".new-wal")
+    new = sibling(path, ".new-wal")
     new.unlink(missing_ok=True)
     _write_durably(new, resealed)
     new.rename(wal)
@@ -130,14 +133,17 @@ def write_again(path: Path) -> bool:
 
 
 def check_structure(connection: sqlite3.Connection) -> None:
-    """:raises Damage: tables and indices are not whole."""
+    """Check that tables and indices are intact.
+
+    :raises Damage: they are not.
+    """
     if connection.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
-        raise Damage("its structure is not whole")
+        raise Damage("its structure is broken")
 
 
 def _name_for_evidence(path: Path) -> Path:
-    names = (beside(path, f".corrupt-{number}") for number in count(1))
-    return next(name for name in names if not name.exists() and not beside(name, "-wal").exists())
+    names = (sibling(path, f".corrupt-{number}") for number in count(1))
+    return next(name for name in names if not name.exists() and not sibling(name, "-wal").exists())
 
 
 def _write_durably(path: Path, content: bytes) -> None:
@@ -149,7 +155,7 @@ def _write_durably(path: Path, content: bytes) -> None:
 
 
 def _carry_over(old: Path, new: sqlite3.Connection) -> int:
-    """Copy all rows of a damaged file that can be read, good or not, and return how many."""
+    """Copy all rows of a damaged file that can be read, good or not; return their number."""
     carried = 0
     with closing(sqlite3.connect(f"file:{quote(str(old))}?mode=ro", uri=True)) as source:
         source.text_factory = lenient_text
@@ -164,15 +170,15 @@ def _carry_over(old: Path, new: sqlite3.Connection) -> int:
 
 
 def _readable_rows(source: sqlite3.Connection, table: Table) -> Iterator[tuple[Any, ...]]:
-    """The rows of a table, from both ends past what cannot be read; some of them twice."""
+    """Yield the rows of a table, from both ends past what cannot be read; some of them twice."""
     for select, start, step in ((_NEXT_ROW, 0, 1), (_PREVIOUS_ROW, 1 << 62, -1)):
         at, failures = start, 0
-        while failures < _PATIENCE:
+        while failures < _MAX_FAILURES:
             try:
                 row = source.execute(in_table(table, select), (at,)).fetchone()
             except sqlite3.DatabaseError as error:
                 if primary_code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR):
-                    return  # it is not SQLite's at all, or the table is not there
+                    return  # it is no SQLite file, or the table is missing
                 at, failures = at + step, failures + 1
                 continue
             if row is None:

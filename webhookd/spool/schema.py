@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Table(Enum):
-    """Where a record is: in the queue, among the dead letters, or among those that are damaged."""
+    """The table of a record: the queue itself, the dead letters, or the damaged records."""
 
     LIVE = "live"
     DEAD = "dead"
@@ -14,7 +14,7 @@ class Table(Enum):
 
 
 def in_table(table: Table, statement: str) -> str:
-    """A statement of SQL with the name of a table in the place of ``$table``."""
+    """Replace ``$table`` in an SQL statement by the name of a table."""
     return statement.replace("$table", table.value)
 
 
@@ -31,8 +31,7 @@ CREATE TABLE corrupt (
 CREATE TABLE totals (records INTEGER, bytes INTEGER, dead INTEGER, corrupt INTEGER, checked_at_ms INTEGER);
 INSERT INTO totals VALUES (0, 0, 0, 0, 0);
 """
-# What the tables hold, kept in step by each transaction: to count a full spool at start can take half a
-# minute.
+# Every transaction keeps the totals up to date: counting a full spool at start can take half a minute.
 COUNT_TOTALS = """
 UPDATE totals SET (records, bytes) = (SELECT count(*), coalesce(sum(length(record)), 0) FROM live),
 dead = (SELECT count(*) FROM dead), corrupt = (SELECT count(*) FROM corrupt)

@@ -1,4 +1,4 @@
-"""A replica's own spool as a service: opened, kept well, drained and closed; and the orphans of others."""
+"""A service that opens, repairs, drains and closes a replica's own spool, and drains orphans."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _T = TypeVar("_T")
 
 
 class Closable(Protocol):
-    """Something that takes a while to close."""
+    """An object that takes a while to close."""
 
     async def close(self) -> None: ...
 
 
-#: Opens the socket on which operators ask about a spool and its drain; None where that cannot be.
+#: Opens the socket on which operators can query a spool and its drain; None if that failed.
 OpenControl: TypeAlias = Callable[[Spool, Drain], Coroutine[Any, Any, Closable | None]]
 
 
@@ -42,8 +42,8 @@ OpenControl: TypeAlias = Callable[[Spool, Drain], Coroutine[Any, Any, Closable |
 class SpoolService(Service):
     """The replica's own spool, from start to stop.
 
-    It is opened in its thread, and until then what is asked of it waits. Where it cannot be opened, it says
-    why, and tries again.
+    Its thread opens it, and operations wait until then. If that fails, the service logs the reason, and tries
+    again.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class SpoolService(Service):
         drain_deadline_s: float,
         open_control: OpenControl,
     ) -> None:
-        """``drain_deadline_s`` is how long the end may take to empty the spool."""
+        """``drain_deadline_s`` limits the time to drain the spool on shutdown."""
         self.drain = make_drain(self)
         self._clock = clock
         self._thread = thread
@@ -75,21 +75,20 @@ class SpoolService(Service):
 
     @property
     def stats(self) -> SpoolStats:
-        """See `ISpool`; while it is being opened nothing is known, and nothing is wrong."""
+        """While the spool is being opened, its contents are unknown, and it has no problem."""
         return self._spool.stats if self._spool is not None else evolve(EMPTY, problem=self._problem)
 
     @property
     def is_empty(self) -> bool:
-        """See `ISpool`; while it is being opened, it may hold something."""
+        """While the spool is being opened, it may hold something."""
         return self._spool.is_empty if self._spool is not None else self._problem is not None
 
     @property
     def is_up(self) -> bool:
-        """Whether it takes events: it is open, and nothing is wrong with it."""
+        """True if the spool is open and has no problem, so it accepts events."""
         return self._spool is not None and self._spool.stats.problem is None
 
     def until_open(self) -> Deferred[None] | None:
-        """See `ISpool`."""
         if self._spool is not None or self._problem is not None:
             return None
         opened: Deferred[None] = Deferred()
@@ -97,19 +96,15 @@ class SpoolService(Service):
         return opened
 
     def append(self, job: Job) -> Deferred[Receipt]:
-        """See `ISpool`."""
         return self._once_open(lambda spool: spool.append(job))
 
     def first(self, limit: int, max_bytes: int) -> Deferred[Sequence[SpoolRecord]]:
-        """See `ISpool`."""
         return self._once_open(lambda spool: spool.first(limit, max_bytes))
 
     def remove(self, sequences: Sequence[int]) -> Deferred[None]:
-        """See `ISpool`."""
         return self._once_open(lambda spool: spool.remove(sequences))
 
     def bury(self, sequence: int, reason: str) -> Deferred[None]:
-        """See `ISpool`."""
         return self._once_open(lambda spool: spool.bury(sequence, reason))
 
     def _once_open(self, operate: Callable[[Spool], Deferred[_T]]) -> Deferred[_T]:
@@ -123,7 +118,7 @@ class SpoolService(Service):
     # -- Service
 
     def startService(self) -> None:
-        """Open the spool, and begin to look after it."""
+        """Open the spool, and start its upkeep."""
         super().startService()
         self._thread.start()
         for interval_s, work in (
@@ -137,7 +132,7 @@ class SpoolService(Service):
             self._loops.append(loop)
 
     def stopService(self) -> Deferred[None]:
-        """Empty the spool if that can be done in time, and close it; fires when its thread has ended."""
+        """Drain the spool, for a limited time, and close it; fires when its thread has ended."""
         super().stopService()
         for loop in self._loops:
             loop.stop()
@@ -156,7 +151,7 @@ class SpoolService(Service):
         try:
             await self._once_open(Spool.close).addTimeout(_CLOSE_DEADLINE_S, self._clock)
         except DeadlinePassed:
-            # To wait for a thread that hangs in its disk would hang the reactor, too.
+            # To wait for a thread whose disk hangs would block the reactor, too.
             self._log.error("the spool did not close in time")
             return
         except SpoolUnavailable as error:
@@ -164,7 +159,7 @@ class SpoolService(Service):
         self._thread.stop()
 
     def _carefully(self, work: Callable[[], Coroutine[Deferred[object], object, None]]) -> Deferred[None]:
-        """A loop's work: a failure is for the log, and does not end the loop."""
+        """Do the work of a loop; log a failure, so that it does not end the loop."""
         return Deferred.fromCoroutine(work()).addErrback(self._work_failed)
 
     def _work_failed(self, failure: Failure) -> None:
@@ -172,14 +167,14 @@ class SpoolService(Service):
             self._log.failure("the spool's upkeep failed", failure)
 
     async def _heal(self) -> None:
-        """Open what is not open, and see whether a broken disk takes writes again."""
+        """Open the spool if it is not open, and test whether a broken disk accepts writes again."""
         try:
             if self._spool is None:
                 await self._open()
             elif self._spool.stats.problem is not None:
                 await self._spool.check()
         finally:
-            self.drain.wake()  # a full spool, too: to drain it is what makes room
+            self.drain.wake()  # if the spool is full, too: draining makes room
 
     async def _open(self) -> None:
         try:
@@ -195,7 +190,7 @@ class SpoolService(Service):
             self._control = await self._open_control(self._spool, self.drain)
 
     async def _adopt(self) -> None:
-        """Drain a spool that a replica left behind, beside the live events of this one."""
+        """Drain a spool that another replica left, while this one accepts events."""
         orphan = await self._spools.claim_orphan()
         if orphan is None:
             return

@@ -1,4 +1,4 @@
-"""A fake is trusted because it passes the contract: each spool here does what ISpool says."""
+"""A fake can be trusted because it keeps the contract of its interface, as the real object does."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class SinkTests(SynchronousTestCase):
 
 
 class MemorySpoolTests(SynchronousTestCase):
-    """What each spool does, whatever it is made of."""
+    """The contract of ISpool."""
 
     def setUp(self) -> None:
         self.spool = self.make_spool()
 
     def make_spool(self) -> ISpool:
-        """A new spool with room for three jobs."""
+        """Make a spool with room for three jobs."""
         return MemorySpool(max_records=3)
 
     def now(self, deferred: Deferred[_T]) -> _T:
@@ -120,7 +120,7 @@ class MemorySpoolTests(SynchronousTestCase):
 
 
 class DiskSpoolTests(MemorySpoolTests):
-    """The real one, doing its work at once, in the test's thread."""
+    """The contract of ISpool for the real spool, which works at once, in the test's thread."""
 
     def make_spool(self) -> ISpool:
         root = Path(mkdtemp())

@@ -1,4 +1,4 @@
-"""A spool root in a temporary directory, and those who start on it."""
+"""The base class of the spool's tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def names_in(path: Path) -> list[str]:
 
 
 class SpoolCase(SynchronousTestCase):
-    """A spool root, and whoever starts on it."""
+    """A spool root in a temporary directory, and the replicas that start on it."""
 
     def setUp(self) -> None:
         self.root = Path(mkdtemp()) / "spool"
@@ -41,7 +41,7 @@ class SpoolCase(SynchronousTestCase):
         return self.now(self.replica(**settings).spools.open_own())
 
     def open_after_a_crash(self, **settings: Any) -> Spool:
-        """The spool of a replica that is started when all others were killed at this moment."""
+        """Start a replica after all others were killed just now, and return its spool."""
         copy = as_after_a_crash(self.root, self.root.parent / "after the crash")
         return self.now(Replica(copy, **settings).spools.open_own())
 
@@ -60,7 +60,7 @@ class SpoolCase(SynchronousTestCase):
         self.assertTrue(message.startswith(reasons), message)
 
     def database_of(self, spool: Spool) -> Path:
-        """The file of a spool that is closed first."""
+        """Close a spool, and return the path of its file."""
         self.now(spool.close())
         return spool.directory.database
 

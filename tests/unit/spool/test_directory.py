@@ -1,4 +1,4 @@
-"""The directories of the replicas, their locks, and the file systems that they may be on."""
+"""The directories of replicas, their locks, and the file systems that a spool accepts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from webhookd.spool.directory import SpoolDirectory, SpoolRoot, file_system_type
 
 
 class DirectoryTests(SpoolCase):
-    def test_each_replica_has_a_directory_of_its_own(self) -> None:
+    def test_each_replica_has_its_own_directory(self) -> None:
         one, other = self.open(), self.open()
         self.assertNotEqual(one.directory.path, other.directory.path)
         self.append(one, 1)
         self.append(other, 1)
 
-    def test_a_replica_goes_on_with_what_it_finds(self) -> None:
+    def test_a_replica_continues_with_what_it_finds(self) -> None:
         spool = self.open()
         self.append(spool, 1, 2)
         self.now(spool.close())
@@ -54,7 +54,7 @@ class DirectoryTests(SpoolCase):
         self.assertIsNone(self.now(replica.spools.claim_orphan()))
         self.assertFalse(dead.directory.path.exists())
 
-    def test_whoever_looks_holds_it_and_changes_nothing(self) -> None:
+    def test_holding_a_directory_changes_nothing(self) -> None:
         own = self.open(fingerprint="another Redis")
         path = own.directory.path
         self.assertIsNone(hold(path))
@@ -145,14 +145,14 @@ class DirectoryTests(SpoolCase):
         self.assertEqual(names_in(self.root / "lost+found"), [])
         self.assertEqual((self.root / "replica-notes.txt").read_text(), "not a directory")
 
-    def test_where_no_directory_can_be_made(self) -> None:
+    def test_if_no_directory_can_be_made_that_is_an_error(self) -> None:
         self.root.write_text("in the way")
         self.assert_unavailable(self.replica().spools.open_own(), "broken")
 
     def test_no_two_ever_hold_one_directory(self) -> None:
-        """A lock that is given out is the only one, however fast its directory comes and goes.
+        """A directory has one holder at a time, however fast it is made and removed.
 
-        All want the same one. Each that gets it makes sure that it is alone, and removes it.
+        All threads want the same directory. Each that gets it checks that it is alone, and removes it.
         """
         errors: list[str] = []
         wanted = self.root / "replica-0123456789abcdef"
@@ -183,7 +183,7 @@ class DirectoryTests(SpoolCase):
         self.assertEqual(errors, [])
 
     def test_a_lock_counts_for_nothing_once_its_file_is_removed(self) -> None:
-        """While one replica is between opening the file and locking it, its holder goes, a third comes."""
+        """While a replica is between open and flock, the holder goes, and a third replica comes."""
         root = SpoolRoot(self.root, "ours", "")
         root.prepare()
         for a_third_comes in (False, True):

@@ -1,4 +1,4 @@
-"""The spool, one promise at a time: on real files, on a disk that fails when the test wants it to."""
+"""The promises of the spool, on real files, and on a disk that fails on demand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class QueueTests(SpoolCase):
         self.assertEqual(record.job, job)
 
     def test_a_sequence_is_never_used_again(self) -> None:
-        """A removal that comes late, after a failure, must not hit a newer record."""
+        """A removal that comes late, after a failure, must not delete a newer record."""
         disk = Disk()
         spool = self.open(disk=disk)
         self.append(spool, 1)
@@ -64,7 +64,7 @@ class QueueTests(SpoolCase):
         self.now(spool.close())
         self.assertEqual(self.open().stats, stats)
 
-    def test_totals_that_cannot_be_true_are_made_anew(self) -> None:
+    def test_totals_that_cannot_be_true_are_counted_again(self) -> None:
         spool = self.open()
         self.append(spool, 1, 2)
         stats = spool.stats
@@ -369,7 +369,7 @@ class ThreadTests(TestCase):
         self.root = Path(mkdtemp())
         self.addCleanup(shutil.rmtree, self.root)
 
-    async def test_the_whole_in_a_thread_of_its_own(self) -> None:
+    async def test_all_of_it_in_a_real_thread(self) -> None:
         from twisted.internet import reactor
 
         thread = SpoolThread(reactor)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What an operator may ask of a spool: of one that is open, and of one whose replica is dead."""
+"""The requests of operators, to an open spool, and to the spool of a dead replica."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RequestCase(SpoolCase):
             self.now(self.spool.append(make_job(number, data=data)))
 
     def ask(self, request: SpoolRequest) -> Any:
-        """What the spool says, after the way through the socket."""
+        """Return the spool's answer, encoded and decoded as for the socket."""
         sent = msgspec.json.decode(msgspec.json.encode(request), type=SpoolRequest)
         answer = msgspec.json.encode(self.now(self.spool.do(sent)))
         return msgspec.json.decode(answer, type=request.answer_type)
@@ -122,7 +122,7 @@ class RequestTests(RequestCase):
         (row,) = self.ask(ListRecords(Table.DEAD, with_content=True))
         self.assertEqual((row.queue, row.received_at_ms, row.size_bytes, row.reason), ("", 0, 0, "7"))
 
-    def test_a_large_file_is_checked_only_where_nobody_waits(self) -> None:
+    def test_a_large_file_is_checked_only_if_no_event_waits(self) -> None:
         self.fill(1)
         self.assertEqual(self.ask(CheckFile()), [])
         self.fill(2, 3, 4, data=bytes(12_000_000))

@@ -1,4 +1,4 @@
-"""Damage to a spool's file or to its WAL."""
+"""Damage to a spool's file, or to its WAL."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from webhookd.spool.schema import Table
 
 
 class DamageTests(SpoolCase):
-    """Records are big enough that only a few are in one page of the file."""
+    """Records are so large that a page of the file holds only a few."""
 
     DATA = b"x" * 1500
 
     def fill(self, count: int) -> Path:
-        """The closed file of a spool with so many records."""
+        """Return the closed file of a spool with ``count`` records."""
         spool = self.open()
         for number in range(count):
             self.now(spool.append(make_job(number, data=self.DATA)))
@@ -86,7 +86,7 @@ class DamageTests(SpoolCase):
             self.now(spool.close())
             shutil.rmtree(self.root)
 
-    def test_a_file_that_is_not_a_database_begins_anew(self) -> None:
+    def test_a_file_that_is_not_a_database_is_replaced(self) -> None:
         for garbage in (b"", b"no database, but some text that is long enough" * 100):
             database = self.fill(3)
             database.write_bytes(garbage)
@@ -105,12 +105,12 @@ class DamageTests(SpoolCase):
             self.now(self.open().close())
         self.assertEqual(self.evidence(database), ["spool.sqlite.corrupt-1", "spool.sqlite.corrupt-2"])
 
-    def test_a_crash_in_each_step_of_a_new_beginning(self) -> None:
-        beginnings = {
+    def test_a_crash_in_each_step_of_the_replacement(self) -> None:
+        replacements = {
             "the WAL is not renamed yet": {"spool.sqlite": ".old", "spool.sqlite-wal": "-wal"},
             "all is renamed": {"spool.sqlite": ".old", "spool.sqlite-wal": ".old-wal"},
         }
-        for name, renamed in beginnings.items():
+        for name, renamed in replacements.items():
             spool = self.open()
             self.append(spool, 1, 2, 3)
             copy = as_after_a_crash(self.root, self.root.parent / name)
@@ -146,7 +146,7 @@ class DamageTests(SpoolCase):
 
 
 class WalTests(SpoolCase):
-    """A replica died, and a bit of its WAL was flipped afterwards."""
+    """A replica is killed, and then a bit of its WAL flips."""
 
     COUNT = 8
     FRAMES_OF_A_COMMIT = 3
@@ -156,13 +156,13 @@ class WalTests(SpoolCase):
         super().setUp()
         spool = self.open()
         for number in range(self.COUNT):
-            self.append(spool, number)  # a commit of its own
+            self.append(spool, number)  # one commit each
         self.database = spool.directory.database
         self.wal = self.database.with_name("spool.sqlite-wal").read_bytes()
         self.last_commit_at = len(self.wal) - self.FRAMES_OF_A_COMMIT * self.FRAME_BYTES
 
     def restart_on(self, wal: bytes) -> tuple[Spool, int]:
-        """The spool that the next replica opens, and how many critical lines it logs."""
+        """Return the spool that the next replica opens, and the number of critical lines it logs."""
         self.database.with_name("spool.sqlite-wal").write_bytes(wal)
         copy = Path(mkdtemp(dir=self.root.parent)) / "spool"
         before = self.logged_at(LogLevel.critical)
@@ -175,23 +175,23 @@ class WalTests(SpoolCase):
     def test_a_flipped_bit_cuts_nothing_off(self) -> None:
         in_heads = [32 + frame * self.FRAME_BYTES + byte for frame in (0, 4, 11) for byte in range(0, 24, 3)]
         for offset in (26, *in_heads, *range(60, self.last_commit_at, 1999)):
-            spool, told = self.restart_on(self.flipped(offset))
+            spool, criticals = self.restart_on(self.flipped(offset))
             self.assertEqual(self.held(spool), list(range(self.COUNT)), offset)
             self.assertEqual(self.now(spool.append(make_job(3))).outcome, Outcome.ALREADY_QUEUED)
             self.append(spool, 1000)
-            self.assertGreater(told, 0, offset)
+            self.assertGreater(criticals, 0, offset)
             kept = spool.directory.path / "spool.sqlite.corrupt-1-wal"
             self.assertEqual(kept.read_bytes(), self.flipped(offset))
 
-    def test_a_damaged_record_in_it_is_one_that_is_set_aside(self) -> None:
+    def test_a_damaged_record_in_it_is_set_aside(self) -> None:
         name = make_job(3).id.encode() + b'", "name"'
         wal = self.wal.replace(name, name.swapcase())  # in each copy of its page
-        spool, told = self.restart_on(wal)
+        spool, criticals = self.restart_on(wal)
         self.assertEqual(self.held(spool), [0, 1, 2, 4, 5, 6, 7])
-        self.assertEqual((spool.stats.corrupt_records, told), (1, 1))
+        self.assertEqual((spool.stats.corrupt_records, criticals), (1, 1))
 
-    def test_what_a_crash_tore_is_no_damage(self) -> None:
+    def test_what_a_crash_tore_is_not_damage(self) -> None:
         for cut in range(self.last_commit_at, len(self.wal) - 512, 499):
             for torn in (self.wal[:cut], self.wal[:cut] + b"garbage." * 64 + self.wal[cut + 512 :]):
-                spool, told = self.restart_on(torn)
-                self.assertEqual((self.held(spool), told), (list(range(self.COUNT - 1)), 0), cut)
+                spool, criticals = self.restart_on(torn)
+                self.assertEqual((self.held(spool), criticals), (list(range(self.COUNT - 1)), 0), cut)

@@ -1,4 +1,4 @@
-"""The life of a replica's own spool: real spools on real files, without a thread, on the test's clock."""
+"""The life of a replica's own spool: on real files, without a thread, on the test's clock."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HEAL_S, _ORPHANS_S, _EXPIRE_S = 2.0, 30.0, 3600.0
 
 
 class NoThread(SpoolThread):
-    """A thread whose work is done elsewhere: by the run of the spools."""
+    """A thread without work: the spools of these tests work elsewhere."""
 
     def __init__(self) -> None:
         self.runs = False
@@ -43,7 +43,7 @@ class NoThread(SpoolThread):
 
 @define
 class Defective:
-    """Does the spool's work at once; while ``is_defect``, it fails as nobody foresaw."""
+    """Does the spool's work at once; while ``is_defect``, the work fails with an unexpected error."""
 
     is_defect: bool = False
 
@@ -53,7 +53,7 @@ class Defective:
 
 @define
 class ControlSockets:
-    """Opens sockets on which operators could ask; ``paths`` are the directories of those that are open."""
+    """Opens control sockets; ``paths`` are the directories of the open ones."""
 
     paths: list[Path] = Factory(list)
 
@@ -104,13 +104,13 @@ class ServiceCase(SpoolCase):
         self.now(service.stopService())
 
     def other_replica(self, *job_numbers: int) -> Spool:
-        """The spool of another replica, with jobs in it."""
+        """Return the spool of another replica, with jobs in it."""
         spool = self.open()
         self.append(spool, *job_numbers)
         return spool
 
     def orphan(self, *job_numbers: int) -> Path:
-        """The directory of a spool that another replica left behind, with jobs in it."""
+        """Return the directory of a spool that another replica left, with jobs in it."""
         spool = self.other_replica(*job_numbers)
         self.now(spool.close())
         return spool.directory.path
@@ -145,7 +145,7 @@ class OpeningTests(ServiceCase):
         self.assertEqual(sink.queue, [1, 2])
         self.assertTrue(service.is_empty)
 
-    def test_one_that_cannot_be_opened_says_why_and_heals(self) -> None:
+    def test_one_that_cannot_be_opened_has_a_reason_and_heals(self) -> None:
         self.root.write_text("in the way")
         service = self.start()
         self.assertTrue(service.is_empty)  # so that Redis is asked
@@ -171,7 +171,7 @@ class OpeningTests(ServiceCase):
             self.assertTrue(message.startswith("broken: "), message)
 
     def deliver_while_it_is_opened(self, *job_numbers: int, redis_is_up: bool = True) -> list[Receipt]:
-        """What becomes of events that come before it is known what the spool holds."""
+        """Deliver events while the spool is still being opened, and return their receipts."""
         disk = HeldBack()
         service = self.start(run=disk)
         delivery = JobDelivery(
@@ -187,20 +187,20 @@ class OpeningTests(ServiceCase):
         disk.go()
         return [self.now(receipt) for receipt in receipts]
 
-    def test_events_wait_for_it_and_not_on_the_disk_where_nothing_is_before_them(self) -> None:
+    def test_events_wait_for_it_and_skip_the_disk_if_it_is_empty(self) -> None:
         self.sink = sink = AcceptingSink()
         receipts = self.deliver_while_it_is_opened(1, 2, 3)
         self.assertEqual({receipt.outcome for receipt in receipts}, {Outcome.QUEUED})
         self.assertEqual(sink.queue, [1, 2, 3])
 
-    def test_events_go_behind_what_an_earlier_run_left(self) -> None:
+    def test_events_follow_what_an_earlier_run_left(self) -> None:
         self.orphan(1, 2)
         self.sink = sink = AcceptingSink()
         receipts = self.deliver_while_it_is_opened(3, 4)
         self.assertEqual({receipt.outcome for receipt in receipts}, {Outcome.SPOOLED})
         self.assertEqual(sink.queue, [1, 2, 3, 4])
 
-    def test_events_that_waited_are_spooled_where_redis_is_away(self) -> None:
+    def test_events_that_waited_are_spooled_if_redis_is_away(self) -> None:
         (receipt,) = self.deliver_while_it_is_opened(1, redis_is_up=False)
         self.assertEqual(receipt.outcome, Outcome.SPOOLED)
 
@@ -329,7 +329,7 @@ class UpkeepTests(ServiceCase):
 
 class StoppingTests(ServiceCase):
     def assert_left_behind(self, *job_numbers: int) -> None:
-        """What the next replica finds."""
+        """Check what the next replica finds."""
         self.assertEqual(self.held(self.other_replica()), list(job_numbers))
 
     def assert_at_rest(self) -> None:

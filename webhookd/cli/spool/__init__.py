@@ -1,4 +1,4 @@
-"""``webhookd spool``: what waits on disk, and what to do about it."""
+"""The command ``webhookd spool``: a look at the events on disk, and their rescue."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from webhookd.cli.spool import change, drain, read
     ]
 )
 def command() -> None:
-    """See what waits on disk, and rescue it.
+    """Look at the events on disk, and rescue them.
 
-    Each replica has a directory of its own below the spool (--spool, WEBHOOK_SPOOL). It may run or not: a
-    running one is asked, a stopped one is locked meanwhile. Give the same configuration that the replicas
-    have; what is for another Redis, prefix or queue can be read, and not changed.
+    Each replica has its own directory below the spool (--spool, WEBHOOK_SPOOL). A running replica answers
+    itself; the directory of a stopped one is locked meanwhile. Use the same configuration as the replicas:
+    a spool for another Redis, prefix or queue can be read, but not changed.
     """

@@ -1,4 +1,4 @@
-"""``webhookd spool requeue-dead`` and ``purge``: what becomes of records that need an operator."""
+"""The commands ``webhookd spool requeue-dead`` and ``purge``, which change a spool."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from webhookd.spool.schema import Table
 
 @click.command("requeue-dead")
 @click.argument("numbers", metavar="[SEQUENCE]...", nargs=-1, type=click.IntRange(1))
-@click.option("--all", "wants_all", is_flag=True, help="All that there are now.")
+@click.option("--all", "wants_all", is_flag=True, help="All dead letters.")
 @one_replica
 @json_option
 @spool_options
 def requeue_dead(
     settings: Config, numbers: Sequence[int], wanted: str | None, *, wants_all: bool, as_json: bool
 ) -> None:
-    """Have dead letters tried again.
+    """Try dead letters again.
 
-    They go to the end of the queue. Remove first what was in their way in Redis.
+    They move to the end of the queue. First remove the obstacle in Redis.
     """
     if bool(numbers) == wants_all:
-        raise WrongUse("say which: their sequences, or --all")
+        raise WrongUse("give sequences, or --all")
     count = with_replicas(settings, partial(_requeue, wanted=wanted, numbers=numbers))
     if as_json:
         print_json({"requeued": count})
     else:
         click.echo(f"{amount(count, 'dead letter')} put at the end of the queue")
     if count < len(numbers):
-        raise Negative(f"{len(numbers) - count} of them were not there")
+        raise Negative(f"{len(numbers) - count} of them not found")
 
 
 async def _requeue(replicas: Replicas, *, wanted: str | None, numbers: Sequence[int]) -> int:
@@ -53,7 +53,7 @@ async def _requeue(replicas: Replicas, *, wanted: str | None, numbers: Sequence[
 @click.command()
 @click.option("--dead", "table", flag_value=Table.DEAD.value, help="The dead letters.")
 @click.option("--corrupt", "table", flag_value=Table.CORRUPT.value, help="The damaged records.")
-@click.option("--live", "table", flag_value=Table.LIVE.value, help="The events that wait: they are LOST.")
+@click.option("--live", "table", flag_value=Table.LIVE.value, help="The waiting events: they are LOST.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @one_replica
 @json_option
@@ -61,7 +61,7 @@ async def _requeue(replicas: Replicas, *, wanted: str | None, numbers: Sequence[
 def purge(settings: Config, table: str | None, wanted: str | None, *, yes: bool, as_json: bool) -> None:
     """Delete records for good."""
     if table is None:
-        raise WrongUse("say what: --dead, --corrupt or --live")
+        raise WrongUse("give --dead, --corrupt or --live")
     count = with_replicas(settings, partial(_purge, wanted=wanted, table=Table(table), yes=yes))
     if as_json:
         print_json({"purged": count})
@@ -78,14 +78,16 @@ async def _purge(replicas: Replicas, *, wanted: str | None, table: Table, yes: b
 
 
 def _confirm(replica: str, table: Table, count: int) -> None:
-    """Ask whether it is meant; what waits is deleted by whoever types the replica's name."""
+    """Ask for confirmation; to delete waiting events, the operator must type the replica's name."""
     if not sys.stdin.isatty():
-        raise WrongUse("nobody can be asked here: say --yes if it is meant")
+        raise WrongUse("not on a terminal: confirm with --yes")
     what = f"{amount(count, f'{table.value} record')} of replica {replica}"
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # Twisted's would wait for an answer
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # Twisted's handler would wait for the answer
     try:
         if table is Table.LIVE:
-            click.echo(f"{what} were acknowledged, and are nowhere else.")
+            click.echo(f"{what} were acknowledged, and exist only here.")
             prompt = "Type the replica's name to delete them"
             is_meant = click.prompt(prompt, default="", show_default=False) == replica
         else:
@@ -103,7 +105,7 @@ async def _change_all(
     change: Callable[[list[int]], Requeue | Purge],
     verb: str,
 ) -> int:
-    """Change all records that a table had, page by page; not those that have come since."""
+    """Change the records that a table had at ``totals``, page by page; return their number."""
     changed = after = 0
     with progress(verb, replica, totals.records[table]) as advance:
         while after < totals.last[table]:

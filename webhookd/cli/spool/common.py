@@ -1,4 +1,4 @@
-"""What the parts of ``webhookd spool`` share: options, the reactor, progress, and how numbers look."""
+"""Shared by the parts of ``webhookd spool``: options, the reactor, progress, and the format of numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ spool_options = configured("spool", "redis", "queue", "prefix")
 
 
 def _replica_option(default: str) -> Callable[[_Command], _Command]:
-    help_text = f"How the replica's name begins, or its directory.  [default: {default}]"
+    help_text = f"The beginning of the replica's name, or its directory.  [default: {default}]"
     return click.option("--replica", "wanted", metavar="NAME", help=help_text)
 
 
@@ -36,7 +36,7 @@ one_replica, some_replicas = _replica_option("the only one"), _replica_option("a
 
 
 def with_replicas(settings: Config, work: Callable[[Replicas], Coroutine[Any, Any, _T]]) -> _T:
-    """Run ``work`` with the reactor, and with the thread in which spools do theirs."""
+    """Run ``work`` with the reactor and the thread of the spools; return its result."""
     if settings.spool is None:
         raise WrongUse("the spool is off")
     root = SpoolRoot(Path(settings.spool).absolute(), settings.destination)
@@ -55,7 +55,7 @@ def with_replicas(settings: Config, work: Callable[[Replicas], Coroutine[Any, An
 
 @contextmanager
 def progress(verb: str, replica: Replica, length: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar; it gets how much was done since."""
+    """Show a progress bar; yield what advances it."""
     bar, done = Progress(f"{verb} {short_name(replica.path)[:8]}", length, time.monotonic), 0
 
     def advance(count: int) -> None:
@@ -70,12 +70,12 @@ def progress(verb: str, replica: Replica, length: int) -> Iterator[Callable[[int
 
 
 def amount(count: int, noun: str) -> str:
-    """A number of things, in words."""
+    """Format a number of things."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def size(size_bytes: int) -> str:
-    """A number of bytes, in the largest unit that there is one of."""
+    """Format a number of bytes, in the largest unit that fits."""
     for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if size_bytes >= factor:
             return f"{size_bytes / factor:.1f} {unit}"
@@ -83,5 +83,5 @@ def size(size_bytes: int) -> str:
 
 
 def age_s(at_ms: int) -> int:
-    """Whole seconds since a time."""
+    """Return the whole seconds since a time."""
     return max(0, wall_clock_ms() - at_ms) // 1000

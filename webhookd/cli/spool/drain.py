@@ -1,4 +1,4 @@
-"""``webhookd spool drain``: what waits goes to Redis now."""
+"""The command ``webhookd spool drain``: move waiting events to Redis now."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ _POLL_INTERVAL_S = 0.2
     default=15.0,
     show_default=True,
     metavar="SECONDS",
-    help="Give up when no record has left for so long.",
+    help="Give up if no record has left for this long.",
 )
 @some_replicas
 @json_option
 @spool_options
 def drain(settings: Config, wanted: str | None, *, patience: float, as_json: bool) -> None:
-    """Move what waits to Redis, now.
+    """Move waiting events to Redis now.
 
-    It goes the daemon's own way, so what is in Redis already is not added again. A running daemon does it
-    itself, and is only told not to wait for its next attempt.
+    This uses the code of the daemon, so events that are already in Redis are not added again. A running
+    daemon drains its spool itself; the command only makes it try at once.
     """
     found = with_replicas(settings, partial(_drain, settings=settings, wanted=wanted, patience_s=patience))
     if as_json:
         print_json(found)
     else:
         for replica, moved in found.items():
-            click.echo(f"{replica}  {amount(moved, 'event')} moved, none waits")
+            click.echo(f"{replica}  {amount(moved, 'event')} moved, none left")
 
 
 async def _drain(
@@ -65,17 +65,17 @@ async def _drain(
 async def _draining(
     replicas: Replicas, replica: Replica, settings: Config
 ) -> AsyncIterator[Callable[[], Awaitable[DrainState]]]:
-    """Drain a replica's spool while the block lasts; gives it what asks how the drain gets on."""
+    """Drain a replica's spool while the block lasts; yield a function that returns the state of the drain."""
     if isinstance(replica, Running):
         await replica.wake_drain()
         yield replica.drain_state
         return
 
     from webhookd.delivery import Drain
-    from webhookd.service import make_redis  # the daemon's own, and so its duplicate check
+    from webhookd.service import make_redis  # the code of the daemon, with its duplicate check
 
     if settings.redis.embedded:
-        raise Unreachable("the embedded Redis runs with its daemon only: start that, and it drains the spool")
+        raise Unreachable("the embedded Redis runs only with its daemon: start that, and it drains the spool")
     spool = replica.spool()
     await replica.ask(GetTotals())  # opens it
     redis = make_redis(settings, replicas.reactor, settings.redis)
@@ -96,7 +96,7 @@ async def _draining(
 async def _wait_until_empty(
     replicas: Replicas, replica: Replica, patience_s: float, state: Callable[[], Awaitable[DrainState]]
 ) -> int:
-    """How many records have left; raises `Unreachable` once none does any more."""
+    """Return the number of records that have left; raise `Unreachable` if no more do."""
     begin = lowest = (await state()).records
     moved_s = time.monotonic()
     with progress("draining", replica, begin) as advance:

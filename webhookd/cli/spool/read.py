@@ -1,4 +1,4 @@
-"""``webhookd spool list``, ``show``, ``export`` and ``verify``: what waits on disk; nothing is changed."""
+"""The commands ``webhookd spool list``, ``show``, ``export`` and ``verify``, which only read."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ _CUT_OFF = "its WAL is damaged, and hides records until a daemon takes this spoo
 
 @click.command("list")
 @click.argument("wanted", metavar="[REPLICA]", required=False)
-@click.option("--dead", "table", flag_value=Table.DEAD.value, help="Its dead letters, and why.")
+@click.option("--dead", "table", flag_value=Table.DEAD.value, help="Its dead letters, with the reasons.")
 @click.option("--corrupt", "table", flag_value=Table.CORRUPT.value, help="Its damaged records.")
 @click.option(
-    "--limit", type=click.IntRange(1, PAGE), default=20, show_default=True, help="How many records."
+    "--limit", type=click.IntRange(1, PAGE), default=20, show_default=True, help="Maximum number of records."
 )
-@click.option("--after", type=click.IntRange(0), default=0, help="Go on behind this sequence.")
+@click.option("--after", type=click.IntRange(0), default=0, help="Start after this sequence.")
 @json_option
 @spool_options
 def list_command(
@@ -63,7 +63,7 @@ def list_command(
 ) -> None:
     """List the replicas, or the records of one.
 
-    The oldest records come first; what is in them is not shown.
+    The oldest records come first. Their content is not shown.
     """
     if wanted is None and table is None:
         with_replicas(settings, partial(_list_replicas, as_json=as_json))
@@ -141,12 +141,12 @@ async def _list_records(
     more = records and records[-1].sequence < totals.last[request.table]
     click.echo(
         f"{len(records):,} of {total:,} {request.table.value} records"
-        + (f"; the next ones: --after {records[-1].sequence}" if more else "")
+        + (f"; next page: --after {records[-1].sequence}" if more else "")
     )
 
 
 def _record_lines(record: StoredRecord) -> Iterator[Sequence[str]]:
-    """The line of a record, and one below it for why it was set aside."""
+    """Yield the line of a record, and a second one with the reason if it was set aside."""
     age = duration(age_s(record.received_at_ms))
     yield (str(record.sequence), size(record.size_bytes), age, printable(record.job_id))
     if record.reason is not None:
@@ -154,7 +154,7 @@ def _record_lines(record: StoredRecord) -> Iterator[Sequence[str]]:
 
 
 def _facts(record: StoredRecord) -> dict[str, Any]:
-    """A record for programs; its content is not among it."""
+    """Return a record as JSON values, without its content."""
     return {name: value for name, value in asdict(record).items() if name != "content"}
 
 
@@ -163,12 +163,12 @@ def _facts(record: StoredRecord) -> dict[str, Any]:
 
 @click.command()
 @click.argument("sequence", type=click.IntRange(1))
-@click.option("--data", "wants_data", is_flag=True, help="The job's data alone: what somebody wrote.")
+@click.option("--data", "wants_data", is_flag=True, help="Only the job's data: it contains messages.")
 @one_replica
 @json_option
 @spool_options
 def show(settings: Config, sequence: int, wanted: str | None, *, wants_data: bool, as_json: bool) -> None:
-    """Show what one record is, or its data."""
+    """Show the facts of one record, or its data."""
     table, record = with_replicas(settings, partial(_find, wanted=wanted, sequence=sequence))
     try:
         job = decode_record(record.content)
@@ -219,19 +219,23 @@ def _print_facts(facts: dict[str, Any]) -> None:
 
 @click.command()
 @click.option(
-    "--only", type=click.Choice(["live", "dead"]), help="Events that wait, or dead letters.  [default: both]"
+    "--only",
+    type=click.Choice(["live", "dead"]),
+    help="Only waiting events, or only dead letters.  [default: both]",
 )
 @click.option(
-    "--output", type=click.Path(), help="A new file, for its owner alone.  [default: standard output]"
+    "--output",
+    type=click.Path(),
+    help="A new file, which only its owner can read.  [default: standard output]",
 )
 @some_replicas
 @spool_options
 def export(settings: Config, only: str | None, output: str | None, wanted: str | None) -> None:
     """Write the events as lines of JSON.
 
-    For when all else fails. They stay where they are. Each line has what BullMQ's queue.add() needs (queue,
-    name, data, opts), and the job's id: whoever adds it under that id adds it once. The lines hold what
-    people wrote.
+    A last resort. The events stay in the spool. Each line has the arguments of BullMQ's queue.add() (queue,
+    name, data, opts), and the job's id: added with this id, the job is added once. The lines contain
+    messages.
     """
     tables = [Table(only)] if only else [Table.LIVE, Table.DEAD]
     try:
@@ -239,7 +243,7 @@ def export(settings: Config, only: str | None, output: str | None, wanted: str |
             done, damaged = with_replicas(settings, partial(_export, wanted=wanted, tables=tables, out=out))
             out.flush()
     except BrokenPipeError:
-        raise  # click's own: whoever reads has seen enough
+        raise  # for click: the reader has closed the pipe
     except OSError as error:
         raise Unreachable(f"{output or 'standard output'}: cannot write: {error.strerror}") from None
     click.echo(f"{amount(done, 'event')} exported", err=True)
@@ -249,7 +253,7 @@ def export(settings: Config, only: str | None, output: str | None, wanted: str |
 
 @contextmanager
 def _created(path: str) -> Iterator[IO[bytes]]:
-    """A new file that is on disk in the end; where nothing comes to be in it, there is none."""
+    """Create a file, and fsync it at the end; after an error, remove it if it is empty."""
     try:
         file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
     except OSError as error:
@@ -285,7 +289,7 @@ async def _export(
 
 
 def _export_line(job: Job, record: StoredRecord) -> bytes:
-    """A job as one line of JSON: its data may be written over several."""
+    """Return a job as one line of JSON, even if its data has several."""
     try:
         data, options = (
             msgspec.Raw(msgspec.json.format(text, indent=-1)) for text in (job.data, job.options)
@@ -310,9 +314,9 @@ def _export_line(job: Job, record: StoredRecord) -> bytes:
 @json_option
 @spool_options
 def verify(settings: Config, wanted: str | None, *, as_json: bool) -> None:
-    """Read every record, and check it.
+    """Read and check every record.
 
-    The structure of the file is checked, too; nothing is changed.
+    This also checks the structure of the file. It changes nothing.
     """
     found = with_replicas(settings, partial(_verify, wanted=wanted))
     if as_json:
@@ -375,7 +379,7 @@ def _print_verdict(one: dict[str, Any]) -> None:
         f"{one['replica']}  {one['live']:,} live, {one['dead']:,} dead, {one['corrupt']:,} corrupt: {word}"
     )
     if one["structure"] == "not checked":
-        click.echo("  the file's structure is not checked while events may come: it is too large for that")
+        click.echo("  the file's structure is not checked: it is too large for that while events may arrive")
     for problem in one["problems"]:
         click.echo(f"  {printable(problem)}")
 
@@ -383,7 +387,7 @@ def _print_verdict(one: dict[str, Any]) -> None:
 async def _read_all(
     replica: Replica, tables: Sequence[Table], verb: str
 ) -> AsyncIterator[tuple[Table, StoredRecord]]:
-    """Every record that is there now, page by page; what comes meanwhile is not waited for."""
+    """Yield every record that is there now, page by page, but not those that arrive meanwhile."""
     totals: Totals = await replica.ask(GetTotals())
     with progress(verb, replica, sum(totals.records[table] for table in tables)) as advance:
         for table in tables:
