@@ -79,11 +79,12 @@ image-test: debian $(tools) ## build the container image, and run it with podman
 ##@ To change it
 
 .PHONY: lint
-lint: $(tools) ## check style, types, and the layers
+lint: $(tools) ## check style, types, layers and words
 	.venv-dev/bin/ruff check
 	.venv-dev/bin/ruff format --check
 	.venv-dev/bin/mypy
 	.venv-dev/bin/lint-imports
+	.venv-dev/bin/python -m tests.docs.words
 
 # The Prometheus operator wants the same rules in resources of its own; a test sees that they are the same.
 operator_rules := $(patsubst conf/prometheus/rules/%.yml,conf/kubernetes/monitoring/%.yaml,$(wildcard conf/prometheus/rules/*.yml))

@@ -72,7 +72,7 @@ _RepeatableOption: TypeAlias = Callable[["Options", str], None]
 def _documented(method: _RepeatableOption) -> _RepeatableOption:
     """With the help of its option, which twistd reads from the docstring."""
     name = method.__name__.removeprefix("opt_")
-    method.__doc__ = next(option.help for option in ALL_OPTIONS if option.name == name)
+    method.__doc__ = next(option.full_help for option in ALL_OPTIONS if option.name == name)
     return method
 
 
@@ -82,7 +82,7 @@ class Options(usage.Options):
     synopsis = "[options]"
     longdesc = "Takes Chatwoot's webhooks and turns each event, once, into a BullMQ job in Redis."
     optParameters: ClassVar = [
-        [option.flag, None, None, option.help] for option in ALL_OPTIONS if not option.repeatable
+        [option.flag, None, None, option.full_help] for option in ALL_OPTIONS if not option.repeatable
     ]
     config: Config
 

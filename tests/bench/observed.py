@@ -1,4 +1,4 @@
-"""What it costs to be observed: the counting of events, a Prometheus in a hurry, and an open status page."""
+"""The cost of observation: counting events, frequent scrapes, and an open status page."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from .machine import Cores
 from .servers import BenchRedis, Webhookd
 
 _SCRAPES_PER_SECOND = 50
-_SCRAPES_BESIDE_PAGE = 1 / 15
+_SCRAPES_WITH_PAGE = 1 / 15
 _PER_SECOND = 500
 _WARM_S = 2
-_BATCH = 16  # about what a call carries under load
+_BATCH = 16  # about the jobs of one call under load
 
 UNCOUNTED = Build(
     "without counting",
@@ -56,11 +56,11 @@ UNCOUNTED = Build(
         ),
     ),
 )
-"""webhookd that counts nothing on the way of an event that is taken."""
+"""webhookd without the counters on the way of an accepted event."""
 
 
 class _Observed(Webhookd):
-    """One whose metrics can be had, on `ops_port`."""
+    """A webhookd with metrics on `ops_port`."""
 
     def __init__(self, core: int, redis: BenchRedis) -> None:
         super().__init__(core, redis)
@@ -71,7 +71,7 @@ class _Observed(Webhookd):
 
 
 class _Scraper:
-    """Asks for the metrics at a constant rate during the ``with`` block; ``seconds`` is what each took."""
+    """Fetches the metrics at a constant rate during the ``with`` block; ``seconds`` has the time of each."""
 
     def __init__(self, port: int, per_second: float) -> None:
         self.seconds: list[float] = []
@@ -108,7 +108,7 @@ class _Scraper:
 
 @contextmanager
 def _viewing(port: int) -> Iterator[None]:
-    """Read the status page's stream meanwhile, as a browser does."""
+    """Read the status page's stream during the ``with`` block, as a browser does."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10.0)
     connection.request("GET", "/status/events")
     connected = connection.sock
@@ -116,7 +116,7 @@ def _viewing(port: int) -> Iterator[None]:
     assert stream.status == 200
 
     def read() -> None:
-        with suppress(http.client.HTTPException):  # its end, which is ours
+        with suppress(http.client.HTTPException):  # we close the connection
             while stream.read1():
                 pass
 
@@ -130,9 +130,9 @@ def _viewing(port: int) -> Iterator[None]:
 
 
 def counting(cores: Cores, *, pairs: int, count: int) -> Section:
-    """The same requests to webhookd as it is, and to one that does not count.
+    """Send the same requests to webhookd, and to one that does not count.
 
-    Two processes of the same program differ by more than what is measured, so there are several pairs.
+    Two processes of the same program differ by more than the measured cost, so there are several pairs.
     """
     runs = pooled([_counting_pair(cores, count) for _ in range(pairs)])
     of_cpu = share(
@@ -143,7 +143,7 @@ def counting(cores: Cores, *, pairs: int, count: int) -> Section:
     of_median = 100 * alone_us / median(run.cpu_us_per_request for run in runs["counted"])
     note = (
         f"Counting is {of_cpu.text(1)} % of the CPU by these runs: {pairs} pairs of servers, {count} rounds "
-        f"each. In a loop of its own it takes {number(alone_us, 2)} µs an event, {number(of_median, 1)} %."
+        f"each. In a separate loop it takes {number(alone_us, 2)} µs per event, {number(of_median, 1)} %."
     )
     header = ["", *(column.name for column in COLUMNS)]
     rows = [medians(name, each, COLUMNS) for name, each in runs.items()]
@@ -152,7 +152,7 @@ def counting(cores: Cores, *, pairs: int, count: int) -> Section:
 
 
 def _counting_us() -> float:
-    """What an event's counters take where nothing else is done: the same objects, the same statements."""
+    """Return the microseconds of an event's counters alone, with the same objects and statements."""
     requests: Counter[tuple[str, str, int]] = Counter()
     events: Counter[tuple[str, str, str]] = Counter()
     answers: Counter[Answer] = Counter()
@@ -201,11 +201,11 @@ class _Uncounted(Webhookd):
 
 
 def scraped(cores: Cores, *, duration_s: int) -> Section:
-    """An open loop, with nobody who looks, with a Prometheus and an open page, and with too many scrapes."""
+    """Run an open loop without observers, with a Prometheus and an open page, and with many scrapes."""
     rows, problems, p95_ms = [], [], []
     for name, per_second, is_viewed in (
-        ("nobody looks", 0, False),
-        ("status page, scraped every 15 s", _SCRAPES_BESIDE_PAGE, True),
+        ("no observer", 0, False),
+        ("status page, scraped every 15 s", _SCRAPES_WITH_PAGE, True),
         (f"{_SCRAPES_PER_SECOND} scrapes/s", _SCRAPES_PER_SECOND, False),
     ):
         with ExitStack() as stack:
@@ -235,8 +235,8 @@ def scraped(cores: Cores, *, duration_s: int) -> Section:
         )
         problems += [f"{name}: {problem}" for problem in complaints(answers, jobs, repeat=1, under_way=0)]
     return Section(
-        title=f"Looked at, at {_PER_SECOND} requests/s",
-        note=f"An open loop for {duration_s} s, and beside it clients of the ops endpoint.",
+        title=f"Observed, at {_PER_SECOND} requests/s",
+        note=f"An open loop for {duration_s} s, and at the same time clients of the ops endpoint.",
         header=["", *LATENCIES, "CPU", "scrapes/s", "slowest scrape ms"],
         rows=rows,
         measured={Figure.P95_SCRAPED: p95_ms[-1]},

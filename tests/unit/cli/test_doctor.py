@@ -1,4 +1,4 @@
-"""The doctor's judgement of what no test can make so at will: from facts to a finding."""
+"""Checks of the doctor whose conditions no test can create: from facts to a finding."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ class TestJudgement(TestCase):
 
     def test_a_daemon_whose_spool_is_on_its_way(self) -> None:
         facts = evolve(_RUNNING, report={**_RUNNING.report, "spool": {"records": 3}})
-        self.judge(machine.port, facts, Level.OK, "3 events are on their way")
+        self.judge(machine.port, facts, Level.OK, "3 events wait")
 
     def test_a_daemon_of_another_version(self) -> None:
         facts = evolve(_RUNNING, report={**_RUNNING.report, "version": "0.0.0"})
         self.judge(machine.port, facts, Level.WARN, f"this is {webhookd.__version__}")
 
     def test_a_kernel_that_does_not_tell_its_backlog(self) -> None:
-        self.judge(machine.backlog, machine.LimitFacts(20_000, None), Level.OK, "unknown here")
+        self.judge(machine.backlog, machine.LimitFacts(20_000, None), Level.OK, "unknown on this system")
