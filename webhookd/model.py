@@ -132,7 +132,7 @@ class TooMany(Refusal):
 
 
 class RedisErrorKind(Enum):
-    """Why Redis did not accept a job: the kinds of error replies, plus ``DISCONNECTED`` and ``TIMEOUT``."""
+    """Reasons why Redis did not accept a job: its error replies, or ``DISCONNECTED`` and ``TIMEOUT``."""
 
     DISCONNECTED = "disconnected"
     TIMEOUT = "timeout"

@@ -6,7 +6,7 @@ Theory of operation
 Operations that arrive while the spool's thread is busy wait, and are then done in one SQLite transaction: one
 fsync, however many there are. A Deferred fires only after the commit that it was part of.
 
-The spool promises, whichever instruction the process or the machine dies at:
+The spool promises, if the process or the machine dies at any instruction:
 
 * A job whose append fired with ``SPOOLED`` is in the spool exactly once, until it is removed or buried.
 * Records leave in the order in which they came, and keep all of their job, its receipt time included.

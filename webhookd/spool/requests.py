@@ -146,9 +146,8 @@ class CheckFile(Query):
     answer_type: ClassVar[Any] = list[str] | None
 
     def answer(self, connection: sqlite3.Connection) -> list[str] | None:
-        (pages,) = connection.execute("PRAGMA page_count").fetchone()
-        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
-        if pages * page_bytes > _MAX_CHECKED_BYTES and not self.full:
+        size = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+        if not self.full and connection.execute(size).fetchone() > (_MAX_CHECKED_BYTES,):
             return None
         return [text for (text,) in connection.execute("PRAGMA quick_check(10)") if text != "ok"]
 

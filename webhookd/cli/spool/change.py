@@ -54,7 +54,7 @@ async def _requeue(replicas: Replicas, *, wanted: str | None, numbers: Sequence[
 @click.option("--dead", "table", flag_value=Table.DEAD.value, help="The dead letters.")
 @click.option("--corrupt", "table", flag_value=Table.CORRUPT.value, help="The damaged records.")
 @click.option("--live", "table", flag_value=Table.LIVE.value, help="The waiting events: they are LOST.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @one_replica
 @json_option
 @spool_options
@@ -99,11 +99,7 @@ def _confirm(replica: str, table: Table, count: int) -> None:
 
 
 async def _change_all(
-    replica: Replica,
-    totals: Totals,
-    table: Table,
-    change: Callable[[list[int]], Requeue | Purge],
-    verb: str,
+    replica: Replica, totals: Totals, table: Table, change: Callable[[list[int]], Requeue | Purge], verb: str
 ) -> int:
     """Change the records that a table had at ``totals``, page by page; return their number."""
     changed = after = 0

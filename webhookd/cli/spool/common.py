@@ -28,8 +28,8 @@ spool_options = configured("spool", "redis", "queue", "prefix")
 
 
 def _replica_option(default: str) -> Callable[[_Command], _Command]:
-    help_text = f"The beginning of the replica's name, or its directory.  [default: {default}]"
-    return click.option("--replica", "wanted", metavar="NAME", help=help_text)
+    help_text = "The beginning of the replica's name, or its directory."
+    return click.option("--replica", "wanted", metavar="NAME", show_default=default, help=help_text)
 
 
 one_replica, some_replicas = _replica_option("the only one"), _replica_option("all")

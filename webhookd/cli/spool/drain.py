@@ -26,7 +26,6 @@ _POLL_INTERVAL_S = 0.2
     "--patience",
     type=click.FloatRange(0.1),
     default=15.0,
-    show_default=True,
     metavar="SECONDS",
     help="Give up if no record has left for this long.",
 )

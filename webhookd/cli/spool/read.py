@@ -52,9 +52,7 @@ _CUT_OFF = "its WAL is damaged, and hides records until a daemon takes this spoo
 @click.argument("wanted", metavar="[REPLICA]", required=False)
 @click.option("--dead", "table", flag_value=Table.DEAD.value, help="Its dead letters, with the reasons.")
 @click.option("--corrupt", "table", flag_value=Table.CORRUPT.value, help="Its damaged records.")
-@click.option(
-    "--limit", type=click.IntRange(1, PAGE), default=20, show_default=True, help="Maximum number of records."
-)
+@click.option("--limit", type=click.IntRange(1, PAGE), default=20, help="Maximum number of records.")
 @click.option("--after", type=click.IntRange(0), default=0, help="Start after this sequence.")
 @json_option
 @spool_options
@@ -221,12 +219,14 @@ def _print_facts(facts: dict[str, Any]) -> None:
 @click.option(
     "--only",
     type=click.Choice(["live", "dead"]),
-    help="Only waiting events, or only dead letters.  [default: both]",
+    show_default="both",
+    help="Only waiting events, or only dead letters.",
 )
 @click.option(
     "--output",
     type=click.Path(),
-    help="A new file, which only its owner can read.  [default: standard output]",
+    show_default="standard output",
+    help="A new file, which only its owner can read.",
 )
 @some_replicas
 @spool_options
