@@ -26,15 +26,15 @@ from webhookd.http import WebhookRequest, WebhookSite
 from webhookd.model import SpoolUnavailable
 from webhookd.reactor import IReactor
 from webhookd.spool.directory import CONTROL_NAME, open_directory, socket_path
-from webhookd.spool.queue import Run, Spool
-from webhookd.spool.requests import DrainState, Request
+from webhookd.spool.queue import DeferToThread, Spool
+from webhookd.spool.requests import DrainState, SpoolRequest
 from webhookd.web import Answer, Shortcut
 
 _MAX_BODY_BYTES = 65_536
 _MAX_CONNECTIONS = 20
 _CLOSE_DEADLINE_S = 1.0
 
-_decode = msgspec.json.Decoder(Request).decode
+_decode = msgspec.json.Decoder(SpoolRequest).decode
 _log = Logger()
 
 
@@ -50,7 +50,7 @@ class ControlApp:
 
     @app.route("/", methods=["POST"])
     async def ask(self, request: WebhookRequest) -> Answer:
-        """A `Request`, and what the spool says to it."""
+        """A `SpoolRequest`, and what the spool says to it."""
         return _answer(200, await self.spool.do(_decode(request.body)))
 
     @app.route("/drain", methods=["GET"])
@@ -86,7 +86,7 @@ class Control:
     """Listens for the operator's command beside each spool that the daemon holds."""
 
     _reactor: IReactor
-    _run: Run
+    _run: DeferToThread
     _why_paused: Callable[[], str | None]
 
     async def open(self, spool: Spool, drain: Drain) -> Door | None:
