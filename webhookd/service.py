@@ -199,11 +199,16 @@ def _build(settings: Config, reactor: IReactor, log_observer: RepeatLimiter | No
         ops_site = _site(settings, reactor, ops, _OPS_CONNECTIONS)
         Listener(reactor, endpoint, ops_site, "ops", required=False).setServiceParent(daemon)
         feed.setServiceParent(daemon)  # after the port, to end before it: the port waits for its connections
-    for part in (tracing, server, redis.pool, spool):
+    if server is not None:
+        redis.pool.setServiceParent(server)
+        redis.pool.on_ready(server.connected)
+    for part in (tracing, server or redis.pool, spool):
         if part is not None:
             part.setServiceParent(daemon)
     endpoint = _endpoint(reactor, settings.endpoint)
-    Listener(reactor, endpoint, receiver, "webhooks", required=True).setServiceParent(daemon)
+    answered = None if server is None else server.answered
+    listener = Listener(reactor, endpoint, receiver, "webhooks", required=True, accept_after=answered)
+    listener.setServiceParent(daemon)
     supervision = systemd_service(os.environ, reactor, lambda: health.status.value)
     if supervision is not None:
         supervision.setServiceParent(daemon)

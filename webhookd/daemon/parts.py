@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import MultiService, Service
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred
 from twisted.internet.interfaces import (
@@ -69,7 +70,10 @@ class Daemon(MultiService):
 
 
 class Listener(Service):
-    """One listening port. A ``required`` one that cannot be had ends the start; another only warns."""
+    """One listening port. A ``required`` one that cannot be had ends the start; another only warns.
+
+    It accepts connections once ``accept_after`` has fired; until then they wait in the kernel's backlog.
+    """
 
     _port: IListeningPort | None = None
 
@@ -81,12 +85,14 @@ class Listener(Service):
         purpose: str,
         *,
         required: bool,
+        accept_after: Deferred[None] | None = None,
     ) -> None:
         self._clock = clock
         self._endpoint = endpoint
         self._site = site
         self._purpose = purpose
         self._required = required
+        self._accept_after = accept_after
 
     def privilegedStartService(self) -> None:
         """Listen, before twistd gives up its privileges."""
@@ -97,6 +103,19 @@ class Listener(Service):
 
     def _listening(self, port: IListeningPort) -> None:
         self._port = port
+        if self._accept_after is None or not isinstance(port, FileDescriptor):
+            self._log_port(port)
+            return
+
+        def accept(_fired: None) -> None:
+            if port.connected:  # and not closed in the meantime
+                port.startReading()
+                self._log_port(port)
+
+        port.stopReading()
+        self._accept_after.addCallback(accept)
+
+    def _log_port(self, port: IListeningPort) -> None:
         _log.info("webhookd listening for {purpose} on {where}", purpose=self._purpose, where=_where(port))
 
     def _failed(self, failure: Failure) -> None:
