@@ -54,8 +54,8 @@ ELSEWHERE: Mapping[str, str] = {
     ".venv-dev/bin/towncrier build --yes": RELEASED,
     'git tag --sign vX.Y.Z --message "webhookd X.Y.Z"': RELEASED,
     "git push origin vX.Y.Z": RELEASED,
-    "python3 -m venv /tmp/released && /tmp/released/bin/pip install webhookd==X.Y.Z": RELEASED,
-    "/tmp/released/bin/webhookd doctor": RELEASED,
+    "python3 -m venv ~/released && ~/released/bin/pip install webhookd==X.Y.Z": RELEASED,
+    "~/released/bin/webhookd doctor": RELEASED,
     "docker run --rm ghcr.io/webhookd/webhookd:X.Y.Z --version": RELEASED,
     "gh release view vX.Y.Z": RELEASED,
     "docker buildx imagetools create --tag ghcr.io/webhookd/webhookd:latest"

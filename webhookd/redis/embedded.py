@@ -182,7 +182,7 @@ class EmbeddedValkey(MultiService):
         self._spawn()
 
     def connected(self, _connection: object = None) -> None:
-        """Note that a client is connected: there is no need to wait any longer."""
+        """Note that a client is connected, so that no one waits any longer."""
         if self._late.active():
             self._late.cancel()
         if not self.answered.called:
@@ -237,12 +237,9 @@ class EmbeddedValkey(MultiService):
 
     def _ended(self, reason: str) -> None:
         self._child = None
-        if self.running:
-            self._spawn_later(reason)
-        else:
+        if not self.running:
             self._finish()
-
-    def _spawn_later(self, reason: str) -> None:
+            return
         if self._reactor.seconds() - self._spawned_at_s >= MAX_DELAY_S:
             self._delay_s = FIRST_DELAY_S
         self._log.error(
@@ -299,7 +296,10 @@ class _ServerProtocol(ProcessProtocol):
 
 
 def _is_warning(line: bytes) -> bool:
-    """Tell a warning by its ``#``, as in ``6366:M 24 Nov 2026 04:21:55.347 # Failed listening``."""
+    """Return True for warnings that matter here; the server marks each with ``#`` after its date and time.
+
+    For example: ``6366:M 24 Nov 2026 04:21:55.347 # Failed listening``.
+    """
     return line.split(maxsplit=6)[5:6] == [b"#"] and not _ROUTINE.search(line)
 
 
@@ -338,11 +338,16 @@ def _claim(directory: Path, port: int) -> IO[str]:
 def _choose_port(directory: Path) -> int:
     """Return the last port, which the workers know, if it is available; else a free one."""
     port = _remembered_port(directory)
-    # In this order: the server of a killed daemon may end in between. It closes its port before its lock.
-    if port is not None and (_has_server(directory) or _is_free(port)):
+    # First the server: that of a killed daemon may end in between, and closes its port before its lock.
+    if port is not None and _has_server(directory):
         return port
     with socket.socket() as probe:
-        probe.bind((_HOST, 0))
+        # Like the server: closed connections of the last one do not matter.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port or 0))
+        except OSError:  # another program has the port
+            probe.bind((_HOST, 0))
         return int(probe.getsockname()[1])
 
 
@@ -352,17 +357,6 @@ def _remembered_port(directory: Path) -> int | None:
     except (OSError, ValueError):
         return None
     return port if 0 < port < 65536 else None
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # Like the server: closed connections of the last one do not matter.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, port))
-        except OSError:
-            return False
-    return True
 
 
 def _has_server(directory: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The workflows test and run what the project has."""
+"""The workflows agree with the package and the Makefile."""
 
 from __future__ import annotations
 
