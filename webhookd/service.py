@@ -172,15 +172,25 @@ def _build(settings: Config, reactor: IReactor, log_observer: RepeatLimiter | No
         now_ms=wall_clock_ms,
     )
     daemon = Daemon(log_observer, health.drain)
+    if server is not None:
+        redis.pool.setServiceParent(server)
+        redis.pool.on_ready(server.connected)
+    listener = Listener(
+        reactor,
+        _endpoint(reactor, settings.endpoint),
+        receiver,
+        "webhooks",
+        required=True,
+        accept_after=None if server is None else server.answered,
+    )
     for part in (
         None if log_observer is None else LogWindows(reactor, log_observer),
         components.lag,
         *_ops(settings, reactor, components, health, health_resource),
         tracing,
-        server,
-        redis.pool,
+        server or redis.pool,
         spool,
-        Listener(reactor, _endpoint(reactor, settings.endpoint), receiver, "webhooks", required=True),
+        listener,
         systemd_service(os.environ, reactor, lambda: health.status.value),
     ):
         if part is not None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import twisted.internet
 from twisted.application.service import IService
@@ -166,10 +166,13 @@ class MakeServiceTests(OptionsCase):
             ["LogWindows", "ReactorLag", "RedisPool", "Listener"],
         )
 
-    def test_an_embedded_server_starts_before_who_connects_to_it(self) -> None:
-        parts = self.parts("--spool", "off", "--ops-endpoint", "off", "--redis", "embedded:")
+    def test_the_pool_of_an_embedded_server_is_its_client(self) -> None:
+        daemon = self.make("--spool", "off", "--ops-endpoint", "off", "--redis", "embedded:")
+        assert isinstance(daemon, Daemon)
+        parts = {type(part).__name__: part for part in daemon}
 
-        self.assertEqual(parts, ["LogWindows", "ReactorLag", "EmbeddedValkey", "RedisPool", "Listener"])
+        self.assertEqual(list(parts), ["LogWindows", "ReactorLag", "EmbeddedValkey", "Listener"])
+        self.assertEqual([type(part).__name__ for part in cast(Any, parts["EmbeddedValkey"])], ["RedisPool"])
 
     def test_a_spool_that_cannot_be_made_is_no_reason_not_to_start(self) -> None:
         with tempfile.NamedTemporaryFile() as file:

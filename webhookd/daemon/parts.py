@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import define, field
 from twisted.application.service import MultiService, Service
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred
 from twisted.internet.interfaces import (
@@ -72,13 +73,17 @@ class Daemon(MultiService):
 
 @define(eq=False)
 class Listener(Service):
-    """One listening port. If it is unavailable and ``required``, the start fails; else the log warns."""
+    """One listening port. If it is unavailable and ``required``, the start fails; else the log warns.
+
+    It accepts connections once ``accept_after`` has fired; until then they wait in the kernel's backlog.
+    """
 
     _clock: IReactorTime
     _endpoint: IStreamServerEndpoint
     _site: WebhookSite
     _purpose: str
     _required: bool = field(kw_only=True)
+    _accept_after: Deferred[None] | None = field(kw_only=True, default=None)
     _port: IListeningPort | None = field(init=False, default=None)
 
     def privilegedStartService(self) -> None:
@@ -90,6 +95,19 @@ class Listener(Service):
 
     def _listening(self, port: IListeningPort) -> None:
         self._port = port
+        if self._accept_after is None or not isinstance(port, FileDescriptor):
+            self._log_port(port)
+            return
+
+        def accept(_fired: None) -> None:
+            if port.connected:  # and not closed in the meantime
+                port.startReading()
+                self._log_port(port)
+
+        port.stopReading()
+        self._accept_after.addCallback(accept)
+
+    def _log_port(self, port: IListeningPort) -> None:
         _log.info(
             "webhookd listening for {purpose} on {address}", purpose=self._purpose, address=_shown(port)
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import Application, Service
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.endpoints import serverFromString
@@ -109,18 +110,29 @@ class DaemonTests(SynchronousTestCase):
 
 
 @implementer(IListeningPort)
-class Port:
-    """A port that is open until it is closed."""
+class Port(FileDescriptor):
+    """A port that is open until it is closed, and accepts connections while it ``reads``."""
+
+    connected = 1
+    reads = True
 
     def __init__(self, address: object) -> None:
         self.address = address
-        self.is_open = True
 
     def startListening(self) -> None:
         raise NotImplementedError
 
     def stopListening(self) -> None:
-        self.is_open = False
+        self.connected = 0
+
+    def doRead(self) -> None:
+        """No connection waits."""
+
+    def startReading(self) -> None:
+        self.reads = True
+
+    def stopReading(self) -> None:
+        self.reads = False
 
     def getHost(self) -> Any:
         return self.address
@@ -151,10 +163,14 @@ class ListenerTests(SynchronousTestCase):
         self.log = Log.of(self)
         self.reactor = ListeningReactor()
 
-    def listener(self, reactor: Any, *, required: bool) -> Listener:
+    def listener(
+        self, reactor: Any, *, required: bool, accept_after: Deferred[None] | None = None
+    ) -> Listener:
         self.site = WebhookSite(Slow(), self.reactor, max_body_bytes=100, access_log=False)
         endpoint = serverFromString(reactor, "tcp:80")
-        return Listener(self.reactor, endpoint, self.site, "webhooks", required=required)
+        return Listener(
+            self.reactor, endpoint, self.site, "webhooks", required=required, accept_after=accept_after
+        )
 
     def taken(self) -> RaisingMemoryReactor:
         return RaisingMemoryReactor(listenException=CannotListenError("", 80, OSError(98, "in use")))
@@ -187,6 +203,31 @@ class ListenerTests(SynchronousTestCase):
                 self.listener(ListeningReactor(address), required=True).privilegedStartService()
                 self.assertIn(shown, self.log.at(LogLevel.info)[-1])
 
+    def test_connections_wait_until_the_listener_may_accept_them(self) -> None:
+        ready: Deferred[None] = Deferred()
+        self.listener(self.reactor, required=True, accept_after=ready).privilegedStartService()
+        self.assertFalse(self.reactor.port.reads)
+        self.assertEqual(self.log.at(LogLevel.info), [])
+
+        ready.callback(None)
+
+        self.assertTrue(self.reactor.port.reads)
+        self.assertIn("listening for webhooks", self.log.at(LogLevel.info)[-1])
+
+    def test_a_port_that_was_closed_in_the_meantime_stays_closed(self) -> None:
+        ready: Deferred[None] = Deferred()
+        listener = self.listener(self.reactor, required=True, accept_after=ready)
+        listener.privilegedStartService()
+        listener.startService()
+        stopped = listener.stopService()
+        self.reactor.advance(0)
+        self.successResultOf(stopped)
+
+        ready.callback(None)
+
+        self.assertFalse(self.reactor.port.reads)
+        self.assertEqual(self.log.at(LogLevel.info), [])
+
     def test_the_end_takes_no_more_connections_and_waits_for_those_that_are_busy(self) -> None:
         listener = self.listener(self.reactor, required=True)
         listener.privilegedStartService()
@@ -195,7 +236,7 @@ class ListenerTests(SynchronousTestCase):
         client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
 
         stopped = listener.stopService()
-        self.assertFalse(self.reactor.port.is_open)
+        self.assertFalse(self.reactor.port.connected)
         self.reactor.advance(5)
         self.assertNoResult(stopped)
         self.reactor.advance(5)
