@@ -119,10 +119,6 @@ class UnknownSource(Refusal):
     """No source of that name is configured."""
 
 
-class TooLarge(Refusal):
-    """The body is larger than allowed."""
-
-
 class UnsupportedMedia(Refusal):
     """The body says of itself that it is something else than JSON."""
 

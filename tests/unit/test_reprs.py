@@ -34,7 +34,7 @@ class ReprTests(SynchronousTestCase):
     def test_who_is_let_in(self) -> None:
         rule = Authenticator((CANARY,), (CANARY,), 300)
         options = resolve({}, {}).sources["chatwoot"].job_options
-        source = intake.Source(rule, None, "chatwoot", options)
+        source = intake.SourcePolicy(rule, None, "chatwoot", options)
         takes = intake.Intake({"chatwoot": source}, intake.payload, chatwoot.hash_of_body, lambda _job: None)  # type: ignore[arg-type, return-value]
         self.assert_silent(rule, source, takes)
 

@@ -18,7 +18,7 @@ from twisted.web.resource import IResource, Resource
 
 from tests.support.http import Response, request_bytes
 from tests.support.web_client import MemoryClient
-from webhookd.http import WebhookSite
+from webhookd.http import InFlight, Shortcut, WebhookSite
 from webhookd.intake.auth import Credentials
 from webhookd.model import (
     BadRequest,
@@ -29,7 +29,6 @@ from webhookd.model import (
     Receipt,
     RedisErrorKind,
     SpoolUnavailable,
-    TooLarge,
     TooMany,
     Unauthorized,
     UnknownSource,
@@ -37,7 +36,7 @@ from webhookd.model import (
 )
 from webhookd.ops.status import load_page
 from webhookd.samples import SAMPLES
-from webhookd.web import HealthApp, InFlight, OpsApp, Shortcut, WebhookApp
+from webhookd.web import HealthApp, OpsApp, WebhookApp
 
 SAMPLE = SAMPLES["message_created"]
 NOW_MS = 1_788_264_005_123
@@ -277,7 +276,6 @@ class RefusalTests(WebCase):
             (BadRequest, 400),
             (Unauthorized, 401),
             (UnknownSource, 404),
-            (TooLarge, 413),
             (UnsupportedMedia, 415),
         ):
             self.assert_refused(
@@ -318,7 +316,7 @@ class RefusalLineTests(WebCase):
         """The line about a request that is refused, and the one about a defect; both have its answer's id."""
         with capturedLogs() as events:
             name = send().headers["x-request-id"]
-        [line] = [event for event in events if event["log_namespace"] == "webhookd.http.site"]
+        [line] = [event for event in events if event["log_namespace"] == "webhookd.http.refusals"]
         defect = next((event for event in events if "log_failure" in event), None)
         self.assertEqual(line["request_id"], name)
         self.assertEqual(name if defect is None else defect["request_id"], name)
@@ -562,7 +560,7 @@ class HangUpTests(WebCase):
         client.hang_up()
 
         self.assertEqual(client.received, b"")
-        self.assertEqual(self.site.channels, set())
+        self.assertEqual(self.site.state.channels, set())
         self.assert_nothing_in_flight()
 
 

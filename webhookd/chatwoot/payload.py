@@ -65,22 +65,14 @@ _NOT_IN_AN_EVENT_NAME = re.compile(r"[^a-z0-9_]")
 _DELIVERY_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-class _Account(msgspec.Struct):
-    id: int | None = None
-
-
-class _Inbox(msgspec.Struct):
-    id: int | None = None
-
-
-class _Channel(msgspec.Struct):
+class _Entity(msgspec.Struct):
     id: int | None = None
 
 
 class _Conversation(msgspec.Struct):
     id: int | None = None
     inbox_id: int | None = None
-    account: _Account | None = None
+    account: _Entity | None = None
 
 
 class _Payload(msgspec.Struct):
@@ -89,10 +81,10 @@ class _Payload(msgspec.Struct):
     event: str
     id: int | None = None
     inbox_id: int | None = None
-    account: _Account | None = None
-    inbox: _Inbox | None = None
+    account: _Entity | None = None
+    inbox: _Entity | None = None
     conversation: _Conversation | None = None
-    channel: _Channel | None = None
+    channel: _Entity | None = None
 
 
 _decode = msgspec.json.Decoder(_Payload).decode
@@ -218,14 +210,14 @@ def _read_tolerantly(text: str) -> _Payload:
         event=event.encode("utf-8", "replace").decode(),
         id=value.get("id"),
         inbox_id=value.get("inbox_id"),
-        account=_Account(_object(value, "account").get("id")),
-        inbox=_Inbox(_object(value, "inbox").get("id")),
+        account=_Entity(_object(value, "account").get("id")),
+        inbox=_Entity(_object(value, "inbox").get("id")),
         conversation=_Conversation(
             conversation.get("id"),
             conversation.get("inbox_id"),
-            _Account(_object(conversation, "account").get("id")),
+            _Entity(_object(conversation, "account").get("id")),
         ),
-        channel=_Channel(_object(value, "channel").get("id")),
+        channel=_Entity(_object(value, "channel").get("id")),
     )
 
 

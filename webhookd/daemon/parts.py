@@ -121,8 +121,8 @@ class Listener(Service):
     def _accept_waiting(self, port: IListeningPort) -> None:
         """Clients that are connected but not accepted yet would be reset by the end of the port."""
         known = -1
-        while IReadDescriptor.providedBy(port) and known < len(self._site.channels):
-            known = len(self._site.channels)
+        while IReadDescriptor.providedBy(port) and known < len(self._site.state.channels):
+            known = len(self._site.state.channels)
             port.doRead()
 
 

@@ -14,35 +14,19 @@ resources and Klein work as ever.
   connection closes, after what else the client sends was thrown away for a while, so that it gets to read.
 """
 
-from webhookd.http.channel import (
-    BODY_DEADLINE_S,
-    FRESH_GRACE_S,
-    HEAD_DEADLINE_S,
-    IDLE_TIMEOUT_S,
-    LINGER_S,
-    MAX_CONNECTIONS,
-    MAX_HEAD_BYTES,
-    MAX_HEADERS,
-    MAX_PIPELINED,
-    WRITE_DEADLINE_S,
-    WebhookChannel,
-)
-from webhookd.http.request import Refusal, Refused, WebhookRequest
-from webhookd.http.site import WebhookSite
+from webhookd.http.channel import WebhookChannel
+from webhookd.http.in_flight import InFlight
+from webhookd.http.refusals import Rejection
+from webhookd.http.request import WebhookRequest
+from webhookd.http.shortcut import KleinApp, Shortcut
+from webhookd.http.site import MAX_CONNECTIONS, WebhookSite
 
 __all__ = [
-    "BODY_DEADLINE_S",
-    "FRESH_GRACE_S",
-    "HEAD_DEADLINE_S",
-    "IDLE_TIMEOUT_S",
-    "LINGER_S",
     "MAX_CONNECTIONS",
-    "MAX_HEADERS",
-    "MAX_HEAD_BYTES",
-    "MAX_PIPELINED",
-    "WRITE_DEADLINE_S",
-    "Refusal",
-    "Refused",
+    "InFlight",
+    "KleinApp",
+    "Rejection",
+    "Shortcut",
     "WebhookChannel",
     "WebhookRequest",
     "WebhookSite",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from typing import Protocol as Interface
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 from twisted.internet.interfaces import IPushProducer, ISSLTransport, ITCPTransport
@@ -15,10 +14,14 @@ from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
+from twisted.web.server import Site
 from zope.interface import implementer
 
-from webhookd.http import request as refusals
-from webhookd.http.request import HEADS, Edge, Refusal, Refused, WebhookRequest, address, request_id
+from webhookd.http import refusals
+from webhookd.http.answers import encode
+from webhookd.http.refusals import RefusedRequest, Rejection, host_of
+from webhookd.http.request import WebhookRequest, request_id
+from webhookd.http.state import EdgeState
 
 #: Longer than nginx keeps an idle connection to its upstream (60 s), so that never both use and close it.
 IDLE_TIMEOUT_S = 75.0
@@ -27,35 +30,16 @@ BODY_DEADLINE_S = 30.0
 WRITE_DEADLINE_S = 30.0
 #: How long an answer to a request that was not read to its end may be fetched before the connection closes.
 LINGER_S = 2.0
-#: How long a connection that was just made may take to send its request while the daemon ends.
-FRESH_GRACE_S = 1.0
 
 MAX_HEAD_BYTES = 16_384
 MAX_HEADERS = 100
 #: How many complete requests of a connection wait. One read can bring 2,000, and they need more room than it.
 MAX_PIPELINED = 32
-MAX_CONNECTIONS = 20_000
-MAX_ARRIVING_BYTES = 268_435_456
 
 # What Transfer-Encoding may say, by version. llhttp takes any list that ends with "chunked", and in HTTP/1.0.
 _CODINGS: Mapping[str, Sequence[bytes | None]] = {"1.1": (None, b"chunked"), "1.0": (None,)}
 
 _log = Logger()
-
-
-class Site(Edge, Interface):
-    """What a connection needs to know of its site, and tells it."""
-
-    now_s: float
-    max_body_bytes: int
-    max_connections: int
-    arriving_bytes: int
-    channels: set[WebhookChannel]
-    requests: Counter[tuple[str, str, int]]
-
-    def body_arrives(self, size_bytes: int) -> None: ...
-
-    def channel_lost(self, channel: WebhookChannel) -> None: ...
 
 
 @implementer(IPushProducer)
@@ -74,14 +58,15 @@ class WebhookChannel(Protocol):
     _read_bytes: int
     transport: Any  # that of TCP, TLS or a UNIX socket
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, state: EdgeState) -> None:
         self.site = self.factory = site
+        self.state = state
         self.is_fresh = True
-        self.deadline_s = site.now_s + HEAD_DEADLINE_S
+        self.deadline_s = state.now_s + HEAD_DEADLINE_S
         self.arriving_bytes = 0
         self._body: list[bytes] = []
         self._parser = HttpRequestParser(self)
-        self._waiting: deque[WebhookRequest | Refusal] = deque()
+        self._waiting: deque[WebhookRequest | Rejection] = deque()
         self._answering: WebhookRequest | None = None
         self._is_reading = True
         self._is_paused = False
@@ -105,9 +90,9 @@ class WebhookChannel(Protocol):
         self._send_some: Callable[[bytes], int] | None = (
             transport.socket.send if isinstance(transport, Connection) else None
         )
-        self.site.channels.add(self)
-        if len(self.site.channels) > self.site.max_connections:
-            self._send_refusal(refusals.TOO_MANY_CONNECTIONS)
+        self.state.channels.add(self)
+        if len(self.state.channels) > self.state.max_connections:
+            self._send_rejection(refusals.TOO_MANY_CONNECTIONS)
             self._close()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -118,7 +103,7 @@ class WebhookChannel(Protocol):
         for request in (self._answering, *waiting):
             if isinstance(request, WebhookRequest):
                 request.connectionLost(reason)
-        self.site.channel_lost(self)
+        self.state.remove_channel(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Parse; the requests that are complete are answered in their turn."""
@@ -134,15 +119,15 @@ class WebhookChannel(Protocol):
             self._parse(data)
         except HttpParserCallbackError as error:
             _log.failure("cannot read a request", Failure(error.__context__ or error))
-            self._refuse(refusals.BAD_REQUEST)
+            self._reject(refusals.BAD_REQUEST)
         except HttpParserError:
-            self._refuse(refusals.BAD_REQUEST)
+            self._reject(refusals.BAD_REQUEST)
         if self._is_receiving:
             # More of a head, or of trailers, which llhttp's wrapper keeps in memory until they are complete.
             is_more_of_head = self._fields is fields and self._body_bytes == body_bytes
             self._head_bytes = self._head_bytes + len(data) if is_more_of_head else 0
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(refusals.HEAD_TOO_LARGE)
+                self._reject(refusals.HEAD_TOO_LARGE)
             else:
                 self._count_arriving()
         self._answer_next()
@@ -152,7 +137,7 @@ class WebhookChannel(Protocol):
         arrived = self._body_bytes - self.arriving_bytes
         if arrived:
             self.arriving_bytes += arrived
-            self.site.body_arrives(arrived)
+            self.state.add_arriving(arrived)
 
     def _parse(self, data: bytes) -> None:
         while True:
@@ -160,7 +145,7 @@ class WebhookChannel(Protocol):
                 self._parser.feed_data(data)
             except HttpParserUpgrade as offer:
                 if self._parser.get_method() == b"CONNECT":
-                    self._refuse(refusals.BAD_REQUEST)
+                    self._reject(refusals.BAD_REQUEST)
                     return
                 # llhttp now takes a body for the other protocol. We pass on the offer (RFC 9110, 7.8), and so
                 # have a new parser read the same request without it.
@@ -177,14 +162,14 @@ class WebhookChannel(Protocol):
         return b"%b %b HTTP/%b\r\n%b\r\n" % (*start, b"".join(lines))
 
     def _set_deadline(self, in_s: float) -> None:
-        self.deadline_s = self.site.now_s + in_s
+        self.deadline_s = self.state.now_s + in_s
 
     def overdue(self) -> None:
         """The deadline has passed."""
         if self._is_lingering or self.is_blocked:
             self.transport.abortConnection()
         elif self._is_receiving:
-            self._refuse(refusals.TOO_SLOW)
+            self._reject(refusals.TOO_SLOW)
             self.deadline_s = math.inf  # its answer, perhaps after those before it, sets the next one
             self._answer_next()
         else:
@@ -227,25 +212,25 @@ class WebhookChannel(Protocol):
         if not self._is_reading or self._parser.should_upgrade():
             return
         if self._is_head_too_large():
-            self._refuse(refusals.HEAD_TOO_LARGE)
+            self._reject(refusals.HEAD_TOO_LARGE)
             return
         for name, value in self._repeats:  # RFC 9110, 5.3
             self._fields[name] += b", " + value
-        refusal = self._why_not()
-        if refusal is not None:
-            self._refuse(refusal)
+        rejection = self._check_head()
+        if rejection is not None:
+            self._reject(rejection)
             return
         self._set_deadline(BODY_DEADLINE_S)
         if self._fields.get(b"expect", b"").lower() == b"100-continue":
-            self._tell_to_go_on()
+            self._send_continue()
 
-    def _tell_to_go_on(self) -> None:
+    def _send_continue(self) -> None:
         """Ask for the body, unless that would be read as an answer to another request."""
         is_next = self._answering is None and not self._waiting
         if is_next and self._parser.get_http_version() == "1.1":
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _why_not(self) -> Refusal | None:
+    def _check_head(self) -> Rejection | None:
         fields = self._fields
         version = self._parser.get_http_version()
         coding = fields.get(b"transfer-encoding")
@@ -254,7 +239,7 @@ class WebhookChannel(Protocol):
         host = fields.get(b"host")
         if b"," in (host or b"") or (host is None and version == "1.1"):
             return refusals.BAD_HOST
-        if int(fields.get(b"content-length", b"0")) > self.site.max_body_bytes:
+        if int(fields.get(b"content-length", b"0")) > self.state.max_body_bytes:
             return refusals.TOO_LARGE
         return None
 
@@ -269,8 +254,8 @@ class WebhookChannel(Protocol):
     def on_body(self, data: bytes) -> None:
         """A part of the body."""
         self._body_bytes += len(data)
-        if self._body_bytes > self.site.max_body_bytes:
-            self._refuse(refusals.TOO_LARGE)
+        if self._body_bytes > self.state.max_body_bytes:
+            self._reject(refusals.TOO_LARGE)
         elif self._is_reading:
             self._body.append(data)
 
@@ -280,7 +265,7 @@ class WebhookChannel(Protocol):
         if not self._is_reading or parser.should_upgrade():
             return
         if len(self._waiting) == MAX_PIPELINED:
-            self._refuse(refusals.TOO_MANY_REQUESTS)
+            self._reject(refusals.TOO_MANY_REQUESTS)
             return
         keep_alive = self._is_reading = parser.should_keep_alive()
         request = WebhookRequest(
@@ -295,23 +280,23 @@ class WebhookChannel(Protocol):
         self._waiting.append(request)
         self._begin_message()
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _reject(self, rejection: Rejection) -> None:
         """Make a refusal the last answer of this connection."""
         if self._is_reading:
             self._is_reading = False
             self._is_receiving = False
             self._forget_body()
-            self._waiting.append(refusal)
+            self._waiting.append(rejection)
 
     def _forget_body(self) -> None:
         self._body = []
         if self.arriving_bytes:
-            self.site.arriving_bytes -= self.arriving_bytes
+            self.state.arriving_bytes -= self.arriving_bytes
             self.arriving_bytes = 0
 
     def give_way(self) -> None:
         """Make room for what others send."""
-        self._refuse(refusals.TOO_MUCH_AT_ONCE)
+        self._reject(refusals.TOO_MUCH_AT_ONCE)
         self._answer_next()
 
     # -- answering
@@ -320,13 +305,13 @@ class WebhookChannel(Protocol):
         """Answer what waits, one request after the other."""
         if self._waiting and self._answering is None and not self.is_blocked:
             request = self._waiting.popleft()
-            if isinstance(request, Refusal):
-                self._answer_refusal(request)
+            if isinstance(request, Rejection):
+                self._answer_rejection(request)
             else:
                 self._answering = request
                 if not self._is_receiving:
                     self.deadline_s = math.inf
-                self.site.arrived.add(request)
+                self.state.arrived.add(request)
         self._regulate()
 
     def _regulate(self) -> None:
@@ -339,32 +324,29 @@ class WebhookChannel(Protocol):
             else:
                 self.transport.resumeProducing()
 
-    def _send_refusal(self, refusal: Refusal) -> None:
-        status, headers, body = refusal.response()
-        self.site.requests["none", "none", status] += 1
-        name = request_id(self._fields, self.site.request_ids)
-        lines = [b"%b: %b\r\n" % line for line in (*headers.items(), (b"X-Request-Id", name))]
-        self.send(
-            b"%b%b\r\n%bConnection: close\r\n\r\n%b" % (HEADS[status], self.site.date, b"".join(lines), body)
-        )
+    def _send_rejection(self, rejection: Rejection) -> None:
+        state, status = self.state, rejection.status
+        state.requests["none", "none", status] += 1
+        name = request_id(self._fields, state.request_ids)
+        self.send(encode(rejection.response(), state.date, name, has_body=True, closes=True))
         path = _origin_form(self._uri).partition(b"?")[0] if self._is_head_complete else b""
-        self.site.refused(Refused(status, refusal.code, name, path, address(self.getPeer())))
+        state.add_refusal(RefusedRequest(status, rejection.code, name, path, host_of(self.getPeer())))
 
-    def _answer_refusal(self, refusal: Refusal) -> None:
-        self._send_refusal(refusal)
+    def _answer_rejection(self, rejection: Rejection) -> None:
+        self._send_rejection(rejection)
         self._is_lingering = True
         self._set_deadline(LINGER_S)
         if ITCPTransport.providedBy(self.transport):
             self.transport.loseWriteConnection()
 
-    def goes_on_after(self, request: WebhookRequest) -> bool:
+    def stays_open_after(self, request: WebhookRequest) -> bool:
         """Whether the connection stays open after this answer."""
         return request.keep_alive and not (self._is_closing and not self._waiting and not self._is_receiving)
 
     def requestDone(self, request: WebhookRequest) -> None:
         """A request is answered."""
         self._answering = None
-        if not self.goes_on_after(request):
+        if not self.stays_open_after(request):
             self._close()
             return
         if not self._is_receiving:
@@ -413,7 +395,7 @@ class WebhookChannel(Protocol):
         lines = [
             b"%b: %b\r\n" % (name, value) for name, values in headers.getAllRawHeaders() for value in values
         ]
-        if self._answering is not None and not self.goes_on_after(self._answering):
+        if self._answering is not None and not self.stays_open_after(self._answering):
             lines.append(b"Connection: close\r\n")
         self.send(b"HTTP/1.1 %b %b\r\n%b\r\n" % (code, reason, b"".join(lines)))
 

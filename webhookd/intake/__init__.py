@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import msgspec
 from attrs import field, frozen
@@ -18,14 +19,16 @@ from webhookd.chatwoot.payload import Fallback, parse
 from webhookd.intake.auth import Authenticator, Credentials
 from webhookd.model import Delivery, Event, Job, Outcome, Receipt, Unauthorized, UnknownSource
 
+Accept: TypeAlias = Callable[[Delivery, Credentials], Deferred[Receipt]]
+
 #: Makes a job's data from a delivery.
-Encoder = Callable[[Delivery], bytes]
+Encoder: TypeAlias = Callable[[Delivery], bytes]
 
 _log = Logger()
 
 
 @frozen
-class Source:
+class SourcePolicy:
     """What intake knows of one source; ``events`` are the wanted names, None means all."""
 
     authenticator: Authenticator
@@ -41,7 +44,7 @@ class Intake:
     ``signature_failures`` counts by source and code, ``secrets_used`` by source and position.
     """
 
-    sources: Mapping[str, Source]
+    sources: Mapping[str, SourcePolicy]
     encode: Encoder
     fallback: Fallback
     deliver: Callable[[Job], Deferred[Receipt]]
@@ -62,7 +65,7 @@ class Intake:
             return succeed(Receipt(Outcome.IGNORED, event.job_id, event.name))
         return self.deliver(self._job(source, delivery, event))
 
-    def _authenticate(self, source: Source, delivery: Delivery, credentials: Credentials) -> None:
+    def _authenticate(self, source: SourcePolicy, delivery: Delivery, credentials: Credentials) -> None:
         now_s = delivery.received_at_ms / 1000
         try:
             position = source.authenticator.verify(credentials, delivery.body, now_s)
@@ -72,7 +75,7 @@ class Intake:
         if position is not None:
             self.secrets_used[delivery.source, position] += 1
 
-    def _job(self, source: Source, delivery: Delivery, event: Event) -> Job:
+    def _job(self, source: SourcePolicy, delivery: Delivery, event: Event) -> Job:
         options = source.options
         return Job(
             queue=source.queue,
@@ -87,15 +90,13 @@ class Intake:
         )
 
 
-def told(
-    accept: Callable[[Delivery, Credentials], Deferred[Receipt]], seconds: Callable[[], float]
-) -> Callable[[Delivery, Credentials], Deferred[Receipt]]:
-    """The same, with a line in the log for each delivery that was taken; ``seconds`` is a clock."""
+def log_deliveries(accept: Accept, seconds: Callable[[], float]) -> Accept:
+    """Return a function like ``accept`` that also logs each accepted delivery; ``seconds`` is a clock."""
 
-    def accept_and_tell(delivery: Delivery, credentials: Credentials) -> Deferred[Receipt]:
+    def accept_and_log(delivery: Delivery, credentials: Credentials) -> Deferred[Receipt]:
         began_s = seconds()
 
-        def tell(receipt: Receipt) -> Receipt:
+        def log(receipt: Receipt) -> Receipt:
             _log.debug(
                 "{outcome} {job_id} of {source} in {duration_ms} ms, request {request_id}",
                 outcome=receipt.outcome.value,
@@ -107,9 +108,9 @@ def told(
             )
             return receipt
 
-        return accept(delivery, credentials).addCallback(tell)
+        return accept(delivery, credentials).addCallback(log)
 
-    return accept_and_tell
+    return accept_and_log
 
 
 def payload(delivery: Delivery) -> bytes:

@@ -39,7 +39,7 @@ REASONS = {
     "wrong_network": "requests from this address are not taken",
 }
 
-Address = IPv4Address | IPv6Address
+IPAddress = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
@@ -152,7 +152,7 @@ def _signature(keyed: HMAC, timestamp: bytes, body: bytes) -> bytes:
     return _SIGNATURE_PREFIX + mac.finalize().hex().encode()
 
 
-def client_address(credentials: Credentials, trusted_proxies: Sequence[Network]) -> Address | None:
+def client_address(credentials: Credentials, trusted_proxies: Sequence[Network]) -> IPAddress | None:
     """Where a request comes from; None if that cannot be told.
 
     Anybody can write ``X-Forwarded-For``, and each proxy adds the address that it was reached from. So it is
@@ -170,7 +170,7 @@ def client_address(credentials: Credentials, trusted_proxies: Sequence[Network])
     return client
 
 
-def _parse(text: str | None) -> Address | None:
+def _parse(text: str | None) -> IPAddress | None:
     try:
         address = ip_address((text or "").strip())
     except ValueError:
@@ -179,7 +179,7 @@ def _parse(text: str | None) -> Address | None:
     return mapped or address
 
 
-def _is_in(address: Address, networks: Sequence[Network]) -> bool:
+def _is_in(address: IPAddress, networks: Sequence[Network]) -> bool:
     return any(address in network for network in networks)
 
 

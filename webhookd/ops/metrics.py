@@ -171,7 +171,7 @@ class DaemonCollector(Collector):
         )
 
     def _http(self) -> Iterator[Metric]:
-        site = self.parts.site
+        site = self.parts.site.state
         durations_by_route = {route: Histogram(DURATIONS_S) for route in _ROUTES} | site.durations_s
         yield _counter(
             "webhookd_http_requests",

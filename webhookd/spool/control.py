@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 
 import msgspec
 from attrs import define, frozen
-from klein import Klein, Response
+from klein import Response
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
@@ -22,13 +22,13 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 
 from webhookd.delivery import Drain
-from webhookd.http import WebhookRequest, WebhookSite
+from webhookd.http import KleinApp, Shortcut, WebhookRequest, WebhookSite
+from webhookd.http.answers import json_response
 from webhookd.model import SpoolUnavailable
 from webhookd.reactor import IReactor
 from webhookd.spool.directory import CONTROL_NAME, open_directory, socket_path
 from webhookd.spool.queue import Run, Spool
 from webhookd.spool.requests import DrainState, Request
-from webhookd.web import Answer, Shortcut
 
 _MAX_BODY_BYTES = 65_536
 _MAX_CONNECTIONS = 20
@@ -42,43 +42,36 @@ _log = Logger()
 class ControlApp:
     """The routes for one spool. ``why_paused`` says why Redis is not asked now; None if it is."""
 
-    app: ClassVar[Klein] = Klein()
+    app: ClassVar[KleinApp] = KleinApp()
 
     spool: Spool
     drain: Drain
     why_paused: Callable[[], str | None]
 
     @app.route("/", methods=["POST"])
-    async def ask(self, request: WebhookRequest) -> Answer:
+    async def ask(self, request: WebhookRequest) -> Response:
         """A `Request`, and what the spool says to it."""
-        return _answer(200, await self.spool.do(_decode(request.body)))
+        return json_response(200, await self.spool.do(_decode(request.body)))
 
     @app.route("/drain", methods=["GET"])
-    def look(self, _request: IRequest) -> Answer:
+    def look(self, _request: IRequest) -> Response:
         """How the drain gets on."""
-        return _answer(200, DrainState(os.getpid(), self.spool.stats.records, self.why_paused()))
+        return json_response(200, DrainState(os.getpid(), self.spool.stats.records, self.why_paused()))
 
     @app.route("/drain", methods=["POST"])
-    def wake(self, request: IRequest) -> Answer:
+    def wake(self, request: IRequest) -> Response:
         """The same, once it was told to look now."""
         self.drain.wake()
         return self.look(request)
 
     @app.handle_errors(Exception)
-    def failed(self, request: IRequest, failure: Failure) -> Answer:
+    def failed(self, _request: IRequest, failure: Failure) -> Response:
         """Whatever went wrong, in words: who gets here may know."""
         if failure.check(msgspec.MsgspecError):
-            return _answer(400, "this version of webhookd knows no such request")
+            return json_response(400, "this version of webhookd knows no such request")
         if not failure.check(SpoolUnavailable):
             _log.failure("cannot answer the operator's command", failure)
-        return _answer(500, str(failure.value))
-
-
-def _answer(status: int, content: object) -> Response:
-    body = msgspec.json.encode(content)
-    return Response(
-        status, {b"Content-Type": b"application/json", b"Content-Length": b"%d" % len(body)}, body
-    )
+        return json_response(500, str(failure.value))
 
 
 @frozen
@@ -89,7 +82,7 @@ class Control:
     _run: Run
     _why_paused: Callable[[], str | None]
 
-    async def open(self, spool: Spool, drain: Drain) -> Door | None:
+    async def open(self, spool: Spool, drain: Drain) -> ControlSocket | None:
         """Listen in a spool's directory; None, and a warning, where that cannot be."""
         app = ControlApp(spool, drain, self._why_paused)
         site = WebhookSite(
@@ -107,11 +100,11 @@ class Control:
         except (OSError, CannotListenError) as error:
             _log.warn("`webhookd spool` cannot ask about {path}: {error}", path=str(path), error=error)
             return None
-        return Door(port, site, directory)
+        return ControlSocket(port, site, directory)
 
 
 @frozen
-class Door:
+class ControlSocket:
     """A socket that listens."""
 
     _port: IListeningPort

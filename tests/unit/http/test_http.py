@@ -18,7 +18,9 @@ from twisted.web.server import NOT_DONE_YET
 
 from tests.support.http import Response
 from tests.support.web_client import MemoryClient
-from webhookd.http import (
+from webhookd.http import WebhookRequest, WebhookSite
+from webhookd.http.answers import json_response
+from webhookd.http.channel import (
     BODY_DEADLINE_S,
     HEAD_DEADLINE_S,
     IDLE_TIMEOUT_S,
@@ -26,8 +28,6 @@ from webhookd.http import (
     MAX_HEAD_BYTES,
     MAX_HEADERS,
     WRITE_DEADLINE_S,
-    WebhookRequest,
-    WebhookSite,
 )
 from webhookd.http.request import request_id
 
@@ -108,7 +108,7 @@ class SiteCase(SynchronousTestCase):
         self.assertFalse(client.transport.is_closed)
         self.pass_time(LINGER_S)
         self.assertTrue(client.transport.is_closed)
-        self.assertEqual(self.site.channels, set())
+        self.assertEqual(self.site.state.channels, set())
 
 
 class RequestTests(SiteCase):
@@ -222,7 +222,7 @@ class FlowTests(SiteCase):
         self.clock.advance(0)
 
         self.assertEqual(self.echo.bodies, [])
-        self.assertEqual(self.site.channels, set())
+        self.assertEqual(self.site.state.channels, set())
 
     def test_a_client_that_does_not_read_its_answers_gets_no_more_of_them(self) -> None:
         client = self.connect()
@@ -389,7 +389,7 @@ class BodyLimitTests(SiteCase):
         client.send(with_length(500))
         client.hang_up()
 
-        self.assertEqual(self.site.channels, set())
+        self.assertEqual(self.site.state.channels, set())
         self.pass_time(LINGER_S)
         self.assertFalse(client.transport.is_aborted)
 
@@ -417,15 +417,15 @@ class CrowdTests(SiteCase):
         large, small, newest = self.connect(), self.connect(), self.connect()
         large.send(with_length(100) + 60 * b"x")
         small.send(with_length(40) + 30 * b"x")
-        self.assertEqual(self.site.arriving_bytes, 90)
+        self.assertEqual(self.site.state.arriving_bytes, 90)
 
         newest.send(with_length(20) + 19 * b"x")
 
-        self.assertEqual(self.site.arriving_bytes, 49)
+        self.assertEqual(self.site.state.arriving_bytes, 49)
         for client in (small, newest):
             client.send(10 * b"x" if client is small else b"x")
             self.assertEqual(client.response().status, 200)
-        self.assertEqual(self.site.arriving_bytes, 0)
+        self.assertEqual(self.site.state.arriving_bytes, 0)
         self.assertEqual(large.response().headers["retry-after"], "3")
         self.assertEqual(len(self.echo.bodies), 2)
 
@@ -447,7 +447,7 @@ class CrowdTests(SiteCase):
         client.send(with_length(100) + 60 * b"x")
         client.hang_up()
 
-        self.assertEqual(self.site.arriving_bytes, 0)
+        self.assertEqual(self.site.state.arriving_bytes, 0)
 
 
 class BadRequestTests(SiteCase):
@@ -560,8 +560,8 @@ class BadRequestTests(SiteCase):
         while client.received:
             self.assertIn(client.response().status, (100, 200, 400, 413, 431))
         client.hang_up()
-        self.assertEqual(self.site.channels, set())
-        self.assertEqual(self.site.arriving_bytes, 0)
+        self.assertEqual(self.site.state.channels, set())
+        self.assertEqual(self.site.state.arriving_bytes, 0)
         self.assertEqual(self.flushLoggedErrors(), [])
 
 
@@ -631,7 +631,7 @@ class RequestIdTests(SiteCase):
 
         def shortcut(request: WebhookRequest) -> bool:
             seen.extend(vars(request))
-            request.respond(200, {b"Content-Length": b"0"}, b"")
+            request.respond(json_response(200, {}))
             seen.extend(vars(request))
             return True
 
@@ -650,7 +650,7 @@ class RefusalLineTests(SiteCase):
             for part in data:
                 client.send(part)
             self.pass_time(HEAD_DEADLINE_S)
-        [line] = [event for event in events if event["log_namespace"] == "webhookd.http.site"]
+        [line] = [event for event in events if event["log_namespace"] == "webhookd.http.refusals"]
         self.assertEqual(line["client"], "192.168.1.1")
         self.assertEqual(line["request_id"], client.response().headers["x-request-id"])
         return line
@@ -708,7 +708,7 @@ class DrainTests(SiteCase):
     def assert_drained(self, drained: Deferred[None]) -> None:
         self.clock.advance(0)
         self.successResultOf(drained)
-        self.assertEqual(self.site.channels, set())
+        self.assertEqual(self.site.state.channels, set())
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_without_connections_there_is_nothing_to_wait_for(self) -> None:

@@ -10,13 +10,8 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import Resource
 
 from tests.support.web_client import MemoryClient
-from webhookd.http import (
-    LINGER_S,
-    MAX_HEAD_BYTES,
-    MAX_PIPELINED,
-    WRITE_DEADLINE_S,
-    WebhookSite,
-)
+from webhookd.http import WebhookSite
+from webhookd.http.channel import LINGER_S, MAX_HEAD_BYTES, MAX_PIPELINED, WRITE_DEADLINE_S
 
 MAX_CONNECTIONS = 3
 MAX_ARRIVING_BYTES = 100
@@ -117,7 +112,7 @@ class ArrivingTests(LimitsCase):
             self.assert_answered(client, 404)
             client.send(begin(1000, 80))
             client.hang_up()
-        self.assertEqual(self.site.arriving_bytes, 0)
+        self.assertEqual(self.site.state.arriving_bytes, 0)
 
 
 class PipelineTests(LimitsCase):

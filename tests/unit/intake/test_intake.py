@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from webhookd.bullmq.options import JobOptions
 from webhookd.chatwoot.payload import hash_of_body
-from webhookd.intake import ENCODERS, Intake, Source, envelope, told
+from webhookd.intake import ENCODERS, Intake, SourcePolicy, envelope, log_deliveries
 from webhookd.intake.auth import Authenticator, Credentials
 from webhookd.model import (
     BadRequest,
@@ -51,8 +51,8 @@ def source(
     events: frozenset[str] | None = None,
     queue: str = "chatwoot",
     options: JobOptions = PLAIN,
-) -> Source:
-    return Source(Authenticator(secrets, (), tolerance_s), events, queue, options)
+) -> SourcePolicy:
+    return SourcePolicy(Authenticator(secrets, (), tolerance_s), events, queue, options)
 
 
 def delivery(body: bytes = SAMPLE.body, name: str = "chatwoot", delivery_id: str | None = None) -> Delivery:
@@ -63,7 +63,7 @@ class IntakeTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.jobs = Jobs()
 
-    def intake(self, encoder: str = "payload", **sources: Source) -> Intake:
+    def intake(self, encoder: str = "payload", **sources: SourcePolicy) -> Intake:
         return Intake(sources or {"chatwoot": source()}, ENCODERS[encoder], hash_of_body, self.jobs.deliver)
 
     def test_a_delivery_becomes_a_job(self) -> None:
@@ -162,7 +162,7 @@ class IntakeTests(SynchronousTestCase):
     def test_a_line_for_each_event_that_is_taken(self) -> None:
         clock = Clock()
         waiting: Deferred[Receipt] = Deferred()
-        accept = told(lambda _delivery, _credentials: waiting, clock.seconds)
+        accept = log_deliveries(lambda _delivery, _credentials: waiting, clock.seconds)
         with capturedLogs() as lines:
             taken = accept(Delivery("branch", SAMPLE.body, None, NOW_MS, b"name-1"), Credentials())
             clock.advance(0.0125)
@@ -176,7 +176,7 @@ class IntakeTests(SynchronousTestCase):
 
     def test_no_such_line_for_one_that_is_refused(self) -> None:
         with capturedLogs() as lines:
-            accept = told(lambda _delivery, _credentials: fail(ValueError()), Clock().seconds)
+            accept = log_deliveries(lambda _delivery, _credentials: fail(ValueError()), Clock().seconds)
             self.failureResultOf(accept(delivery(), Credentials()), ValueError)
 
         self.assertEqual(lines, [])

@@ -21,7 +21,7 @@ from tests.support.http import request_bytes
 from tests.support.web_client import MemoryClient
 from tests.unit.ops.test_metrics import MetricsCase
 from webhookd.histogram import DURATIONS_S, Histogram
-from webhookd.http import IDLE_TIMEOUT_S, WRITE_DEADLINE_S
+from webhookd.http.channel import IDLE_TIMEOUT_S, WRITE_DEADLINE_S
 from webhookd.ops.health import Health, describe_breaker, describe_spool
 from webhookd.ops.metrics import Exposition
 from webhookd.ops.status import (

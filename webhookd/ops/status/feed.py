@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
+from klein import Response
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.interfaces import IReactorTime
@@ -15,14 +16,14 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from webhookd.http import Refusal, WebhookRequest
+from webhookd.http import Rejection, WebhookRequest
 from webhookd.ops.status.sampler import Point, Sampler
 
 INTERVAL_S = 1.0
 MAX_VIEWERS = 20
 
-_ENDING = Refusal(503, "ending", "this replica ends")
-_TOO_MANY = Refusal(503, "too_many_viewers", "too many look at this page already")
+_ENDING = Rejection(503, "ending", "this replica ends")
+_TOO_MANY = Rejection(503, "too_many_viewers", "too many look at this page already")
 
 _log = Logger()
 
@@ -64,7 +65,7 @@ class StatusFeed(Service):
     def watch(self, request: WebhookRequest) -> None:
         """Answer with the stream: the history at once, and from then on what is new."""
         if not self.running or len(self._viewers) >= MAX_VIEWERS:
-            request.respond(*(_TOO_MANY if self.running else _ENDING).response())
+            request.respond((_TOO_MANY if self.running else _ENDING).response())
             return
         request.keep_alive = False  # nothing comes after a stream
         request.setHeader(b"Content-Type", b"text/event-stream")
@@ -116,7 +117,7 @@ class StatusEvents(Resource):
 
     def render_HEAD(self, request: WebhookRequest) -> int:
         """What the stream would be, for which nobody has to wait."""
-        request.respond(200, {b"Content-Type": b"text/event-stream"}, b"")
+        request.respond(Response(200, {b"Content-Type": b"text/event-stream"}))
         return NOT_DONE_YET
 
 

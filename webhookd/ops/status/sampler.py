@@ -87,7 +87,7 @@ class Sampler:
         outcomes: Counter[str] = Counter({outcome.value: 0 for outcome in Outcome} | {"failed": 0})
         for (_source, _event, outcome), count in self._parts.app.events.items():
             outcomes[outcome] += count
-        site = self._parts.site
+        site = self._parts.site.state
         durations = [
             histogram.buckets
             for route, histogram in site.durations_s.items()
@@ -123,7 +123,7 @@ class Sampler:
                 "code": refused.code,
                 "requestId": refused.request_id.decode(),
             }
-            for at_ms, refused in self._parts.site.recent_refusals
+            for at_ms, refused in self._parts.site.state.recent_refusals
         ]
 
 
