@@ -1,7 +1,6 @@
-"""The HTTP routes: the Klein app for webhooks, its sibling for health, and the table of status codes.
+"""The HTTP routes, as Klein apps for webhooks, health and operators; and the table of status codes.
 
-Both are given callables, not the application. Answers are small JSON and never a redirect, which Chatwoot
-would follow with a second POST.
+The apps get callables, not the application. Answers are small JSON documents.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ STATUS_OF_OUTCOME: Mapping[Outcome, int] = {
     Outcome.IGNORED: 200,
 }
 
-# 500 and not 503 where nothing can take an event: of all errors, Chatwoot's agent bots repeat 429 and 500.
+# 500, not 503, if neither Redis nor the spool accepts an event: Chatwoot's agent bots retry only 429 and 500.
 STATUS_OF_ERROR: Mapping[type, int] = {
     BadRequest: 400,
     Unauthorized: 401,
@@ -72,19 +71,19 @@ _log = Logger()
 def _answer_error(
     request: WebhookRequest, failure: Failure, headers: Headers = JSON, **known: str | None
 ) -> Response:
-    """The one place where a failure becomes an answer; it tells nothing of what went wrong inside.
+    """Return the answer to a failed request, without internal details, and record the refusal.
 
-    The site is told what became of the request, and whatever else is ``known`` of it.
+    ``known`` are other fields of the record.
     """
     error = failure.value
     reason = None
-    if isinstance(error, HTTPException):  # what werkzeug says of a path or a method
+    if isinstance(error, HTTPException):  # of werkzeug, for a path or a method
         status = error.code or 500
         code, message = _CODE_OF_HTTP_STATUS.get(status, "bad_request"), error.name
     elif isinstance(error, Refusal):
         status, code, message = STATUS_OF_ERROR.get(type(error), 500), error.code, str(error)
     else:
-        status, code, message = 500, "unavailable", "the event could not be taken"
+        status, code, message = 500, "unavailable", "the event could not be accepted"
         reason = type(error).__name__
         if type(error) not in STATUS_OF_ERROR:
             _log.failure("cannot answer a request", failure, request_id=request.request_id.decode())
@@ -103,9 +102,9 @@ def _answer_error(
 class WebhookApp:
     """The receiver's routes.
 
-    ``default_source`` is the one behind the short path; ``now_ms`` gives the wall clock. Only what
-    ``trusted_proxies`` say of a client is believed. ``events`` counts by source, event and outcome, and
-    ``refusals`` by code.
+    ``default_source`` is the source of the path without a name. ``now_ms`` is the wall clock. The client's
+    address in a header counts only if it comes from ``trusted_proxies``. ``events`` counts by source, event
+    and outcome; ``refusals`` counts by code.
     """
 
     app: ClassVar[KleinApp] = KleinApp()
@@ -121,12 +120,12 @@ class WebhookApp:
 
     @app.route("/webhook/chatwoot", methods=["POST"])
     def receive_default(self, request: WebhookRequest) -> Deferred[Response]:
-        """A delivery of the default source."""
+        """Accept a delivery of the default source."""
         return self.receive(request, self.default_source)
 
     @app.route("/webhook/chatwoot/<source>", methods=["POST"])
     def receive(self, request: WebhookRequest, source: str) -> Deferred[Response]:
-        """A delivery of a named source."""
+        """Accept a delivery of a named source."""
         fields = request.fields
         _check_media_type(fields)
         body = request.body
@@ -167,17 +166,17 @@ class WebhookApp:
     @app.route("/webhook/chatwoot", methods=["OPTIONS"])
     @app.route("/webhook/chatwoot/<_source>", methods=["OPTIONS"])
     def preflight(self, _request: IRequest, _source: str = "") -> Response:
-        """A browser's question whether it may post."""
+        """Allow a browser to post: any header, from any origin."""
         return Response(204, _CORS_PREFLIGHT, b"")
 
     @app.route("/health", branch=True)
     def sibling(self, request: IRequest) -> IResource:
-        """The health resource has everything below this path."""
+        """Pass all paths below to the health resource."""
         return _branch(request, self.health)
 
     @app.handle_errors(Exception)
     def failed(self, request: WebhookRequest, failure: Failure) -> Response:
-        """Whatever went wrong."""
+        """Answer any error."""
         if isinstance(failure.value, Refusal):
             self.refusals[failure.value.code] += 1
         client = client_address(_credentials(request), self.trusted_proxies)
@@ -190,9 +189,9 @@ class WebhookApp:
 
 @define(eq=False)
 class HealthApp:
-    """The health routes, for whoever decides whether to send requests or to restart the daemon.
+    """The health routes, for load balancers and orchestrators.
 
-    ``report`` gives all that is known; ``is_ready`` whether an event could be accepted now.
+    ``report`` returns the full state. ``is_ready`` says whether an event could be accepted now.
     """
 
     app: ClassVar[KleinApp] = KleinApp()
@@ -202,17 +201,17 @@ class HealthApp:
 
     @app.route("/", methods=["GET"])
     async def everything(self, _request: IRequest) -> Response:
-        """All that is known; 503 while not ready."""
+        """Report the full state, with 503 while not ready."""
         return json_response(self._status(), await self.report())
 
     @app.route("/live", methods=["GET"])
     def live(self, _request: IRequest) -> Response:
-        """That this is answered at all shows that the reactor turns."""
+        """Answer always: any answer shows that the reactor runs."""
         return json_response(200, {"status": "ok"})
 
     @app.route("/ready", methods=["GET"])
     def ready(self, _request: IRequest) -> Response:
-        """Whether an event could be accepted now."""
+        """Report whether an event could be accepted now."""
         return json_response(self._status(), {"status": "ok" if self.is_ready() else "unavailable"})
 
     def _status(self) -> int:
@@ -220,16 +219,16 @@ class HealthApp:
 
     @app.handle_errors(Exception)
     def failed(self, request: WebhookRequest, failure: Failure) -> Response:
-        """Whatever went wrong."""
+        """Answer any error."""
         return _answer_error(request, failure)
 
 
 @define(eq=False)
 class OpsApp:
-    """The routes for those who run the daemon; the world does not see them.
+    """The routes for operators, on an endpoint that is not public.
 
-    ``expose`` gives the metrics in the form that an ``Accept`` header asks for: media type and text.
-    ``page`` is the status page, and ``events`` the stream that it reads.
+    ``expose`` takes an ``Accept`` header and returns the metrics: media type and text. ``page`` is the status
+    page, and ``events`` is the stream that the page reads.
     """
 
     app: ClassVar[KleinApp] = KleinApp()
@@ -241,17 +240,17 @@ class OpsApp:
 
     @app.route("/", methods=["GET"])
     def status(self, _request: IRequest) -> Response:
-        """The status page, for people."""
+        """Show the status page."""
         return self.page
 
     @app.route("/status/events", branch=True, methods=["GET"])
     def stream(self, request: IRequest) -> IResource:
-        """What the status page shows, as it changes."""
+        """Stream the data of the status page."""
         return _branch(request, self.events)
 
     @app.route("/metrics", methods=["GET"])
     async def metrics(self, request: WebhookRequest) -> Response:
-        """All metrics, for Prometheus."""
+        """Expose all metrics for Prometheus."""
         accept = request.fields.get(b"accept", b"").decode("latin-1")
         media_type, text = await self.expose(accept)
         headers: Headers = {b"Content-Type": media_type.encode(), b"Content-Length": b"%d" % len(text)}
@@ -259,29 +258,29 @@ class OpsApp:
 
     @app.route("/health", branch=True)
     def sibling(self, request: IRequest) -> IResource:
-        """The same health resource that the receiver has."""
+        """Pass all paths below to the health resource, the same as the receiver's."""
         return _branch(request, self.health)
 
     @app.handle_errors(Exception)
     def failed(self, request: WebhookRequest, failure: Failure) -> Response:
-        """Whatever went wrong."""
+        """Answer any error."""
         return _answer_error(request, failure)
 
 
 def _branch(request: IRequest, resource: IResource) -> IResource:
-    """The other resource, at its root: with an empty path, werkzeug answers 404 where it should 405."""
+    """Return a resource for a branch. With an empty path, werkzeug would answer 404 instead of 405."""
     request.postpath = request.postpath or [b""]
     return resource
 
 
-# -- what a request shows -----------------------------------------------------------------------------------
+# -- headers ------------------------------------------------------------------------------------------------
 
 
 def _check_media_type(fields: Mapping[bytes, bytes]) -> None:
-    """JSON, or silent about it; a body that says it is something else is not what Chatwoot sends."""
+    """Refuse a body that is declared as something else than plain JSON; no declaration is fine."""
     given = fields.get(b"content-type")
     if given == b"application/json" and b"content-encoding" not in fields:
-        return  # nearly always
+        return  # the usual case
     if given is not None and not _is_json(given.partition(b";")[0].strip().lower()):
         raise UnsupportedMedia("unsupported_media_type", "the body must be application/json")
     if fields.get(b"content-encoding", b"identity") != b"identity":

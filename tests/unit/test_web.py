@@ -45,7 +45,7 @@ MAX_BODY_BYTES = 10_000
 PEER = "192.168.1.1"  # that of a StringTransport
 QUEUED = Receipt(Outcome.QUEUED, SAMPLE.job_id, SAMPLE.event)
 
-UNAVAILABLE = {"error": {"code": "unavailable", "message": "the event could not be taken"}}
+UNAVAILABLE = {"error": {"code": "unavailable", "message": "the event could not be accepted"}}
 NOT_FOUND = {"error": {"code": "not_found", "message": "Not Found"}}
 NOT_ALLOWED = {"error": {"code": "method_not_allowed", "message": "Method Not Allowed"}}
 

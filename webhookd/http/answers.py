@@ -21,7 +21,7 @@ _HEADS: Mapping[int, bytes] = {
 }
 
 JSON: Headers = {b"Content-Type": b"application/json"}
-CORS: Headers = {b"Access-Control-Allow-Origin": b"*"}  # CORS guards nothing here: a signature does
+CORS: Headers = {b"Access-Control-Allow-Origin": b"*"}  # signatures protect us, not CORS
 JSON_CORS: Headers = {**JSON, **CORS}
 RETRY_AFTER: Headers = {b"Retry-After": b"3"}
 
@@ -40,7 +40,7 @@ def error_response(status: int, code: str, message: str, headers: Headers = JSON
 
 
 def encode(response: Response, date: bytes, request_id: bytes, *, has_body: bool, closes: bool) -> bytes:
-    """Return the bytes of an answer; ``closes`` says that it is the last one of its connection."""
+    """Return the bytes of an answer; ``closes`` marks the last answer of a connection."""
     parts: list[Any] = [_HEADS[response.code], date, b"\r\nX-Request-Id: ", request_id]
     for name, value in response.headers.items():
         parts += (b"\r\n", name, b": ", value)

@@ -1,4 +1,4 @@
-"""The limit on deliveries that are accepted at the same time."""
+"""The limit of deliveries under way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from webhookd.model import TooMany
 
 
 class InFlight:
-    """Number and bytes of the deliveries under way, and their limits."""
+    """The number and bytes of the deliveries under way, and their limits."""
 
     def __init__(self, max_requests: int, max_bytes: int) -> None:
         self.requests = 0
@@ -15,13 +15,13 @@ class InFlight:
         self._max_bytes = max_bytes
 
     def enter(self, size_bytes: int) -> None:
-        """Count a request in; raises `TooMany` if that would pass a limit."""
+        """Count a delivery in; raises `TooMany` if it would exceed a limit."""
         if self.requests >= self._max_requests or self.bytes + size_bytes > self._max_bytes:
             raise TooMany("too_many", "too many requests are under way")
         self.requests += 1
         self.bytes += size_bytes
 
     def leave(self, size_bytes: int) -> None:
-        """Count a request out."""
+        """Count a delivery out."""
         self.requests -= 1
         self.bytes -= size_bytes

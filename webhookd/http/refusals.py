@@ -1,4 +1,4 @@
-"""Refused requests: the answers of the edge itself, and the record and log line of every refusal."""
+"""Refused requests: the edge's own answers, and the record and log line of each refusal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _log = Logger()
 
 @frozen
 class Rejection:
-    """An answer of the edge itself, to bytes that are not a request or to a request that it does not read."""
+    """An error answer that the edge itself gives: to bytes that are not HTTP, or before the body is read."""
 
     status: int
     code: str
@@ -68,11 +68,11 @@ class RefusedRequest:
 
 
 def printable_path(path: bytes) -> str:
-    """Return a path for the log, cut to a reasonable length."""
+    """Return a path for a log line: ASCII, and cut to a maximum length."""
     return path[:_MAX_LOGGED_PATH].decode("ascii", "replace") or "-"
 
 
 def host_of(client: object) -> str | None:
-    """Return the address of a client as Twisted has it; a client of a UNIX socket has none."""
+    """Return the IP address in a Twisted address; that of a UNIX socket has none."""
     host: str | None = getattr(client, "host", None)
     return host

@@ -1,4 +1,4 @@
-"""What a connection hands on: a complete request, or why there is none."""
+"""The complete request that a connection hands on."""
 
 from __future__ import annotations
 
@@ -25,20 +25,19 @@ if TYPE_CHECKING:
 Fields: TypeAlias = Mapping[bytes, bytes]
 
 _MAX_REQUEST_ID_BYTES = 64
-_OF_A_REQUEST_ID = (string.ascii_letters + string.digits + "._-").encode()
+_SAFE = (string.ascii_letters + string.digits + "._-").encode()
 
 
 def request_ids() -> Iterator[bytes]:
-    """Names for requests that bring none; no other process gives the same."""
+    """Generate ids for requests without one; no other process generates the same."""
     return map((token_hex(6).encode() + b"-%x").__mod__, count(1))
 
 
 def request_id(fields: Fields, own: Iterator[bytes]) -> bytes:
-    """The name that nginx, or the client, gave to a request, if it is harmless wherever it may be written."""
-    given = fields.get(b"x-request-id")
-    if given is None or len(given) > _MAX_REQUEST_ID_BYTES or not given:
-        return next(own)
-    if given.isalnum() or not given.translate(None, _OF_A_REQUEST_ID):  # most are, and that is quicker
+    """Return the id that a request brings, from nginx or the client, if it is safe to write; else our own."""
+    given = fields.get(b"x-request-id", b"")
+    # isalnum() is the fast path: nginx gives hexadecimal digits.
+    if 0 < len(given) <= _MAX_REQUEST_ID_BYTES and (given.isalnum() or not given.translate(None, _SAFE)):
         return given
     return next(own)
 
@@ -46,13 +45,12 @@ def request_id(fields: Fields, own: Iterator[bytes]) -> bytes:
 class WebhookRequest(Request):
     """A complete request: head and body are in memory, and within the limits.
 
-    ``fields`` are its headers by lower-case name; what came several times is joined by commas, as RFC 9110,
-    5.3 allows. ``keep_alive`` says whether its client may send another one on the same connection. ``route``
-    is for the metrics: a word from a closed set. ``request_id`` goes into the answer, the log and the job's
-    envelope.
+    ``fields`` are the headers by lower-case name; repeated headers are joined by commas (RFC 9110, 5.3).
+    ``keep_alive`` says whether the client may send another request on this connection. ``route`` is a label
+    for the metrics, from a closed set. ``request_id`` goes into the answer, the log and the job's envelope.
 
-    It must have no more than 30 attributes: beyond that, Python keeps the keys of each request's dict anew,
-    which takes 3 microseconds.
+    A request must have at most 30 attributes. With more, CPython no longer shares the keys of the instance
+    dicts, which costs 3 microseconds per request.
     """
 
     _has_headers: bool
@@ -72,7 +70,7 @@ class WebhookRequest(Request):
     ) -> None:
         super().__init__(channel, parsePOSTFormSubmission=False)
         self.site = channel.site
-        self.state = state = channel.state  # the channel is gone once the client is
+        self.state = state = channel.state  # the channel is None after the client hung up
         self.method = method
         self.uri = uri
         self.clientproto = version
@@ -81,7 +79,7 @@ class WebhookRequest(Request):
         self.args = parse_qs(query, 1) if query else {}
         self.fields = fields
         self.body = body
-        self.content = BytesIO(body)  # of the same bytes: no second copy
+        self.content = BytesIO(body)  # shares the bytes, without a copy
         self.is_gone = False
         self.route = "other"
         self.request_id = request_id(fields, state.request_ids)
@@ -89,7 +87,7 @@ class WebhookRequest(Request):
 
     @property
     def requestHeaders(self) -> Headers:
-        """The headers as twisted.web has them; few requests need more than `fields`."""
+        """The headers as twisted.web has them, built on demand: `fields` is enough for most requests."""
         if not self._has_headers:
             self._has_headers = True
             for name, value in self.fields.items():
@@ -102,11 +100,11 @@ class WebhookRequest(Request):
         self._has_headers = False
 
     def getRequestHostname(self) -> bytes:
-        """The routes are the same for every host; Klein would fail over one that is no domain name."""
+        """Return a constant: no route depends on the host, and Klein fails on an invalid host name."""
         return b"localhost"
 
     def process(self) -> None:
-        """Answer the request as twisted.web does: by the resource that the site finds for it."""
+        """Answer the request as twisted.web does, by the site's resource."""
         self.prepath = []
         self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
         self.setHeader(b"Server", SERVER)
@@ -121,10 +119,9 @@ class WebhookRequest(Request):
             self.render(self.channel.site.getResourceFor(self))
 
     def respond(self, response: Response) -> None:
-        """Answer, head and body in one write; this adds the headers of the connection.
+        """Answer; this adds the headers of the connection.
 
-        An answer takes three steps: it is made here, then `send`, then `end`. The answers of one turn take
-        each step together.
+        The answer is encoded here. At the end of the turn follow `send` and then `end`.
         """
         if self.is_gone:
             return
@@ -135,23 +132,23 @@ class WebhookRequest(Request):
         state.answered.add(self)
 
     def send(self) -> None:
-        """Write the answer, unless its client is gone."""
+        """Write head and body at once, unless the client hung up."""
         if not self.is_gone:
             self.channel.send(self._answer)
 
     def end(self) -> None:
-        """It is answered: the next one may have its turn."""
+        """Finish the request, so that the channel continues with the next one."""
         if not self.is_gone:
             self.channel.site.log(self)
             self.finished = 1
             self._cleanup()
 
     def add_refusal(self, status: int, code: str, **known: str | None) -> None:
-        """Record that this request is refused; ``known`` are further fields of `RefusedRequest`."""
+        """Record that this request is refused; ``known`` are other fields of `RefusedRequest`."""
         known = {"client": host_of(self.client), **known}
         self.state.add_refusal(RefusedRequest(status, code, self.request_id, self.path, **known))
 
     def connectionLost(self, reason: Failure) -> None:
-        """The client is gone before it had its answer."""
+        """Note that the client hung up before it had its answer."""
         self.is_gone = True
         super().connectionLost(reason)

@@ -1,4 +1,4 @@
-"""Klein apps, and a shortcut to their routes."""
+"""Klein apps, and a shortcut to their handlers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_ROUTES = 256
 
 _Handler = TypeVar("_Handler", bound=Callable[..., object])
 
-#: An endpoint of Klein's, its arguments, and the rule for the metrics; without an endpoint it is for Klein.
+#: Klein's endpoint, or None if Klein must answer; the arguments of its handler; the label for the metrics.
 _Route: TypeAlias = tuple[str | None, Mapping[str, Any], str]
 
 _log = Logger()
@@ -28,7 +28,7 @@ _log = Logger()
 class KleinApp(Klein):
     """A Klein app whose handlers take a `WebhookRequest` and return klein's ``Response``.
 
-    It never redirects, as werkzeug does by default: one more slash still names the same path.
+    It never redirects, as werkzeug does by default: Chatwoot would follow with a second POST.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class KleinApp(Klein):
         self.url_map.strict_slashes = False
         self.url_map.merge_slashes = False
 
-    if TYPE_CHECKING:  # Klein's own types allow neither of the two
+    if TYPE_CHECKING:  # Klein's own types leave out both
 
         def route(self, url: str, **options: Any) -> Callable[[_Handler], _Handler]: ...  # type: ignore[override]
 
@@ -44,25 +44,24 @@ class KleinApp(Klein):
 
 
 class Shortcut:
-    """Calls a Klein app's handlers without the way that Klein takes to them.
+    """Calls the handlers of a Klein app directly.
 
-    For every request, a KleinResource binds and matches werkzeug's map and chains half a dozen Deferreds:
-    more work than all the rest. A shortcut remembers the latest matches and calls the same handler with the
-    same arguments. It leaves branches, and what does not match, to Klein.
+    For each request, a KleinResource binds and matches werkzeug's map and chains half a dozen Deferreds. This
+    takes longer than all the rest. A shortcut remembers the latest matches, and calls the same handlers with
+    the same arguments. Branches, and requests that match no route, go through Klein.
 
-    Klein cancels a handler when its client hangs up. A shortcut does not: a job on its way must not stop
-    half-way.
+    Klein cancels a handler when the client hangs up. A shortcut does not, so that no job stops half-way.
     """
 
     def __init__(self, app: Klein, failed: Callable[[WebhookRequest, Failure], Response]) -> None:
-        """``failed`` is the app's own error handler."""
+        """``failed`` is the app's error handler."""
         self._app = app
         self._failed = failed
         self._rules = app.url_map.bind("localhost")
         self._find = lru_cache(_MAX_ROUTES)(self._match)  # bounded: senders choose the paths
 
     def __call__(self, request: WebhookRequest) -> bool:
-        """Answer a request and return True, or leave it to Klein and return False."""
+        """Answer a request and return True, or return False and leave it to Klein."""
         endpoint, arguments, request.route = self._find(request.method, request.path)
         if endpoint is None:
             return False

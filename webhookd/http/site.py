@@ -1,4 +1,4 @@
-"""The site: every connection of one listening port, its deadlines, and its end."""
+"""The site of one listening port: it accepts connections, enforces their deadlines, and closes them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from webhookd.http.turn import EndOfTurn
 
 MAX_CONNECTIONS = 20_000
 _MAX_ARRIVING_BYTES = 268_435_456
-#: How long a connection that was just made may take to send its request while the daemon ends.
+# The time that a new connection has to send its first request during the shutdown.
 _FRESH_GRACE_S = 1.0
 _SWEEP_INTERVAL_S = 1.0
 
@@ -31,9 +31,9 @@ _accesses = Logger("webhookd.access")
 
 
 class WebhookSite(Site):
-    """A twisted.web site whose connections are `WebhookChannel`, and share one `EdgeState`.
+    """A twisted.web site whose channels share one `EdgeState`.
 
-    ``shortcut`` answers a request and returns True, or leaves it to the resource and returns False.
+    ``shortcut`` answers a request and returns True, or returns False and leaves it to ``resource``.
     """
 
     displayTracebacks = False
@@ -66,15 +66,15 @@ class WebhookSite(Site):
         self._sweeping.clock = reactor
 
     def startFactory(self) -> None:
-        """The port listens."""
+        """Start the sweeps: the port listens."""
         if not self._sweeping.running:
             self._sweeping.start(_SWEEP_INTERVAL_S, now=False)
 
     def stopFactory(self) -> None:
-        """The port is closed; `drain` ends the sweeps, which its connections still need."""
+        """Do nothing: open connections still need the sweeps, and `drain` stops them."""
 
     def buildProtocol(self, addr: IAddress | None) -> Any:  # Twisted's interface
-        """A channel for a new connection."""
+        """Return a channel for a new connection."""
         return WebhookChannel(self, self.state)
 
     def _sweep(self) -> None:
@@ -86,7 +86,8 @@ class WebhookSite(Site):
     def _handle(self, request: WebhookRequest) -> None:
         """Answer a request.
 
-        A client that hung up meanwhile may be a sender that lost patience, so the shortcut takes its event.
+        If the client has hung up, the shortcut takes its event all the same: a sender that loses patience
+        does not send it again.
         """
         try:
             if not self.shortcut(request) and not request.is_gone:
@@ -95,7 +96,7 @@ class WebhookSite(Site):
             request.processingFailed(Failure())
 
     def log(self, request: WebhookRequest) -> None:  # type: ignore[override]  # Twisted's type is wider
-        """Count an answered request, and log it if wanted; never its query, which may hold a token."""
+        """Count an answered request, and log it if configured; never its query, which may hold a token."""
         state = self.state
         state.requests[request.route, _METHODS.get(request.method, "other"), request.code] += 1
         state.durations_s[request.route].observe(state.clock.seconds() - request.began_s)
@@ -110,7 +111,7 @@ class WebhookSite(Site):
             )
 
     def drain(self, deadline_s: float) -> Deferred[None]:
-        """Close all connections once their requests are answered, and what is left at the deadline anyway."""
+        """Close each connection once its requests are answered, and the rest at the deadline."""
         for channel in tuple(self.state.channels):
             channel.close_when_done()
         calls = (

@@ -28,10 +28,11 @@ _RECENT_REFUSALS = 12
 class EdgeState:
     """Limits, time, open connections and counters of one listening port.
 
-    ``now_s`` and ``date`` are at most a second old. A complete request waits in ``arrived`` for the end of
-    the turn, and its answer waits in ``answered``. ``requests`` counts by route, method and status; bytes
-    that never became a request count with route and method "none". ``durations_s`` is by route.
-    ``recent_refusals`` are the last ones, newest first, each with its time in ms since 1970.
+    A complete request waits in ``arrived`` for the end of the turn, and its answer in ``answered``.
+    ``arriving_bytes`` is the size of all incomplete bodies. ``requests`` counts answers by route, method and
+    status; a rejection has route and method "none". ``durations_s`` is by route. ``recent_refusals`` starts
+    with the newest; each comes with its time in ms since 1970. ``now_s`` and ``date`` are at most a second
+    old.
     """
 
     clock: IReactorTime
@@ -56,14 +57,14 @@ class EdgeState:
         self.tick()
 
     def tick(self) -> None:
-        """Take the time."""
+        """Update ``now_s`` and ``date``."""
         self.now_s = self.clock.seconds()
         self.date = format_date_time(time.time()).encode()
 
     def add_arriving(self, size_bytes: int) -> None:
-        """Count a part of a body; while all bodies together are too large, reject the largest.
+        """Count a part of a body, and reject the largest body while all together are too large.
 
-        A client that sends slow and large bodies to fill our memory so does not keep small ones out.
+        So large, slow bodies that fill our memory do not keep small ones out.
         """
         self.arriving_bytes += size_bytes
         while self.arriving_bytes > self.max_arriving_bytes:
@@ -71,19 +72,19 @@ class EdgeState:
             largest.give_way()
 
     def add_refusal(self, refused: RefusedRequest) -> None:
-        """Log and remember a refused request, whether the edge or the application refused it."""
+        """Log and remember a request that the edge or the application refused."""
         self.recent_refusals.appendleft((wall_clock_ms(), refused))
         refused.log()
 
     def remove_channel(self, channel: WebhookChannel) -> None:
-        """Forget a connection that is closed."""
+        """Forget a closed connection."""
         self.channels.discard(channel)
         if not self.channels and self._all_closed is not None:
             all_closed, self._all_closed = self._all_closed, None
             all_closed.callback(None)
 
     def until_all_closed(self) -> Deferred[None]:
-        """Wait until no connection is open."""
+        """Return a Deferred that fires once no connection is open."""
         if not self.channels:
             return succeed(None)
         self._all_closed = Deferred()

@@ -1,7 +1,4 @@
-"""The way of an event: from a delivery and its credentials to a receipt.
-
-One direction, no way back: authenticate, parse, filter, encode, deliver.
-"""
+"""From a delivery and its credentials to a receipt: authenticate, parse, filter, encode, deliver."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from webhookd.model import Delivery, Event, Job, Outcome, Receipt, Unauthorized,
 
 Accept: TypeAlias = Callable[[Delivery, Credentials], Deferred[Receipt]]
 
-#: Makes a job's data from a delivery.
+#: Encodes a delivery as a job's data.
 Encoder: TypeAlias = Callable[[Delivery], bytes]
 
 _log = Logger()
@@ -29,7 +26,7 @@ _log = Logger()
 
 @frozen
 class SourcePolicy:
-    """What intake knows of one source; ``events`` are the wanted names, None means all."""
+    """The rules for one source; ``events`` are the names of the wanted events, and None means all."""
 
     authenticator: Authenticator
     events: frozenset[str] | None
@@ -39,9 +36,9 @@ class SourcePolicy:
 
 @frozen
 class Intake:
-    """Takes the deliveries of all sources.
+    """Accepts the deliveries of all sources.
 
-    ``signature_failures`` counts by source and code, ``secrets_used`` by source and position.
+    ``signature_failures`` counts by source and code; ``secrets_used`` counts by source and position.
     """
 
     sources: Mapping[str, SourcePolicy]
@@ -52,9 +49,10 @@ class Intake:
     secrets_used: Counter[tuple[str, int]] = field(factory=Counter)
 
     def accept(self, delivery: Delivery, credentials: Credentials) -> Deferred[Receipt]:
-        """Take one delivery.
+        """Accept one delivery.
 
-        Raises a `webhookd.model.Refusal` at once, or fires with a receipt, or fails as ``deliver`` does.
+        Raises a `webhookd.model.Refusal` at once. The Deferred fires with a receipt, or fails as ``deliver``
+        does.
         """
         source = self.sources.get(delivery.source)
         if source is None:
@@ -91,7 +89,7 @@ class Intake:
 
 
 def log_deliveries(accept: Accept, seconds: Callable[[], float]) -> Accept:
-    """Return a function like ``accept`` that also logs each accepted delivery; ``seconds`` is a clock."""
+    """Return a function like ``accept`` that also logs each accepted delivery; ``seconds`` is the clock."""
 
     def accept_and_log(delivery: Delivery, credentials: Credentials) -> Deferred[Receipt]:
         began_s = seconds()
@@ -114,15 +112,14 @@ def log_deliveries(accept: Accept, seconds: Callable[[], float]) -> Accept:
 
 
 def payload(delivery: Delivery) -> bytes:
-    """The body, byte for byte as it was sent and signed."""
+    """Return the body, byte for byte as it was sent and signed."""
     return delivery.body
 
 
 def envelope(delivery: Delivery) -> bytes:
-    """The same bytes under ``payload``, beside what only the receiver knows.
+    """Return an object with the same bytes under ``payload``, next to what only the receiver knows.
 
-    The delivery id is the sender's to choose, so it is encoded; a source's name and a request id need no
-    escapes.
+    The sender chooses the delivery id, so it is escaped. A source's name and a request id need no escapes.
     """
     delivery_id = msgspec.json.encode(delivery.delivery_id)
     head = b'{"source":"%b","deliveryId":%b,"requestId":"%b","receivedAt":%d,"payload":' % (
@@ -134,5 +131,5 @@ def envelope(delivery: Delivery) -> bytes:
     return head + delivery.body + b"}"
 
 
-#: By the value of the option ``job_data``.
+#: The encoders by value of the option ``job_data``.
 ENCODERS: Mapping[str, Encoder] = {"payload": payload, "envelope": envelope}
