@@ -1,4 +1,4 @@
-"""The memory of a shortcut: which requests it matches against the rules again."""
+"""The route cache of a shortcut."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Names:
         return json_response(500, "failed")
 
 
-class MemoryTests(SynchronousTestCase):
+class RouteCacheTests(SynchronousTestCase):
     def setUp(self) -> None:
         names = Names()
         self.shortcut = Shortcut(names.app, names.failed)
@@ -42,7 +42,7 @@ class MemoryTests(SynchronousTestCase):
         self.patch(MapAdapter, "match", count)
 
     def request(self, path: str, method: bytes = b"GET") -> tuple[bytes | None, str]:
-        """The body of the answer, or None if the shortcut has none; and the route for the metrics."""
+        """Return the answer's body, or None without an answer, and the route for the metrics."""
         answers: list[Response] = []
         request: Any = SimpleNamespace(method=method, path=path.encode(), respond=answers.append)
         self.assertEqual(self.shortcut(request), bool(answers))
@@ -54,7 +54,7 @@ class MemoryTests(SynchronousTestCase):
 
         self.assertEqual(self.matched, ["/names/a"])
 
-    def test_what_has_no_route_is_matched_once(self) -> None:
+    def test_a_path_without_a_route_is_matched_once(self) -> None:
         for _ in range(3):
             self.assertEqual(self.request("/nowhere"), (None, "other"))
             self.assertEqual(self.request("/names/a", b"PUT"), (None, "other"))
@@ -62,7 +62,7 @@ class MemoryTests(SynchronousTestCase):
 
         self.assertEqual(self.matched, ["/nowhere", "/names/a"])
 
-    def test_invented_names_do_not_fill_the_memory_for_good(self) -> None:
+    def test_invented_names_do_not_fill_the_cache_for_good(self) -> None:
         for number in range(1000):
             self.request(f"/names/invented{number}")
         self.matched.clear()
@@ -72,14 +72,14 @@ class MemoryTests(SynchronousTestCase):
 
         self.assertEqual(self.matched, ["/names/a"])
 
-    def test_invented_names_do_not_drive_out_a_name_in_use(self) -> None:
+    def test_invented_names_do_not_evict_a_name_in_use(self) -> None:
         for number in range(1000):
             self.request("/names/a")
             self.request(f"/names/invented{number}")
 
         self.assertEqual(self.matched.count("/names/a"), 1)
 
-    def test_the_memory_is_bounded(self) -> None:
+    def test_the_cache_is_bounded(self) -> None:
         for _ in range(2):
             for number in range(1000):
                 self.request(f"/names/invented{number}")
