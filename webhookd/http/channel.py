@@ -215,11 +215,6 @@ class WebhookChannel(Protocol):
         self._is_head_complete = True
         if not self._is_reading or self._parser.should_upgrade():
             return
-        if self._is_head_too_large():
-            self._reject(refusals.HEAD_TOO_LARGE)
-            return
-        for name, value in self._repeats:  # RFC 9110, 5.3
-            self._fields[name] += b", " + value
         rejection = self._check_head()
         if rejection is not None:
             self._reject(rejection)
@@ -235,7 +230,11 @@ class WebhookChannel(Protocol):
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _check_head(self) -> Rejection | None:
+        if self._is_head_too_large():
+            return refusals.HEAD_TOO_LARGE
         fields = self._fields
+        for name, value in self._repeats:  # RFC 9110, 5.3
+            fields[name] += b", " + value
         version = self._parser.get_http_version()
         coding = fields.get(b"transfer-encoding")
         if (coding and coding.lower()) not in _CODINGS.get(version, ()):

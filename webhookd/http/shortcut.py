@@ -70,9 +70,8 @@ class Shortcut:
         except Exception:  # noqa: BLE001  # as Klein's own
             answer = self._failed(request, Failure())
         if isinstance(answer, Deferred):
-            answer.addCallbacks(request.respond, self._respond_to_failure, errbackArgs=(request,)).addErrback(
-                _log_defect
-            )
+            answer.addCallbacks(request.respond, self._respond_to_failure, errbackArgs=(request,))
+            answer.addErrback(_log_defect)
         else:
             request.respond(answer)
         return True

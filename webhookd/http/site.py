@@ -115,24 +115,19 @@ class WebhookSite(Site):
         for channel in tuple(self.state.channels):
             channel.close_when_done()
         calls = (
-            self._clock.callLater(
-                min(_FRESH_GRACE_S, deadline_s), self._abort, lambda channel: channel.is_fresh
-            ),
-            self._clock.callLater(deadline_s, self._abort, lambda _channel: True),
+            self._clock.callLater(min(_FRESH_GRACE_S, deadline_s), self._abort, only_fresh=True),
+            self._clock.callLater(deadline_s, self._abort, only_fresh=False),
         )
-        return self.state.until_all_closed().addCallback(_cancel, calls).addCallback(self._stop_sweeping)
+        return self.state.until_all_closed().addCallback(self._drained, calls)
 
-    def _abort(self, condition: Callable[[WebhookChannel], bool]) -> None:
+    def _abort(self, *, only_fresh: bool) -> None:
         for channel in tuple(self.state.channels):
-            if condition(channel):
-                channel.transport.abortConnection()
+            if channel.is_fresh or not only_fresh:
+                channel.abort()
 
-    def _stop_sweeping(self, _result: None) -> None:
+    def _drained(self, _result: None, calls: Iterable[IDelayedCall]) -> None:
+        for call in calls:
+            if call.active():
+                call.cancel()
         if self._sweeping.running:
             self._sweeping.stop()
-
-
-def _cancel(_result: None, calls: Iterable[IDelayedCall]) -> None:
-    for call in calls:
-        if call.active():
-            call.cancel()

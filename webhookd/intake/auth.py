@@ -93,8 +93,10 @@ class Authenticator:
 
         Raises `Unauthorized` with one of the codes in `REASONS`.
         """
-        if self.networks and not self._is_in_networks(credentials):
-            raise _unauthorized("wrong_network")
+        if self.networks:
+            client = client_address(credentials, self.trusted_proxies)
+            if client is None or not _is_in(client, self.networks):
+                raise _unauthorized("wrong_network")
         if self.is_open or (self.tokens and self._token_matches(credentials)):
             return None
         if credentials.signature is None:
@@ -102,22 +104,14 @@ class Authenticator:
             raise _unauthorized("bad_token" if shows_token and self.tokens else "missing_signature")
         return self._verify_signature(credentials, body, now_s)
 
-    def _is_in_networks(self, credentials: Credentials) -> bool:
-        client = client_address(credentials, self.trusted_proxies)
-        return client is not None and _is_in(client, self.networks)
-
     def _verify_signature(self, credentials: Credentials, body: bytes, now_s: float) -> int:
         timestamp = credentials.timestamp or b""
         if not timestamp.isdigit() or len(timestamp) > _MAX_TIMESTAMP_DIGITS:
             raise _unauthorized("malformed_signature")
-        position = self._matching_secret(timestamp, body, credentials.signature or b"")
-        if abs(now_s - int(timestamp)) > self.tolerance_s:
-            raise _unauthorized("stale_signature")
-        return position
-
-    def _matching_secret(self, timestamp: bytes, body: bytes, shown: bytes) -> int:
         for position, keyed in enumerate(self._keyed):
-            if compare_digest(_signature(keyed, timestamp, body), shown):
+            if compare_digest(_signature(keyed, timestamp, body), credentials.signature or b""):
+                if abs(now_s - int(timestamp)) > self.tolerance_s:
+                    raise _unauthorized("stale_signature")
                 return position
         raise _unauthorized("wrong_signature")
 

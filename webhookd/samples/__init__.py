@@ -39,8 +39,8 @@ SIGNED_AT_S = int(_MANIFEST["timestamp"])
 """The timestamp of the samples' signatures, in seconds since the epoch."""
 
 
-def _sample(name: str, entry: Mapping[str, Any]) -> Sample:
-    return Sample(
+SAMPLES: Mapping[str, Sample] = {
+    name: Sample(
         name=name,
         event=entry["event"],
         sent_by=entry["sent_by"],
@@ -48,7 +48,6 @@ def _sample(name: str, entry: Mapping[str, Any]) -> Sample:
         headers=entry["headers"],
         job_id=entry["job_id"],
     )
-
-
-SAMPLES: Mapping[str, Sample] = {name: _sample(name, entry) for name, entry in _MANIFEST["samples"].items()}
+    for name, entry in _MANIFEST["samples"].items()
+}
 """All samples by name."""
