@@ -119,10 +119,6 @@ class UnknownSource(Refusal):
     """No source with this name is configured."""
 
 
-class TooLarge(Refusal):
-    """The body is larger than the limit."""
-
-
 class UnsupportedMedia(Refusal):
     """The declared content type is not JSON."""
 

@@ -29,7 +29,7 @@ from webhookd.daemon.parts import Daemon, Listener, fatal
 from webhookd.daemon.process import end_on_signals, max_connections, raise_descriptor_limit
 from webhookd.daemon.systemd import systemd_service
 from webhookd.delivery import Drain, JobDelivery, resend
-from webhookd.http import WebhookSite
+from webhookd.http import InFlight, Shortcut, WebhookSite
 from webhookd.intake.auth import Authenticator
 from webhookd.model import ConfigError, ISpool, Job, Receipt
 from webhookd.ops.health import Health, describe_sources, describe_spool
@@ -46,7 +46,7 @@ from webhookd.spool.database import SpoolLimits
 from webhookd.spool.directory import SpoolRoot
 from webhookd.spool.queue import Spools, SpoolThread
 from webhookd.spool.service import SpoolService
-from webhookd.web import HealthApp, InFlight, OpsApp, Shortcut, WebhookApp
+from webhookd.web import HealthApp, OpsApp, WebhookApp
 
 if TYPE_CHECKING:
     from webhookd.ops.tracing import Tracing
@@ -145,7 +145,7 @@ def _build(settings: Config, reactor: IReactor, log_observer: RepeatLimiter | No
     tracing = _tracing(settings, reactor)
     events = _intake(settings, deliver if tracing is None else tracing.trace_jobs(deliver))
     webhooks = WebhookApp(
-        accept=intake.told(events.accept, reactor.seconds)
+        accept=intake.log_deliveries(events.accept, reactor.seconds)
         if settings.log_level == "debug"
         else events.accept,
         default_source=DEFAULT_SOURCE,
@@ -272,7 +272,7 @@ def _spool_service(settings: Config, directory: str, reactor: IReactor, redis: R
 
 def _intake(settings: Config, deliver: Deliver) -> intake.Intake:
     sources = {
-        name: intake.Source(
+        name: intake.SourcePolicy(
             authenticator=Authenticator(
                 source.secrets, source.tokens, settings.tolerance_s, source.networks, settings.trusted_proxies
             ),

@@ -38,12 +38,12 @@ UNCOUNTED = Build(
     (
         Edit(
             "http/site.py",
-            'self.requests[request.route, _METHODS.get(request.method, "other"), request.code] += 1',
+            'state.requests[request.route, _METHODS.get(request.method, "other"), request.code] += 1',
             "pass",
         ),
         Edit(
             "http/site.py",
-            "self.durations_s[request.route].observe(self.clock.seconds() - request.began_s)",
+            "state.durations_s[request.route].observe(state.clock.seconds() - request.began_s)",
             "pass",
         ),
         Edit("web.py", "self.events[source, event, receipt.outcome] += 1", "pass"),

@@ -110,7 +110,7 @@ CRASH_POINTS = (
 )
 
 _COMMIT = 'connection.execute("COMMIT")'
-_ANSWER = "def _answer_receipt(receipt: Receipt) -> Response:\n"
+_ANSWER = "        event = receipt.event if receipt.event in EVENTS"
 
 CRASHING = Build(
     "with crash points",
@@ -126,8 +126,8 @@ CRASHING = Build(
         Edit(  # the answer is written within this turn of the reactor
             "web.py",
             _ANSWER,
-            f"{_ANSWER}    from twisted.internet import reactor\n"
-            f"    reactor.callLater(0.02, lambda: {_pass('after ack')})\n",
+            "        from twisted.internet import reactor\n"
+            f"        reactor.callLater(0.02, lambda: {_pass('after ack')})\n{_ANSWER}",
         ),
     ),
     {"crash.py": _CRASH_POINTS},

@@ -134,8 +134,8 @@ class Listener(Service):
     def _accept_waiting(self, port: IListeningPort) -> None:
         """Accept the clients that wait in the backlog: the kernel would reset them when the port closes."""
         known = -1
-        while IReadDescriptor.providedBy(port) and known < len(self._site.channels):
-            known = len(self._site.channels)
+        while IReadDescriptor.providedBy(port) and known < len(self._site.state.channels):
+            known = len(self._site.state.channels)
             port.doRead()
 
 

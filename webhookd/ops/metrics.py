@@ -147,7 +147,7 @@ class DaemonCollector(Collector):
         yield _gauge("webhookd_reactor_lag_seconds", "Worst delay of a timer in 15 s.", worst_s)
 
     def _http(self) -> Iterator[Metric]:
-        site = self._components.site
+        site = self._components.site.state
         yield _counters(
             "webhookd_http_requests",
             "Answered requests; invalid HTTP has neither route nor method.",

@@ -26,8 +26,8 @@ from webhookd.bullmq.keys import QueueKeys
 from webhookd.bullmq.script import Wire
 from webhookd.chatwoot.payload import hash_of_body
 from webhookd.delivery import Drain
-from webhookd.http import WebhookSite
-from webhookd.intake import Intake, Source, payload
+from webhookd.http import InFlight, Shortcut, WebhookSite
+from webhookd.intake import Intake, SourcePolicy, payload
 from webhookd.intake.auth import Authenticator
 from webhookd.model import Job, Outcome, Receipt
 from webhookd.ops.metrics import Components, DaemonCollector, Exposition, ReactorLag
@@ -37,7 +37,7 @@ from webhookd.redis.queue import RedisQueue
 from webhookd.redis.settings import QueueSettings
 from webhookd.redis.watch import QueueWatch, RedisWatch
 from webhookd.samples import SAMPLES, SECRET
-from webhookd.web import InFlight, OpsApp, Shortcut, WebhookApp
+from webhookd.web import OpsApp, WebhookApp
 
 NOW_MS = 1_788_264_005_123
 SAMPLE = SAMPLES["message_created"]
@@ -76,9 +76,9 @@ class MetricsCase(PoolCase):
         exposition = Exposition(self.components())
         self.ops = self.make_site(OpsApp(Resource(), exposition.expose, load_page(), Resource()))
 
-    def source(self, *secrets: str) -> Source:
+    def source(self, *secrets: str) -> SourcePolicy:
         options: Any = SimpleNamespace(encode=lambda _id: b"{}", delay_ms=0, priority=0, lifo=False)
-        return Source(Authenticator(secrets, (), 300), None, "chatwoot", options)
+        return SourcePolicy(Authenticator(secrets, (), 300), None, "chatwoot", options)
 
     def queue(self) -> RedisQueue:
         settings = QueueSettings("bull", Wire.AUTO, 5000, lambda: "now here")

@@ -20,7 +20,7 @@ from tests.support.redis_wire import array, bulk, integer
 from tests.support.web_client import MemoryClient
 from tests.unit.ops.test_metrics import MetricsCase
 from webhookd.histogram import DURATIONS_S, Histogram
-from webhookd.http import IDLE_TIMEOUT_S, WRITE_DEADLINE_S
+from webhookd.http.channel import IDLE_TIMEOUT_S, WRITE_DEADLINE_S
 from webhookd.ops.health import Health, describe_spool
 from webhookd.ops.metrics import Exposition
 from webhookd.ops.status import Sampler, StatusEvents, StatusFeed, load_page

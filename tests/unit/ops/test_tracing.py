@@ -23,14 +23,14 @@ from tests.support.fakes import Log
 from tests.support.web_client import MemoryClient
 from webhookd.bullmq.options import JobOptions
 from webhookd.chatwoot.payload import hash_of_body
-from webhookd.http import WebhookSite
-from webhookd.intake import Intake, Source, payload
+from webhookd.http import InFlight, Shortcut, WebhookSite
+from webhookd.intake import Intake, SourcePolicy, payload
 from webhookd.intake.auth import Authenticator
 from webhookd.model import Job, Outcome, Receipt, SpoolUnavailable
 from webhookd.ops.tracing import SdkLog, Tracing
 from webhookd.reactor import IReactor
 from webhookd.samples import SAMPLES
-from webhookd.web import HealthApp, InFlight, Shortcut, WebhookApp
+from webhookd.web import HealthApp, WebhookApp
 
 SAMPLE = SAMPLES["message_created"]
 PATH = "/webhook/chatwoot"
@@ -61,7 +61,7 @@ class TracingCase(SynchronousTestCase):
         tracing = Tracing(cast(IReactor, self.clock), provider)
         self.jobs: list[Job] = []
         self.receipt: Deferred[Receipt] | None = None
-        source = Source(Authenticator((), (), 300), None, "support", JobOptions.from_mapping({}))
+        source = SourcePolicy(Authenticator((), (), 300), None, "support", JobOptions.from_mapping({}))
         intake = Intake({"chatwoot": source}, payload, hash_of_body, tracing.trace_jobs(self.deliver))
 
         async def report() -> Mapping[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import msgspec
+from klein import Response
 from twisted.application.internet import TimerService
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.interfaces import IReactorTime
@@ -12,15 +13,15 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from webhookd.http import Refusal, WebhookRequest
+from webhookd.http import Rejection, WebhookRequest
 from webhookd.ops.status.sampler import Point, Sampler
 from webhookd.redis.watch import QueueWatch
 
 INTERVAL_S = 1.0
 MAX_VIEWERS = 20
 
-_ENDING = Refusal(503, "ending", "this replica is stopping")
-_TOO_MANY = Refusal(503, "too_many_viewers", "too many viewers of this page")
+_ENDING = Rejection(503, "ending", "this replica is stopping")
+_TOO_MANY = Rejection(503, "too_many_viewers", "too many viewers of this page")
 
 _log = Logger()
 
@@ -49,7 +50,7 @@ class StatusFeed(TimerService):
     def watch(self, request: WebhookRequest) -> None:
         """Answer with the stream: first the history, then each new sample."""
         if not self.running or len(self._viewers) >= MAX_VIEWERS:
-            request.respond(*(_TOO_MANY if self.running else _ENDING).response())
+            request.respond((_TOO_MANY if self.running else _ENDING).response())
             return
         request.keep_alive = False  # nothing comes after a stream
         request.setHeader(b"Content-Type", b"text/event-stream")
@@ -105,5 +106,5 @@ class StatusEvents(Resource):
 
     def render_HEAD(self, request: WebhookRequest) -> int:
         """Answer with the head of the stream alone."""
-        request.respond(200, {b"Content-Type": b"text/event-stream"}, b"")
+        request.respond(Response(200, {b"Content-Type": b"text/event-stream"}))
         return NOT_DONE_YET

@@ -82,7 +82,7 @@ class Sampler:
         outcomes: Counter[str] = Counter({outcome.value: 0 for outcome in Outcome} | {"failed": 0})
         for (_source, _event, outcome), count in self._components.app.events.items():
             outcomes[outcome] += count
-        site = self._components.site
+        site = self._components.site.state
         durations = [
             histogram.buckets
             for route, histogram in site.durations_s.items()
@@ -114,7 +114,7 @@ class Sampler:
                 "code": refused.code,
                 "requestId": refused.request_id.decode(),
             }
-            for at_ms, refused in self._components.site.recent_refusals
+            for at_ms, refused in self._components.site.state.recent_refusals
         ]
 
 
