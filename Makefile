@@ -85,6 +85,8 @@ lint: $(tools) ## check style, types, layers and words
 	.venv-dev/bin/mypy
 	.venv-dev/bin/lint-imports
 	.venv-dev/bin/python -m tests.docs.words
+	.venv-dev/bin/actionlint
+	.venv-dev/bin/zizmor --offline --quiet .github
 
 # The Prometheus operator wants the same rules in resources of its own; a test sees that they are the same.
 operator_rules := $(patsubst conf/prometheus/rules/%.yml,conf/kubernetes/monitoring/%.yaml,$(wildcard conf/prometheus/rules/*.yml))
@@ -107,6 +109,13 @@ apidocs: $(tools) ## make pages of the docstrings, in apidocs/
 
 .PHONY: wheel
 wheel: $(installed) ## build the wheel, and install it for the integration tests
+
+.PHONY: dist
+dist: $(tools) ## build and check what a release publishes: the wheel and the source distribution
+	rm -rf build dist
+	.venv-dev/bin/python -m build
+	.venv-dev/bin/twine check --strict dist/*
+	.venv-dev/bin/check-wheel-contents dist/*.whl
 
 .PHONY: clean
 clean: ## remove all that the other targets made

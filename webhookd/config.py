@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import tomllib
 from collections.abc import Callable, Mapping
 from ipaddress import ip_network
@@ -21,7 +22,9 @@ from attrs import evolve, field, fields, frozen
 from webhookd.bullmq.keys import QueueKeys
 from webhookd.bullmq.options import JobOptions
 from webhookd.bullmq.script import Wire
+from webhookd.clock import wall_clock_ms
 from webhookd.model import ConfigError
+from webhookd.redis.settings import QueueSettings
 from webhookd.redis.url import RedisUrl
 from webhookd.text import printable
 
@@ -369,6 +372,23 @@ class Config:
     def destination(self) -> str:
         """Redis, prefix and queues, without secrets: a spool's records belong to one destination."""
         return f"{self.redis} {self.prefix} {' '.join(keys.queue for keys in self.queues)}"
+
+    @property
+    def replica(self) -> str:
+        """The name of this daemon among those that share a Redis: host and port."""
+        return f"{socket.gethostname()}:{self.port}"
+
+    @property
+    def queue_settings(self) -> QueueSettings:
+        """The rules by which jobs are added. The command uses them too, so both find the same duplicates."""
+        replica = self.replica
+        return QueueSettings(
+            prefix=self.prefix,
+            wire=self.wire,
+            lock_ttl_ms=max(self.lock_ttl_ms, self.dedup_ttl_ms),
+            set_by=lambda: f"{wall_clock_ms()} {replica}",
+            replicas=self.ack,
+        )
 
 
 def _options_of(declaring: type[Config | Source], *, per_source: bool) -> tuple[Option, ...]:

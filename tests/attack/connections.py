@@ -17,7 +17,7 @@ from attrs import define, field
 
 from tests.support.daemon import Daemon
 from tests.support.process import find_tool
-from webhookd.http import BODY_DEADLINE_S, HEAD_DEADLINE_S, LINGER_S, WRITE_DEADLINE_S
+from webhookd.http.channel import BODY_DEADLINE_S, HEAD_DEADLINE_S, LINGER_S, WRITE_DEADLINE_S
 
 from .bodies import MAX_BODY_BYTES, padded
 from .framing import head, message, post

@@ -26,11 +26,11 @@ from webhookd import intake
 from webhookd.bullmq.keys import check_job_id
 from webhookd.chatwoot import payload as chatwoot
 from webhookd.config import resolve
-from webhookd.http import WebhookSite
+from webhookd.http import InFlight, Shortcut, WebhookSite
 from webhookd.intake.auth import REASONS, Authenticator, Credentials
 from webhookd.model import BadRequest, ConfigError, Delivery, Job, Outcome, Receipt, Unauthorized
 from webhookd.samples import SAMPLES
-from webhookd.web import HealthApp, InFlight, Shortcut, WebhookApp
+from webhookd.web import HealthApp, WebhookApp
 
 from .framing import CASES
 from .target import Tally, why_not_ours
@@ -129,8 +129,8 @@ def _talk(data: bytes, piece_bytes: int) -> tuple[bytes, list[str], list[int]]:
             _require(problem is None, f"{problem}")
         _require(500 not in statuses, "500 without a cause")
         client.hang_up()
-    _require(site.arriving_bytes == 0, "bytes of a closed connection still count")
-    _require(not site.channels, "a closed connection still counts")
+    _require(site.state.arriving_bytes == 0, "bytes of a closed connection still count")
+    _require(not site.state.channels, "a closed connection still counts")
     return received, jobs, [status for status in statuses if status != 100]
 
 
@@ -143,7 +143,7 @@ def _site(clock: Clock, jobs: list[str]) -> WebhookSite:
         return {"status": "ok"}
 
     defaults = resolve({}, {}).sources["chatwoot"]
-    source = intake.Source(Authenticator((), (), 300), None, "chatwoot", defaults.job_options)
+    source = intake.SourcePolicy(Authenticator((), (), 300), None, "chatwoot", defaults.job_options)
     takes = intake.Intake({"chatwoot": source}, intake.payload, chatwoot.hash_of_body, deliver)
     health = HealthApp(report, lambda: True).app.resource()
     app = WebhookApp(takes.accept, "chatwoot", lambda: 0, InFlight(1000, 1 << 30), health)

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.faults.builds import Build, Edit
-from webhookd.bullmq.script import Answer
+from webhookd.bullmq.script import AddResult
 from webhookd.histogram import BATCH_SIZES, DURATIONS_S, Histogram
 from webhookd.model import Outcome
 
@@ -38,12 +38,12 @@ UNCOUNTED = Build(
     (
         Edit(
             "http/site.py",
-            'self.requests[request.route, _METHODS.get(request.method, "other"), request.code] += 1',
+            'state.requests[request.route, _METHODS.get(request.method, "other"), request.code] += 1',
             "pass",
         ),
         Edit(
             "http/site.py",
-            "self.durations_s[request.route].observe(self.clock.seconds() - request.began_s)",
+            "state.durations_s[request.route].observe(state.clock.seconds() - request.began_s)",
             "pass",
         ),
         Edit("web.py", "self.events[source, event, receipt.outcome] += 1", "pass"),
@@ -51,7 +51,7 @@ UNCOUNTED = Build(
         Edit("redis/queue.py", "self.batch_sizes.observe(len(jobs))", "pass"),
         Edit(
             "redis/queue.py",
-            "self.answers.update(answer for answer in answers if isinstance(answer, Answer))",
+            "self.results.update(result for result in results if isinstance(result, AddResult))",
             "pass",
         ),
     ),
@@ -155,10 +155,10 @@ def _counting_us() -> float:
     """Return the microseconds of an event's counters alone, with the same objects and statements."""
     requests: Counter[tuple[str, str, int]] = Counter()
     events: Counter[tuple[str, str, str]] = Counter()
-    answers: Counter[Answer] = Counter()
+    results: Counter[AddResult] = Counter()
     durations_s = {"/webhook/chatwoot": Histogram(DURATIONS_S)}
     calls_s, batch_sizes = Histogram(DURATIONS_S), Histogram(BATCH_SIZES)
-    batch = [Answer.ADDED] * _BATCH
+    batch = [AddResult.ADDED] * _BATCH
 
     def count_call() -> None:
         for _ in batch:
@@ -167,7 +167,7 @@ def _counting_us() -> float:
             events["chatwoot", "message_created", Outcome.QUEUED] += 1
         calls_s.observe(0.002)
         batch_sizes.observe(_BATCH)
-        answers.update(answer for answer in batch if isinstance(answer, Answer))
+        results.update(result for result in batch if isinstance(result, AddResult))
 
     return alone_us(count_call) / _BATCH
 

@@ -56,7 +56,7 @@ _TAIL = """
 * P5: nothing restarts a daemon whose event loop stands still; the row shows that it loses nothing.
 * P6, memory limit: the kernel's answer to one is SIGKILL, which P1 and M3 show.
 * D2: a spool is one file, its index included. The damage of the other rows is found by a checksum for each
-  record; a bit that flips in SQLite's write-ahead log, by the log's own (`tests/unit/spool/test_queue.py`).
+  record; a bit that flips in SQLite's write-ahead log, by the log's own (`tests/unit/spool/test_salvage.py`).
   In the last commits that looks like what a crash tears, and costs them.
 * R19: MOVED, which needs a cluster of several nodes: it is in `tests/integration/test_cluster.py`.
 

@@ -25,6 +25,7 @@ DOCKER = "there is no Docker here: test_compose.py checks the file, and runs the
 KUBERNETES = "there is no cluster here: test_kubernetes.py checks the files against its schemas"
 NGINX = "this is the machine's own nginx: test_nginx.py reloads one"
 SYSTEMD = "it needs a separate machine: test_systemd.py verifies the units with systemd, and starts them"
+RELEASED = "it publishes: test_install.py builds, checks and installs what is released"
 INSTALLED = "`make test` has done it, and test_newcomer.py does it in a clean copy"
 
 ELSEWHERE: Mapping[str, str] = {
@@ -48,8 +49,17 @@ ELSEWHERE: Mapping[str, str] = {
     "systemctl daemon-reload": SYSTEMD,
     "systemctl enable --now webhookd@3001.socket webhookd@3001.service": SYSTEMD,
     "systemctl restart webhookd@3001.service": SYSTEMD,
-    "pip install .": INSTALLED,
+    "python3 -m venv ~/webhookd-venv && ~/webhookd-venv/bin/pip install .": INSTALLED,
     "npm --prefix docs/worker/node ci": INSTALLED,
+    ".venv-dev/bin/towncrier build --yes": RELEASED,
+    'git tag --sign vX.Y.Z --message "webhookd X.Y.Z"': RELEASED,
+    "git push origin vX.Y.Z": RELEASED,
+    "python3 -m venv ~/released && ~/released/bin/pip install webhookd==X.Y.Z": RELEASED,
+    "~/released/bin/webhookd doctor": RELEASED,
+    "docker run --rm ghcr.io/webhookd/webhookd:X.Y.Z --version": RELEASED,
+    "gh release view vX.Y.Z": RELEASED,
+    "docker buildx imagetools create --tag ghcr.io/webhookd/webhookd:latest"
+    " ghcr.io/webhookd/webhookd:GOOD": RELEASED,
 }
 
 DAEMON = re.compile(r"make run|([A-Z_]+=\S+ )*twistd .*")

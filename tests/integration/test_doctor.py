@@ -110,7 +110,7 @@ FAULTS = (
     Fault({"connection": (FAIL, "NOAUTH")}, ["requirepass right"]),
     Fault({"connection": (FAIL, "out of range")}, ["databases 2"], url="redis://127.0.0.1:{port}/7"),
     Fault({"persistence": (FAIL, "a restart loses jobs")}, []),
-    Fault({"persistence": (FAIL, "but for those of the last snapshot")}, ["save 60 1"]),
+    Fault({"persistence": (FAIL, "except those of the last snapshot")}, ["save 60 1"]),
     Fault({"persistence": (FAIL, "a crash loses jobs")}, ["appendonly yes", "appendfsync no"]),
     Fault({"eviction": (FAIL, "allkeys-lru evicts")}, [*SAFE, "maxmemory-policy allkeys-lru"]),
     Fault({"memory": (FAIL, "of 1 MiB used"), "script": (FAIL, "OOM")}, [*SAFE, "maxmemory 900kb"]),

@@ -19,7 +19,7 @@ from attrs import frozen
 
 from webhookd.bullmq.keys import QueueKeys, check_job_id
 from webhookd.chatwoot import payload as chatwoot
-from webhookd.cli.redis import Redis, ask_redis
+from webhookd.cli.redis import RedisSession, ask_redis
 from webhookd.cli.settings import configured, find_source, source_option
 from webhookd.cli.terminal import Negative, Progress, WrongUse, duration, json_option, print_json, print_table
 from webhookd.clock import wall_clock_ms
@@ -66,7 +66,7 @@ def counts(settings: Config, *, as_json: bool) -> None:
             click.echo(f"{queue} is paused: its workers take no jobs until it is resumed")
 
 
-async def _count(redis: Redis, queues: Sequence[QueueKeys]) -> Mapping[str, Mapping[str, int]]:
+async def _count(redis: RedisSession, queues: Sequence[QueueKeys]) -> Mapping[str, Mapping[str, int]]:
     counted = {}
     for keys in queues:
         counted[keys.queue] = {
@@ -166,14 +166,14 @@ def show(settings: Config, job_id: str, *, data: bool, as_json: bool) -> None:
 
 
 async def _look_in_all(
-    redis: Redis, queues: Sequence[QueueKeys], job_id: str, *, with_data: bool = False
+    redis: RedisSession, queues: Sequence[QueueKeys], job_id: str, *, with_data: bool = False
 ) -> Found:
     """Return the content of the first queue that knows the id."""
     found = [await _look(redis, keys, job_id, with_data=with_data) for keys in queues]
     return next((one for one in found if one.is_known), found[0])
 
 
-async def _look(redis: Redis, keys: QueueKeys, job_id: str, *, with_data: bool = False) -> Found:
+async def _look(redis: RedisSession, keys: QueueKeys, job_id: str, *, with_data: bool = False) -> Found:
     names = (*_FIELDS, *_CONTENT) if with_data else _FIELDS
     lock = await _look_at_lock(redis, keys, job_id)
     values = await redis.ask("HMGET", keys.job(job_id), *names)
@@ -185,7 +185,7 @@ async def _look(redis: Redis, keys: QueueKeys, job_id: str, *, with_data: bool =
     return Found(keys, job_id, fields, state, lock)
 
 
-async def _look_at_lock(redis: Redis, keys: QueueKeys, job_id: str) -> Lock | None:
+async def _look_at_lock(redis: RedisSession, keys: QueueKeys, job_id: str) -> Lock | None:
     value = await redis.ask("GET", keys.create_lock(job_id))
     expires_in_ms = await redis.ask("PTTL", keys.create_lock(job_id))
     if value is None or expires_in_ms < 0:
@@ -194,7 +194,7 @@ async def _look_at_lock(redis: Redis, keys: QueueKeys, job_id: str) -> Lock | No
     return Lock(set_by, _number(set_at_ms), expires_in_ms)
 
 
-async def _state(redis: Redis, keys: QueueKeys, job_id: str) -> str | None:
+async def _state(redis: RedisSession, keys: QueueKeys, job_id: str) -> str | None:
     for state in _STATES:
         if state in _LISTS:
             holds = await _is_in_list(redis, _key(keys, state), job_id)
@@ -205,7 +205,7 @@ async def _state(redis: Redis, keys: QueueKeys, job_id: str) -> str | None:
     return None
 
 
-async def _is_in_list(redis: Redis, key: str, job_id: str) -> bool:
+async def _is_in_list(redis: RedisSession, key: str, job_id: str) -> bool:
     """Search both ends only: a list can hold millions of jobs, and the search blocks Redis."""
     for rank in (-1, 1):
         if await redis.ask("LPOS", key, job_id, "RANK", rank, "MAXLEN", _LIST_DEPTH) is not None:
@@ -269,12 +269,12 @@ def _job_id(source: str, event: str, inbox: int, message: int, delivery: str | N
     return job_id
 
 
-async def _find(redis: Redis, keys: QueueKeys, job_id: str) -> Sequence[Found]:
+async def _find(redis: RedisSession, keys: QueueKeys, job_id: str) -> Sequence[Found]:
     job_ids = await _scan(redis, keys, job_id) if job_id.endswith(".") else [job_id]
     return [await _look(redis, keys, one) for one in job_ids]
 
 
-async def _scan(redis: Redis, keys: QueueKeys, beginning: str) -> Sequence[str]:
+async def _scan(redis: RedisSession, keys: QueueKeys, beginning: str) -> Sequence[str]:
     """Return the ids with this beginning, of jobs and locks; may miss what changes during the search."""
     total = await redis.ask("DBSIZE")
     progress = Progress("Searching", total, time.monotonic)
@@ -325,7 +325,7 @@ def forget(settings: Config, job_id: str, *, yes: bool, as_json: bool) -> None:
         click.echo(f"Forgotten: the event of {job_id} becomes a job if it is sent again.")
 
 
-async def _forget(redis: Redis, queues: Sequence[QueueKeys], job_id: str) -> Found:
+async def _forget(redis: RedisSession, queues: Sequence[QueueKeys], job_id: str) -> Found:
     found = await _look_in_all(redis, queues, job_id)
     if found.fields is not None:
         raise Negative(
