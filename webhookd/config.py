@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, fields, frozen
 
@@ -116,13 +116,7 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def _networks(value: object) -> tuple[Network, ...]:
-    networks = []
-    for text in _texts(value):
-        try:
-            networks.append(ip_network(text))
-        except ValueError:
-            raise ValueError(f"{text!r} is not a network: write 192.0.2.0/24 or 2001:db8::/32") from None
-    return tuple(networks)
+    return tuple(ip_network(text) for text in _texts(value))
 
 
 def _events(value: object) -> frozenset[str] | None:
@@ -228,20 +222,10 @@ class Option:
         return f"{self.help}  [env var: {', '.join(self.variables)}; default: {self.shown_default}]"
 
 
-_Arguments = ParamSpec("_Arguments")
-
-
-def _declaration(of: Callable[_Arguments, Option]) -> Callable[_Arguments, Any]:
-    """Return a function that takes the same arguments and returns a field with the option as its metadata."""
-
-    def declare(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> Any:
-        made = of(*arguments, **named)
-        return field(repr=not made.secret, metadata={"option": made})
-
-    return declare
-
-
-_option = _declaration(Option)
+def _option(*arguments: Any, **named: Any) -> Any:
+    """Return a field that has an option as its metadata. The arguments are those of `Option`."""
+    option = Option(*arguments, **named)
+    return field(repr=not option.secret, metadata={"option": option})
 
 
 @frozen(kw_only=True)
@@ -336,22 +320,15 @@ class Config:
         unit="ms",
     )
     tolerance_s: int = _option(
-        300,
-        _integer(1),
-        "Maximum seconds between a signature's timestamp and the clock, either way.",
-        unit="s",
+        300, _integer(1), "Maximum seconds between a signature's timestamp and the clock.", unit="s"
     )
     trusted_proxies: tuple[Network, ...] = _option(
         (), _networks, "Networks of the proxies whose X-Forwarded-For and X-Real-IP are trusted."
     )
     max_body_bytes: int = _option(16_777_216, _integer(1), "Maximum bytes of a request body.", unit="bytes")
-    max_in_flight: int = _option(
-        10_000, _integer(1), "Maximum requests in progress; further ones are answered with 429."
-    )
+    max_in_flight: int = _option(10_000, _integer(1), "Maximum requests in progress; further ones get 429.")
     max_in_flight_bytes: int = _option(
-        268_435_456,
-        _integer(1),
-        "Maximum bytes of all bodies in progress; further requests are answered with 429.",
+        268_435_456, _integer(1), "Maximum bytes of all bodies in progress; further requests get 429."
     )
     redis_deadline_s: float = _option(
         0.5, _seconds(0.01, 1.5), "Maximum seconds that a request waits for Redis.", unit="s"
@@ -362,9 +339,7 @@ class Config:
         "Last part of the job id of an update without a delivery id: hash of the body, or none (random).",
     )
     ack: int = _option(
-        "redis",
-        _ack,
-        "When Redis counts as having an event: redis, or replicas:N once N replicas have it too.",
+        "redis", _ack, "When Redis counts as having an event: redis, or replicas:N once N replicas have it."
     )
     spool: str | None = _option(
         "var/spool", _spool, "Directory on a local disk for events that Redis cannot take, or off."

@@ -8,22 +8,12 @@ from enum import Enum
 from typing import Any
 
 import click
-from attrs import frozen
 
 from webhookd.bullmq.options import JobOptions
 from webhookd.cli.settings import configured
 from webhookd.cli.terminal import json_option, print_json, print_table
 from webhookd.config import COMMON_OPTIONS, OPTIONS, SOURCE_OPTIONS, Config, Option, Source
 from webhookd.redis.url import RedisUrl
-
-
-@frozen
-class Value:
-    """One resolved option in printable form: secrets are masked."""
-
-    option: str
-    value: Any
-    origin: str
 
 
 @click.command()
@@ -47,17 +37,22 @@ def command(settings: Config, *, as_json: bool) -> None:
         click.echo(f"{click.style('warning:', fg='yellow')} {warning}", err=True)
 
 
-def _values(options: Sequence[Option], holder: Config | Source) -> list[Value]:
+def _values(options: Sequence[Option], holder: Config | Source) -> list[dict[str, Any]]:
+    """Return the resolved options in printable form: secrets are masked."""
     return [
-        Value(option.name, _shown(option, getattr(holder, option.field)), holder.origins[option.name])
+        {
+            "option": option.name,
+            "origin": holder.origins[option.name],
+            "value": _shown(option, getattr(holder, option.field)),
+        }
         for option in options
     ]
 
 
-def _row(value: Value) -> tuple[str, str, str]:
-    shown = value.value
+def _row(value: dict[str, Any]) -> tuple[str, str, str]:
+    shown = value["value"]
     text = shown if isinstance(shown, str) and shown else json.dumps(shown, ensure_ascii=False)
-    return value.option, value.origin, text
+    return value["option"], value["origin"], text
 
 
 def _shown(option: Option, value: Any) -> Any:  # noqa: PLR0911  # a table

@@ -17,7 +17,14 @@ _COLOURS = {"ok": "green", "up": "green", "closed": "green", "degraded": "yellow
 
 
 @click.command()
-@click.option("--live", "path", flag_value="/health/live", default=True, help="Check that it answers.")
+@click.option(
+    "--live",
+    "path",
+    flag_value="/health/live",
+    default=True,
+    show_default=False,
+    help="Check that it answers. This is the default.",
+)
 @click.option("--ready", "path", flag_value="/health/ready", help="Check that it can accept an event now.")
 @click.option("--full", "path", flag_value="/health", help="Like --ready, but show the whole report.")
 @url_option

@@ -7,6 +7,7 @@ The daemon's Redis user may only count jobs. All other commands need the user fo
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -66,16 +67,15 @@ def counts(settings: Config, *, as_json: bool) -> None:
 
 
 async def _count(redis: RedisSession, queues: Sequence[QueueKeys]) -> Mapping[str, Mapping[str, int]]:
-    return {keys.queue: await _count_one(redis, keys) for keys in queues}
-
-
-async def _count_one(redis: RedisSession, keys: QueueKeys) -> Mapping[str, int]:
-    found = {
-        state: int(await redis.ask("LLEN" if state in _LISTS else "ZCARD", _key(keys, state)))
-        for state in _STATES
-    }
-    [paused] = await redis.ask("HMGET", keys.meta, "paused")
-    return {**found, "isPaused": paused is not None}
+    counted = {}
+    for keys in queues:
+        counted[keys.queue] = {
+            state: int(await redis.ask("LLEN" if state in _LISTS else "ZCARD", _key(keys, state)))
+            for state in _STATES
+        }
+        [paused] = await redis.ask("HMGET", keys.meta, "paused")
+        counted[keys.queue]["isPaused"] = paused is not None
+    return counted
 
 
 def _key(keys: QueueKeys, state: str) -> str:
@@ -279,11 +279,15 @@ async def _scan(redis: RedisSession, keys: QueueKeys, beginning: str) -> Sequenc
     total = await redis.ask("DBSIZE")
     progress = Progress("Searching", total, time.monotonic)
     pattern = f"{_literal(keys.job(''))}*{_literal(beginning)}*"
+    # A job has further keys in BullMQ, with a colon after its id.
+    name_of_one = re.compile(
+        f"(?:{re.escape(keys.job(''))}|{re.escape(keys.create_lock(''))})({re.escape(beginning)}[^:]*)"
+    )
     found: set[str] = set()
     cursor, looked_at = b"0", 0
     while looked_at < _SCAN_LIMIT:
         cursor, names = await redis.ask("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_STEP)
-        found.update(_ids(names, keys, beginning))
+        found.update(match[1] for match in map(name_of_one.fullmatch, map(_text, names)) if match)
         looked_at += _SCAN_STEP
         progress.show(min(looked_at, total))
         if cursor == b"0":
@@ -292,17 +296,6 @@ async def _scan(redis: RedisSession, keys: QueueKeys, beginning: str) -> Sequenc
         click.echo(f"stopped after {_SCAN_LIMIT} of {total} keys: there may be more matches", err=True)
     progress.end(total)
     return sorted(found)
-
-
-def _ids(names: Sequence[bytes], keys: QueueKeys, beginning: str) -> set[str]:
-    """Return the ids with this beginning, without the further keys that BullMQ has for a job."""
-    found = set()
-    for name in map(_text, names):
-        head, _, job_id = name.rpartition(":")
-        is_key = f"{head}:" in (keys.job(""), keys.create_lock(""))
-        if is_key and job_id.startswith(beginning):
-            found.add(job_id)
-    return found
 
 
 def _literal(text: str) -> str:
@@ -322,7 +315,9 @@ def forget(settings: Config, job_id: str, *, yes: bool, as_json: bool) -> None:
     """Remove a job's creation lock, so that its event can be sent again."""
     _check_id(job_id)
     if not yes:
-        _confirm(job_id)
+        if not sys.stdin.isatty():
+            raise WrongUse("standard input is not a terminal: use --yes")
+        click.confirm(f"Let the event of {job_id} become a job again?", abort=True)
     found = ask_redis(settings, lambda redis: _forget(redis, settings.queues, job_id))
     if as_json:
         print_json({"id": job_id, "queue": found.keys.queue})
@@ -342,12 +337,6 @@ async def _forget(redis: RedisSession, queues: Sequence[QueueKeys], job_id: str)
     # While the lock is held, no replica adds the job: what was seen is still true.
     await redis.ask("DEL", found.keys.create_lock(job_id))
     return found
-
-
-def _confirm(job_id: str) -> None:
-    if not sys.stdin.isatty():
-        raise WrongUse("standard input is not a terminal: use --yes")
-    click.confirm(f"Let the event of {job_id} become a job again?", abort=True)
 
 
 # -- what is printed ----------------------------------------------------------------------------------------

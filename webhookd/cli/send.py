@@ -92,7 +92,8 @@ def command(
         return
     address = webhook_url(settings, url, source)
     make = _maker(what, find_source(settings, source))
-    replies, took_s = run(lambda reactor: _send(reactor, address, make, repeat, rate, duplicates))
+    numbers = list(event_numbers(repeat, duplicates))
+    replies, took_s = run(lambda reactor: _send(reactor, address, make, numbers, rate))
     if as_json:
         print_json(_summary(address, replies, took_s))
     elif repeat == 1:
@@ -131,20 +132,15 @@ def _read(path: str) -> bytes:
 
 
 async def _send(
-    reactor: IReactor,
-    address: str,
-    make: Callable[[int], Post],
-    repeat: int,
-    rate: float | None,
-    duplicates: float,
+    reactor: IReactor, address: str, make: Callable[[int], Post], numbers: Sequence[int], rate: float | None
 ) -> tuple[Sequence[Reply], float]:
     """Return all replies, and how many seconds they took."""
     sender = Sender(reactor, address, make, _DEADLINE_S)
-    progress = Progress("Sending", repeat, reactor.seconds)
+    progress = Progress("Sending", len(numbers), reactor.seconds)
     ticks = LoopingCall(lambda: progress.show(len(sender.replies)))
     ticks.start(_TICK_S)
     started_s = reactor.seconds()
-    replies = await sender.send(event_numbers(repeat, duplicates), rate)
+    replies = await sender.send(numbers, rate)
     took_s = reactor.seconds() - started_s
     ticks.stop()
     progress.end(len(replies))

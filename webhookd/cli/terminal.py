@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -102,22 +103,17 @@ class Progress:
 
     def __init__(self, label: str, length: int, now_s: Callable[[], float]) -> None:
         """``length`` is the amount of work; ``now_s`` is a clock."""
-        self._label = label
-        self._length = length
+        self._bar: Any = click.progressbar(length=length, label=label, file=sys.stderr)
         self._now_s = now_s
-        self._started_s = now_s()
-        self._bar: Any = None
+        self._begins_s = now_s() + 1 if sys.stderr.isatty() else math.inf
 
     def show(self, done: int) -> None:
         """Show that ``done`` of the work is finished."""
-        if self._bar is None:
-            if not sys.stderr.isatty() or self._now_s() - self._started_s < 1:
-                return
-            self._bar = click.progressbar(length=self._length, label=self._label, file=sys.stderr)
-        self._bar.update(done - self._bar.pos)
+        if self._now_s() >= self._begins_s:
+            self._bar.update(done - self._bar.pos)
 
     def end(self, done: int) -> None:
         """Show the last state, and end the bar's line."""
-        if self._bar is not None:
+        if self._now_s() >= self._begins_s:
             self.show(done)
             self._bar.render_finish()

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import click
-from attrs import frozen
 
 from webhookd.cli.settings import configured, find_source, secrets_of, source_option
 from webhookd.cli.terminal import Negative, WrongUse, duration, json_option, print_json, read_file
@@ -22,14 +21,6 @@ _SIGNATURE = re.compile(rb"sha256=[0-9a-f]{64}")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-@frozen
-class Verdict:
-    """The daemon's judgement: None, or a code of `auth.REASONS`; and the findings that explain it."""
-
-    code: str | None
-    findings: Sequence[str]
-
-
 @click.command()
 @click.argument("body", metavar="BODY")
 @click.option("--signature", metavar="VALUE", help="Value of X-Chatwoot-Signature.")
@@ -38,7 +29,11 @@ class Verdict:
     "--headers", metavar="FILE", help="File that contains both headers, as curl or a log shows them."
 )
 @click.option(
-    "--at", type=float, metavar="SECONDS", show_default="now", help="Time of arrival, in seconds since 1970."
+    "--at",
+    type=click.FloatRange(0, 10**12),
+    metavar="SECONDS",
+    show_default="now",
+    help="Time of arrival, in seconds since 1970.",
 )
 @source_option
 @configured("secret", "tolerance")
@@ -68,14 +63,14 @@ def command(
     )
     if credentials.signature is None or credentials.timestamp is None:
         raise WrongUse("no signature or no timestamp: give --signature and --timestamp, or --headers")
-    verdict = examine(settings, source, credentials, read_file(body), time.time() if at is None else at)
+    now_s = time.time() if at is None else at
+    code, findings = examine(settings, source, credentials, read_file(body), now_s)
     if as_json:
-        print_json({"accepted": verdict.code is None, "code": verdict.code, "findings": verdict.findings})
+        print_json({"accepted": code is None, "code": code, "findings": findings})
     else:
-        for finding in verdict.findings:
-            click.echo(finding)
-    if verdict.code is not None:
-        raise Negative(f"rejected: {REASONS[verdict.code]}")
+        click.echo("\n".join(findings))
+    if code is not None:
+        raise Negative(f"rejected: {REASONS[code]}")
 
 
 def read_headers(text: bytes) -> Mapping[str, bytes]:
@@ -83,8 +78,10 @@ def read_headers(text: bytes) -> Mapping[str, bytes]:
     return {name.decode().lower(): value for name, value in _HEADER.findall(text)}
 
 
-def examine(settings: Config, source: str, credentials: Credentials, body: bytes, now_s: float) -> Verdict:
-    """Return the daemon's own judgement. If it is a rejection, the findings look for the cause."""
+def examine(
+    settings: Config, source: str, credentials: Credentials, body: bytes, now_s: float
+) -> tuple[str | None, Sequence[str]]:
+    """Return the daemon's own judgement, None or a code of `auth.REASONS`, and findings that explain it."""
     own = settings.sources[source]
     try:
         position = _verify(own, credentials, body, now_s, settings.tolerance_s)
@@ -96,9 +93,9 @@ def examine(settings: Config, source: str, credentials: Credentials, body: bytes
                 findings = _stale(settings, credentials, now_s)
             case _:
                 findings = _wrong(settings, own, credentials, body)
-        return Verdict(error.code, list(findings))
+        return error.code, list(findings)
     which = f"secret {position + 1} of {len(own.secrets)} of the source {own.name}"
-    return Verdict(None, [f"Accepted: signed with {which}."])
+    return None, [f"Accepted: signed with {which}."]
 
 
 def _verify(source: Source, credentials: Credentials, body: bytes, now_s: float, tolerance_s: int) -> int:

@@ -66,6 +66,9 @@ class HelpTests(CommandCase):
                 self.assertIn("-h, --help", text)
                 self.assertLessEqual(max(map(len, text.splitlines())), 80)
 
+    def test_the_default_of_health_is_no_path(self) -> None:
+        self.assertNotIn("[default: /health", self.succeed("health", "--help"))
+
     def test_there_is_no_other_part(self) -> None:
         self.assertIn("No such command 'x'", self.run_part("x").stderr)
 
@@ -284,6 +287,13 @@ class VerifyTests(CommandCase):
             self.assertIn("The secret and the body are correct", text)
             self.assertIn(words, text)
         self.assertEqual(self.verify(BODY, self.signed(BODY), "--tolerance", "400", at_s=NOW_S + 301)[0], 0)
+
+    def test_a_time_of_arrival_that_cannot_be(self) -> None:
+        for at in ("inf", "1e400", "-1"):
+            result = self.run_part(
+                "verify", self.file(BODY), *self.signed(BODY), "--at", at, WEBHOOK_SECRET=SECRET
+            )
+            self.assertEqual(result.exit_code, 2)
 
     def test_a_timestamp_that_is_none(self) -> None:
         for timestamp, words in (("1788264005000", "milliseconds"), ("now", "not a decimal number")):

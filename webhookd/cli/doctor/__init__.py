@@ -1,7 +1,7 @@
 """``webhookd doctor``: check everything around the daemon, and say how to fix it.
 
 The functions ``look_at_…`` gather facts, within a deadline; only they do I/O. A check is a function from
-facts to a finding, and an entry in the table of its part: `CONFIGURATION`, `SERVER`, `QUEUE`, `SPOOL`, ….
+facts to a finding; most parts have a table of their checks: `SERVER`, `QUEUE`, `SPOOL`, `LIMITS`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def command(settings: Config, *, strict: bool, as_json: bool) -> None:
     Exit codes: 0 no failure; 1 a check failed; 2 the configuration is unusable.
     """
     results = [
-        *run_checks("Configuration", machine.CONFIGURATION, machine.Given(settings, os.environ)),
+        Result("Configuration", "options", machine.options(os.environ)),
+        Result("Configuration", "secrets", machine.secrets(settings)),
         *run(lambda reactor: check_redis(reactor, settings)),
         *check_ports(settings),
         *check_spool(settings),
@@ -102,10 +103,10 @@ def _no_redis(settings: Config, connection: Result) -> list[Result]:
 def check_ports(settings: Config) -> list[Result]:
     """Check the ports on which the daemon listens."""
     webhooks = machine.look_at_port(settings.endpoint, is_needed=True)
-    results = run_checks("Ports", machine.WEBHOOKS, webhooks)
+    results = [Result("Ports", "webhooks", machine.port(webhooks))]
     if settings.ops_endpoint is not None:
         ops = machine.look_at_port(settings.ops_endpoint, is_needed=False)
-        results += run_checks("Ports", machine.OPS, ops)
+        results.append(Result("Ports", "ops", machine.port(ops)))
     return results
 
 
@@ -152,16 +153,12 @@ def _print(results: Sequence[Result], levels: Counter[Level]) -> None:
 
 def _merged(results: Iterable[Result]) -> Iterator[Result]:
     """Merge consecutive results that were skipped for the same reason."""
-    for why, group in groupby(results, key=_why_skipped):
-        if why is None:
+    for finding, group in groupby(results, key=lambda result: result.finding):
+        if finding.level is Level.SKIPPED:
+            same = list(group)
+            yield Result(same[0].part, finding.detail, skipped(", ".join(one.check for one in same)))
+        else:
             yield from group
-            continue
-        first, *others = group
-        yield Result(first.part, why, skipped(", ".join(result.check for result in (first, *others))))
-
-
-def _why_skipped(result: Result) -> str | None:
-    return result.finding.detail if result.finding.level is Level.SKIPPED else None
 
 
 def _print_result(result: Result) -> None:

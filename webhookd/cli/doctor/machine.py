@@ -10,7 +10,7 @@ import socket
 import stat
 import statistics
 import tempfile
-import time
+import timeit
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ from attrs import frozen
 import webhookd
 from webhookd.cli.daemon import ask_health, local_url, tcp_address
 from webhookd.cli.doctor.findings import Checks, Finding, fail, mebibytes, milliseconds, ok, skipped, warn
-from webhookd.cli.terminal import Negative, Unreachable
+from webhookd.cli.terminal import Negative, Unreachable, brief
 from webhookd.config import Config, unknown_names
 from webhookd.model import ConfigError
 from webhookd.spool.database import SpoolLimits, free_disk_bytes
@@ -30,18 +30,9 @@ from webhookd.spool.directory import SpoolRoot, Tenancy
 # -- the configuration --------------------------------------------------------------------------------------
 
 
-@frozen
-class Given:
-    """The configuration, and the environment from which it was read."""
-
-    settings: Config
-    environ: Mapping[str, str]
-
-
-def options(facts: Given) -> Finding:
+def options(environ: Mapping[str, str]) -> Finding:
     """Find misspelt variables. An unusable configuration ends the command before this check."""
-    unknown = unknown_names(facts.environ)
-    if unknown:
+    if unknown := unknown_names(environ):
         return warn(
             f"{', '.join(unknown)} in the environment: webhookd has no such option",
             "correct the name, unless another program needs it (Compose and Kubernetes set some)",
@@ -49,9 +40,9 @@ def options(facts: Given) -> Finding:
     return ok("valid")
 
 
-def secrets(facts: Given) -> Finding:
+def secrets(settings: Config) -> Finding:
     """Find sources without credentials."""
-    sources = facts.settings.sources.values()
+    sources = settings.sources.values()
     if names := [source.name for source in sources if source.is_open]:
         return warn(
             f"anyone who reaches the port can add jobs for {', '.join(names)}",
@@ -65,8 +56,6 @@ def _credentials(signing: int, tokens: int) -> str:
     counts = {"signing secrets": signing, "tokens": tokens}
     return " and ".join(f"{count} {name}" for name, count in counts.items() if count)
 
-
-CONFIGURATION: Checks[Given] = (("options", options), ("secrets", secrets))
 
 # -- the spool ----------------------------------------------------------------------------------------------
 
@@ -129,14 +118,13 @@ def _try_to_write(root: SpoolRoot, place: Path) -> tuple[str | None, float]:
 
 def _fsync_time(place: Path) -> float:
     """Return the median time of a few fsyncs, each of one page, as an event needs."""
-    durations_s = []
     with tempfile.TemporaryFile(dir=place, buffering=0) as file:
-        for _ in range(_FSYNCS):
+
+        def write() -> None:
             file.write(bytes(_FSYNC_BYTES))
-            began_s = time.monotonic()
             os.fsync(file.fileno())
-            durations_s.append(time.monotonic() - began_s)
-    return statistics.median(durations_s)
+
+        return statistics.median(timeit.repeat(write, number=1, repeat=_FSYNCS))
 
 
 def _user_name(number: int) -> str:
@@ -230,16 +218,15 @@ SPOOL_OFF = warn(
 class PortFacts:
     """A port on which the daemon listens, or will listen.
 
-    ``refusal`` is the reason why a free port cannot be used. ``report`` is the health of the webhookd that
-    has the port; it is empty if another program has it.
+    ``refusal`` is the reason why a free port cannot be used. ``report`` is None if no program has the port,
+    the health of the webhookd that has it, or empty if it is another program.
     """
 
     name: str
     is_needed: bool
     is_tcp: bool
-    is_taken: bool = False
     refusal: str | None = None
-    report: Mapping[str, Any] = {}
+    report: Mapping[str, Any] | None = None
 
 
 def look_at_port(endpoint: str, *, is_needed: bool) -> PortFacts:
@@ -250,11 +237,9 @@ def look_at_port(endpoint: str, *, is_needed: bool) -> PortFacts:
     host, port = address
     name = f"port {port}" + (f" of {host}" if host else "")
     problem = _try_to_bind(host, port)
-    if problem is None or problem.errno != errno.EADDRINUSE:
-        refusal = None if problem is None else problem.strerror
-        return PortFacts(name, is_needed, is_tcp=True, refusal=refusal)
-    report = _health_report(local_url(host, port))
-    return PortFacts(name, is_needed, is_tcp=True, is_taken=True, report=report)
+    if problem is not None and problem.errno == errno.EADDRINUSE:
+        return PortFacts(name, is_needed, is_tcp=True, report=_health_report(local_url(host, port)))
+    return PortFacts(name, is_needed, is_tcp=True, refusal=problem.strerror if problem else None)
 
 
 def _health_report(url: str) -> Mapping[str, Any]:
@@ -263,7 +248,8 @@ def _health_report(url: str) -> Mapping[str, Any]:
         _status, report = ask_health(f"{url}/health")
     except (Unreachable, Negative):
         return {}
-    return report if {"version", "uptimeSeconds"} <= report.keys() else {}
+    is_ours = {"version", "uptimeSeconds"} <= report.keys() and isinstance(report.get("spool", {}), dict)
+    return report if is_ours else {}
 
 
 def _try_to_bind(host: str, port: int) -> OSError | None:
@@ -275,6 +261,8 @@ def _try_to_bind(host: str, port: int) -> OSError | None:
             probe.bind((host, port))
         except OSError as error:
             return error
+        except OverflowError:
+            return OSError(errno.EINVAL, "the highest port is 65535")
     return None
 
 
@@ -285,30 +273,27 @@ def port(facts: PortFacts) -> Finding:
         return ok(f"{facts.name}: not checked, only tcp: is")
     if facts.refusal is not None:
         return bad(f"{facts.name} is unavailable: {facts.refusal}", "choose another one")
-    if not facts.is_taken:
+    if facts.report is None:
         return ok(f"{facts.name} is free: webhookd is not running")
     if not facts.report:
         return bad(f"{facts.name} belongs to another program", "stop it, or choose another one")
-    return _health(facts)
+    return _health(facts.name, facts.report)
 
 
-def _health(facts: PortFacts) -> Finding:
-    status, running = str(facts.report["status"]), str(facts.report["version"])
-    said = f"{facts.name} belongs to webhookd {running}: {status}"
+def _health(name: str, report: Mapping[str, Any]) -> Finding:
+    status, running = brief(str(report["status"])), brief(str(report["version"]))
+    said = f"{name} belongs to webhookd {running}: {status}"
     if status != "ok":
         judge = fail if status == "unavailable" else warn
         return judge(said, "see /health, and the lines about Redis and the spool")
-    spool = facts.report.get("spool", {})
-    dead, corrupt, records = (spool.get(name) or 0 for name in ("deadRecords", "corruptRecords", "records"))
+    spool = report.get("spool", {})
+    dead, corrupt, records = (spool.get(key) or 0 for key in ("deadRecords", "corruptRecords", "records"))
     if dead or corrupt:
         return warn(f"{said}; its spool has {dead} dead and {corrupt} corrupt records", "webhookd spool list")
     if running != webhookd.__version__:
         return warn(f"{said}; this is {webhookd.__version__}", "restart it, if it should have been replaced")
     return ok(said + (f", {records} events wait in its spool" if records else ""))
 
-
-WEBHOOKS: Checks[PortFacts] = (("webhooks", port),)
-OPS: Checks[PortFacts] = (("ops", port),)
 
 # -- the system ---------------------------------------------------------------------------------------------
 
