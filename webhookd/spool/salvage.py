@@ -109,8 +109,8 @@ def write_again(path: Path) -> bool:
     never writes them, yet SQLite would read them back, and put new groups after them that a power
     failure cuts off. Written again they are durable like the rest; or this fails, and nothing is opened.
 
-    Its torn end is cut off. Because of damage in its middle, SQLite would ignore everything after it. So `repair`
-    mends the WAL, and the damaged one is kept for inspection.
+    Its torn end is cut off. Because of damage in its middle, SQLite would ignore everything after it. So
+    `repair` mends the WAL, and the damaged one is kept for inspection.
     """
     wal = sibling(path, "-wal")
     try:

@@ -45,7 +45,7 @@ class _Frame:
 
 
 def repair(wal: bytes) -> tuple[bytes, bool]:
-    """Return a WAL that ends with its last commit, and that SQLite reads to its end; and if it was damaged."""
+    """Return a WAL that SQLite reads to its end, the last commit, and whether it was damaged."""
     if len(wal) < _HEADER.size:
         return wal, False
     magic, _version, page_bytes, number, *salts, first, second = _HEADER.unpack_from(wal)
