@@ -6,7 +6,6 @@ import json
 import ssl
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, Self
 
 import trustme
@@ -15,6 +14,7 @@ from attrs import define, field
 from tests.support import http
 from tests.support.daemon import Daemon
 from tests.support.http import Response
+from tests.support.process import Resource
 from tests.support.servers import RedisServer
 from tests.support.webhooks import connected
 
@@ -125,7 +125,7 @@ class TlsDaemon(Daemon):
             return http.read_response(connection)
 
 
-class Target:
+class Target(Resource):
     """A daemon and its Redis; ``options`` are the daemon's command line, ``kind`` its class."""
 
     queue = "chatwoot"
@@ -160,16 +160,11 @@ class Target:
         words = ("Traceback", '"traceback"', "Unhandled", "cannot read a request", "cannot answer a request")
         return [f"the log says {word!r}: {log[-2000:]}" for word in words if word in log]
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
         self._stack.enter_context(self.redis)
         self._stack.callback(self.client.close)
         connected(self._stack.enter_context(self.daemon))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._stack.close()

@@ -15,14 +15,13 @@ from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from attrs import field, frozen
 
 from tests.support.daemon import Daemon
 from tests.support.http import Response, exchange, request_bytes
-from tests.support.process import ChildProcess, find_tool
+from tests.support.process import ChildProcess, Resource, find_tool
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer
 from tests.support.webhooks import Webhook, outcome, post
@@ -121,7 +120,7 @@ class Replica(Daemon):
         self.start()
 
 
-class Bench:
+class Bench(Resource):
     """All that one scenario needs.
 
     `redis` and `queue` say where the oracle finds the jobs at the end. The jobs in `deleted` were lost or
@@ -312,20 +311,11 @@ class Bench:
         """What the replicas wrote, for whoever looks for the cause."""
         return "\n".join(f"--- {replica.port}\n{_end_of(replica.log)}" for replica in self.replicas)
 
-    def __enter__(self) -> Self:
-        try:
-            self._build_environ = self._build.make(self.directory / "build")
-        except BaseException:
-            self._resources.close()
-            raise
+    def start(self) -> Self:
+        self._build_environ = self._build.make(self.directory / "build")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._resources.close()
 
 

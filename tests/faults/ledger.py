@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from attrs import evolve, frozen
 
+from tests.support.process import Resource
 from tests.support.webhooks import Webhook, webhook
 
 
@@ -51,7 +50,7 @@ class Attempt:
         return (self.answered_s or self.sent_s) - self.due_s
 
 
-class Ledger:
+class Ledger(Resource):
     """The writing side. A line is on its way to the disk before the request, and the answer's after it."""
 
     def __init__(self, path: Path) -> None:
@@ -70,15 +69,7 @@ class Ledger:
         """It was answered, or with status 0 it was not, for a reason."""
         self._file.write(f"answered {serial} {time.monotonic():.6f} {status} {outcome}\n")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._file.close()
 
 

@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import pytest
@@ -22,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.bullmq import T0_MS, Queue, dump
-from tests.support.process import find_tool
+from tests.support.process import Resource, find_tool
 from tests.support.servers import FLAVOURS, RedisServer
 from webhookd.bullmq.script import Answer, Wire
 from webhookd.model import Job
@@ -34,7 +33,7 @@ NODE_DIRECTORY = Path(__file__).parents[1] / "node"
 Operation = dict[str, Any]
 
 
-class BullMQ:
+class BullMQ(Resource):
     """The real BullMQ of one line, in a Node process that runs operations on request."""
 
     def __init__(self, line: str) -> None:
@@ -59,15 +58,7 @@ class BullMQ:
         assert isinstance(answer, list), answer["error"]
         return answer
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._process.kill()
         self._process.communicate()
 

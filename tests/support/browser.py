@@ -6,10 +6,9 @@ import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
-from .process import find_tool
+from .process import Resource, find_tool
 
 _SCRIPT = Path(__file__).parents[1] / "browser" / "browser.js"
 
@@ -18,24 +17,21 @@ class BrowserFailed(Exception):
     """The browser could not do what it was told, or not in time."""
 
 
-class Browser:
+class Browser(Resource):
     """One browser with one page at a time. It ends with the ``with`` block, or with the test run."""
 
-    def __enter__(self) -> Self:
+    def __init__(self) -> None:
         node = find_tool("node", "it is in Debian's package nodejs")
         chromium = find_tool("chromium", "it is in Debian's package of that name")
         self._process = subprocess.Popen(
             [node, str(_SCRIPT), chromium], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+
+    def start(self) -> Self:
         self._read()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._process.communicate()
 
     def open(self, url: str, **settings: Any) -> None:

@@ -10,11 +10,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from .http import Response, get
-from .process import ChildProcess, MissingTool
+from .process import ChildProcess, MissingTool, Resource
 
 _REPOSITORY = Path(__file__).parents[2]
 
@@ -79,7 +78,7 @@ class Daemon(ChildProcess):
         return get(self.port, path)
 
 
-class Replicas:
+class Replicas(Resource):
     """Several daemons with the same options, each in a directory of its own."""
 
     def __init__(self, count: int, *options: str, environ: Mapping[str, str] | None = None) -> None:
@@ -106,18 +105,3 @@ class Replicas:
         """End all, and remove what they left."""
         for daemon in self.daemons:
             daemon.close()
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

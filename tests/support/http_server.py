@@ -6,6 +6,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
+from .process import Resource
+
 
 class Handler(BaseHTTPRequestHandler):
     """Reads a request's body, answers 200, and logs nothing."""
@@ -23,7 +25,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-class ThreadServer:
+class ThreadServer(Resource):
     """Serves on a loopback port that the kernel chose, while the ``with`` block lasts."""
 
     def __init__(self, handler: type[Handler]) -> None:
@@ -31,11 +33,11 @@ class ThreadServer:
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -13,14 +13,13 @@ from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from threading import Event, Thread
-from types import TracebackType
 from typing import Self
 
 from attrs import frozen
 
 from .bullmq import Queue
 from .http import ANSWER_DEADLINE_S, Response
-from .process import ChildProcess, MissingTool, find_tool, wait_until
+from .process import ChildProcess, MissingTool, Resource, find_tool, wait_until
 from .webhooks import Webhook, webhook
 
 FLAVOURS = ("nginx-1.22", "nginx-1.31")
@@ -131,7 +130,7 @@ class Sent:
     error: str = ""
 
 
-class Load:
+class Load(Resource):
     """Sends distinct webhooks at a constant rate, each on a connection of its own, as Chatwoot does.
 
     It begins with the ``with`` block and ends with it, or after ``limit`` webhooks. The loop is open: a slow
@@ -174,20 +173,11 @@ class Load:
         """Return when all that was begun is answered."""
         self._thread.join()
 
-    def start(self) -> None:
-        """Begin; a load without limit is better begun by ``with``, which ends it, too."""
+    def start(self) -> Self:
         self._thread.start()
-
-    def __enter__(self) -> Self:
-        self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._is_over.set()
         self._thread.join()
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
 from typing import Self
 
 START_DEADLINE_S = 30.0
@@ -49,7 +48,32 @@ def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = STA
         time.sleep(_POLL_INTERVAL_S)
 
 
-class ReservedPort:
+class Resource:
+    """Something that a test opens in a ``with`` block, and that is closed at the end of the block.
+
+    A failed `start` is followed by `close`, so `close` must work on what has not started.
+    """
+
+    def start(self) -> Self:
+        """Open it, and return when it is ready."""
+        return self
+
+    def close(self) -> None:
+        """Close it, and remove what it left."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+class ReservedPort(Resource):
     """A free loopback port, chosen by the kernel, that nobody else gets while this object is open.
 
     The socket is bound and never listens. So the kernel gives its port to no other program, while a server
@@ -68,7 +92,7 @@ class ReservedPort:
         self._socket.close()
 
 
-class ChildProcess:
+class ChildProcess(Resource):
     """One program that a test starts, stops, kills, freezes, and starts again.
 
     A subclass says what to run (`argv`) and when it is ready (`is_ready`). The directory is a new one
@@ -181,21 +205,6 @@ class ChildProcess:
         if self.process is not None:
             self.kill()
         self._resources.close()
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def reserve_port(self) -> int:
         """A loopback port that stays this child's own until `close`."""

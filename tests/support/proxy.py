@@ -19,12 +19,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
-from types import TracebackType
 from typing import Any, Self
 
 from attrs import define, field, frozen
 
-from .process import ReservedPort
+from .process import ReservedPort, Resource
 
 _LOOPBACK = "127.0.0.1"
 _CHUNK_BYTES = 65_536
@@ -154,7 +153,7 @@ class _Link:
             side.close()
 
 
-class Proxy:
+class Proxy(Resource):
     """Forwards `port` on loopback to ``target_port`` there, with the `Faults` of the moment."""
 
     def __init__(self, target_port: int) -> None:
@@ -195,17 +194,12 @@ class Proxy:
         """How many clients are connected."""
         return len(self._links)
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
         self._thread.start()
         self.heal()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._call(self._end)
         self._thread.join()
         for resource in self._reserved, self._bell, self._ringer:

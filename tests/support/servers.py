@@ -15,13 +15,12 @@ import ssl
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import redis
 import trustme
 
-from .process import ChildProcess, MissingTool, find_tool, wait_until
+from .process import ChildProcess, MissingTool, Resource, find_tool, wait_until
 
 FLAVOURS = ("redis-7.0", "redis-6.2", "valkey-9")
 """Every server that webhookd is tested against: Debian 12's Redis, the oldest that we support, and Valkey."""
@@ -211,7 +210,7 @@ class _Sentinel(RedisServer):
         ]
 
 
-class Sentinels:
+class Sentinels(Resource):
     """A primary and its replica, watched by three sentinels of which two must agree."""
 
     service = "mymaster"
@@ -271,21 +270,6 @@ class Sentinels:
         """End everything, and remove what it left."""
         for process in reversed(self._processes()):
             process.close()
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _processes(self) -> list[RedisServer]:
         return [*self.servers, *self.sentinels]
