@@ -37,7 +37,7 @@ def main() -> int:
         result = _run(row)
         results.append(result)
         print(line_of(result), flush=True)
-        for problem in result.problems:
+        for problem in (*result.problems, *result.too_late):
             print(f"      {problem}", flush=True)
         if result.logs:
             print(result.logs, file=sys.stderr, flush=True)

@@ -45,6 +45,11 @@ class Attempt:
         return 200 <= self.status < 300
 
     @property
+    def was_given_up(self) -> bool:
+        """Whether the sender lost patience."""
+        return self.outcome == TimeoutError.__name__
+
+    @property
     def latency_s(self) -> float:
         """From when it was due to its answer, or to the moment that the sender gave up."""
         return (self.answered_s or self.sent_s) - self.due_s

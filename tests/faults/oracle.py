@@ -80,17 +80,21 @@ def spooled_ids(roots: Iterable[Path]) -> list[str]:
 class Verdict:
     """What came of one run: counts and times for the table, and in words what must not be.
 
-    ``lost`` are the keys that were acknowledged, and are neither a job nor in a spool.
+    ``refused`` requests were not acknowledged; on ``given_up`` of them the sender lost patience. ``lost`` are
+    the keys that were acknowledged, and are neither a job nor in a spool. ``too_late`` are violations too,
+    which a busy machine can cause.
     """
 
     requests: int
     refused: int
+    given_up: int
     acknowledged: int
     lost: frozenset[str]
     doubled: frozenset[str]
     p95_s: float
     slowest_s: float
     violations: Sequence[str]
+    too_late: Sequence[str]
 
 
 def judge(
@@ -120,6 +124,7 @@ def judge(
     return Verdict(
         requests=len(attempts),
         refused=sum(not attempt.is_acknowledged for attempt in attempts),
+        given_up=sum(attempt.was_given_up for attempt in attempts),
         acknowledged=len(acknowledged),
         lost=frozenset(acknowledged - safe - deleted),
         doubled=frozenset(doubled),
@@ -137,8 +142,8 @@ def judge(
             *_about("a job that no list holds", held.hashes - held.entries.keys()),
             *_about("out of order", _overtaken(attempts, held.added) if ordered else ()),
             *_about("called a duplicate, and is none", _misnamed(attempts) if truthful else ()),
-            *_too_slow(attempts),
         ],
+        too_late=_too_late(attempts),
     )
 
 
@@ -153,12 +158,12 @@ def _about(what: str, keys: Iterable[str]) -> list[str]:
     return [f"{what}: {len(found)}, such as {', '.join(found[:3])}"] if found else []
 
 
-def _too_slow(attempts: Sequence[Attempt]) -> list[str]:
+def _too_late(attempts: Sequence[Attempt]) -> list[str]:
     """Answers that are too late, and requests on which the sender gave up because none came."""
     late = [
         attempt
         for attempt in attempts
-        if attempt.latency_s > SLOWEST_S and (attempt.status or attempt.outcome == "TimeoutError")
+        if attempt.latency_s > SLOWEST_S and (attempt.status or attempt.was_given_up)
     ]
     return _about(f"I4: no answer within {SLOWEST_S:g} s", {attempt.key for attempt in late})
 

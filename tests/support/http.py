@@ -8,7 +8,7 @@ from http.client import HTTPResponse
 
 from attrs import frozen
 
-ANSWER_DEADLINE_S = 10.0
+ANSWER_DEADLINE_S = 30.0
 
 
 @frozen

@@ -18,8 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
-START_DEADLINE_S = 30.0
-STOP_DEADLINE_S = 30.0
+START_DEADLINE_S = 60.0
+STOP_DEADLINE_S = 60.0
 _POLL_INTERVAL_S = 0.01
 
 
