@@ -9,10 +9,11 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-# .venv holds webhookd itself, installed from the built wheel, and nothing but what it needs:
-# `make run` runs it, and the integration tests test it.
+# .venv holds webhookd, installed from the built wheel, and only what it needs: `make run` runs it, and the
+# integration tests test it. .venv-cov holds the same, and measures each line that it runs.
 # .venv-dev holds the tools, which work on the checkout.
 installed := .venv/.installed
+measured := .venv-cov/.installed
 tools := .venv-dev/.installed
 node_modules := $(patsubst %,%/node_modules/.package-lock.json,tests/node tests/browser docker/bull-board docs/worker/node)
 peers := tests/bench/peers/node_modules/.package-lock.json
@@ -34,11 +35,30 @@ run: $(installed) ## run the daemon on port 3001, or PORT, with a Redis of its o
 
 ##@ To test it
 
+pytest_unit := .venv-dev/bin/pytest -p no:twisted tests/unit
+pytest_integration := .venv-dev/bin/pytest -n 2 --dist worksteal tests/integration
+
 .PHONY: test
-test: debian $(tools) $(node_modules) $(installed) ## install what the tests need, and run them all
+test: debian $(tools) $(node_modules) $(installed) ## run the tests that are not slow, in less than five minutes
+	$(pytest_unit)
+	$(pytest_integration) -m 'not slow'
+
+.PHONY: test-all
+test-all: coverage ## run all tests, under trial too, and measure their coverage
 	PYTHONPATH=. .venv-dev/bin/trial tests.unit
-	.venv-dev/bin/pytest -p no:twisted tests/unit
-	.venv-dev/bin/pytest -n 2 --dist worksteal tests/integration
+
+# With COVERAGE_PROCESS_START, each Python process writes a file of what it ran, unless SIGKILL ends it.
+measure := COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml
+
+.PHONY: coverage
+coverage: export COVERAGE_FILE := $(CURDIR)/.coverage/data
+coverage: debian $(tools) $(node_modules) $(measured) ## run all tests, and fail if they miss too much of webhookd
+	rm -rf .coverage
+	mkdir .coverage
+	$(measure) $(pytest_unit)
+	$(measure) WEBHOOKD_TEST_TWISTD=$(CURDIR)/.venv-cov/bin/twistd $(pytest_integration)
+	.venv-dev/bin/coverage combine --quiet
+	.venv-dev/bin/coverage report
 
 .PHONY: bench
 bench: debian $(tools) $(peers) $(installed) ## measure against Express and Fastify, and write docs/benchmarks.md
@@ -109,7 +129,7 @@ wheel: $(installed) ## build the wheel, and install it for the integration tests
 
 .PHONY: clean
 clean: ## remove all that the other targets made
-	rm -rf .venv .venv-dev build dist *.egg-info apidocs $(dir $(node_modules) $(peers))
+	rm -rf .venv .venv-cov .venv-dev .coverage build dist *.egg-info apidocs $(dir $(node_modules) $(peers))
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache _trial_temp*
 
 # $(call apt_install,PACKAGES): install Debian packages, with sudo where that is needed.
@@ -136,18 +156,26 @@ $(PYTHON) -c 'import ensurepip' || { $(call apt_install,python3-venv); }
 $(PYTHON) -m venv --clear $(@D)
 endef
 
-# A new venv whenever the dependencies change: so it holds nothing that setup.py does not ask for.
-.venv/.created: setup.py requirements.lock
+# A new venv when the dependencies change: it holds nothing that setup.py does not ask for.
+.venv/.created .venv-cov/.created: %/.created: setup.py requirements.lock
 	$(make_venv)
+	$*/bin/pip install -q --require-hashes -r requirements.lock
 	touch $@
 
 # setuptools would put files that are long deleted from the checkout, but still in build/, into the wheel.
 $(installed): .venv/.created $(sources)
 	rm -rf build dist
 	.venv/bin/pip wheel -q --no-deps --wheel-dir dist .
-	.venv/bin/pip install -q --require-hashes -r requirements.lock
 	.venv/bin/pip install -q --force-reinstall --no-deps dist/*.whl
 	.venv/bin/pip check
+	touch $@
+
+# coverage reads its variables from the environment, which the tests do not hand to their child processes.
+$(measured): .venv-cov/.created $(installed) tests/requirements.txt
+	.venv-cov/bin/pip install -q $$(grep ^coverage== tests/requirements.txt)
+	.venv-cov/bin/pip install -q --force-reinstall --no-deps dist/*.whl
+	echo 'import os; os.environ.update(COVERAGE_FILE="$(CURDIR)/.coverage/data", COVERAGE_PROCESS_START="$(CURDIR)/pyproject.toml")' \
+	  >$$(echo .venv-cov/lib/python3*/site-packages)/a0_measured.pth
 	touch $@
 
 $(tools): requirements.txt tests/requirements.txt
