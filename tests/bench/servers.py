@@ -52,6 +52,8 @@ class BenchRedis(RedisServer):
 class Webhookd(Daemon):
     """webhookd as it is installed, with its defaults."""
 
+    patience: Mapping[str, str] = {}
+
     def __init__(self, core: int, redis: RedisServer, *options: str) -> None:
         super().__init__("--redis", redis.url, *options)
         self._core = core

@@ -84,6 +84,8 @@ class Replica(Daemon):
     ``extra`` is environment that the next start gets, ``wrapper`` a command in front of its own.
     """
 
+    patience: Mapping[str, str] = {}
+
     def __init__(self, *options: str, directory: Path | None = None, wrapper: Sequence[str] = ()) -> None:
         super().__init__(*options, directory=directory)
         self.extra: dict[str, str] = {}
