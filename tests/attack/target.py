@@ -70,21 +70,6 @@ def why_not_ours(answer: Response) -> str | None:
     return None
 
 
-class DaemonWithOps(Daemon):
-    """A daemon whose operators see its metrics, too."""
-
-    def __init__(self, *options: str, **settings: Any) -> None:
-        super().__init__(*options, **settings)
-        self.ops_port = self.reserve_port()
-
-    def argv(self) -> Sequence[str]:
-        return [*super().argv(), "--ops-endpoint", f"tcp:{self.ops_port}:interface={self.host}"]
-
-    def metrics(self) -> str:
-        """What Prometheus would get."""
-        return http.get(self.ops_port, "/metrics").body.decode()
-
-
 class ProxiedDaemon(Daemon):
     """A daemon that is told by PROXY protocol where its clients are."""
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 
-from tests.support.process import ChildProcess, find_tool
+from tests.support.process import ChildProcess, find_tool, is_listening
 
 FAIL_TIMEOUT_S = 2
 """How long nginx asks others after one has failed."""
@@ -65,6 +64,4 @@ class Nginx(ChildProcess):
         return [nginx, "-c", str(path), "-e", "stderr"]
 
     def is_ready(self) -> bool:
-        """Whether it listens."""
-        with socket.socket() as connection:
-            return connection.connect_ex(("127.0.0.1", self.port)) == 0
+        return is_listening(self.port)

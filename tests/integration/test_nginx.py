@@ -33,7 +33,7 @@ from tests.support.http import (
 )
 from tests.support.http_server import Handler, ThreadServer
 from tests.support.nginx import FLAVOURS, Load, Nginx, assert_each_is_one_job, nginx_binary
-from tests.support.process import ChildProcess, ReservedPort, wait_until
+from tests.support.process import ChildProcess, ReservedPort, is_listening, wait_until
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, PATH, connected, outcome, post, post_at_once, webhook, webhooks
@@ -703,8 +703,7 @@ class Neighbour(Daemon):
         self.port = port
 
     def is_ready(self) -> bool:
-        with socket.socket() as connection:
-            return connection.connect_ex((self.host, self.port)) == 0
+        return is_listening(self.port, self.host)
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)

@@ -1,7 +1,7 @@
-"""webhookd itself for the tests: ``twistd webhookd``, from the built wheel, as a child process.
+"""The daemon under test: ``twistd webhookd`` as a child process.
 
-The daemon under test is the one that was installed, never the checkout: ``make wheel`` builds it and
-installs it anew, in a few seconds, and ``WEBHOOKD_TEST_TWISTD`` names another one's ``twistd``.
+It is installed from the built wheel, and is never the checkout. ``make wheel`` builds and installs it.
+``WEBHOOKD_TEST_TWISTD`` names the ``twistd`` of another installation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _REPOSITORY = Path(__file__).parents[2]
 
 
 def installed_twistd() -> Path:
-    """The ``twistd`` whose webhookd is under test."""
+    """Return the path of the ``twistd`` whose webhookd is tested."""
     path = Path(os.environ.get("WEBHOOKD_TEST_TWISTD", _REPOSITORY / ".venv" / "bin" / "twistd"))
     if not path.exists():
         raise MissingTool(f"there is no {path}: run `make wheel`")
@@ -27,10 +27,10 @@ def installed_twistd() -> Path:
 
 
 class Daemon(ChildProcess):
-    """One webhookd, with a working directory of its own, so its ``var/`` is there too.
+    """One webhookd, with its own working directory, which holds its ``var/``.
 
-    ``options`` are its command line, ``environ`` its environment beyond the bare necessary. It listens on
-    `port` on loopback, which survives a restart, and has no ops endpoint unless the options name one.
+    ``options`` are its command line, and ``environ`` is added to its environment. It listens on `port` on
+    loopback, also after a restart. It has an ops endpoint only if the options name one.
     """
 
     name = "webhookd"
@@ -53,12 +53,12 @@ class Daemon(ChildProcess):
 
     @property
     def url(self) -> str:
-        """Where it answers, without a slash at the end."""
+        """The URL that it serves, without a slash at the end."""
         return f"http://{self.host}:{self.port}"
 
     @property
     def webhook_url(self) -> str:
-        """Where Chatwoot would send its webhooks."""
+        """The URL for Chatwoot's webhooks."""
         return f"{self.url}/webhook/chatwoot"
 
     def argv(self) -> Sequence[str]:
@@ -69,19 +69,19 @@ class Daemon(ChildProcess):
         return {**super().environ(), **self.patience, **self._environ}
 
     def is_ready(self) -> bool:
-        """Whether ``/health/live`` answers."""
+        """Return true if ``/health/live`` answers."""
         try:
             return self.get("/health/live").status == 200
         except (OSError, HTTPException):
             return False
 
     def get(self, path: str) -> Response:
-        """Fetch one path, synchronously."""
+        """Fetch one path."""
         return get(self.port, path)
 
 
 class Replicas(Resource):
-    """Several daemons with the same options, each in a directory of its own."""
+    """Several daemons with the same options, each in its own directory."""
 
     def __init__(self, count: int, *options: str, environ: Mapping[str, str] | None = None) -> None:
         self.daemons = [Daemon(*options, environ=environ) for _ in range(count)]
@@ -96,7 +96,7 @@ class Replicas(Resource):
         return len(self.daemons)
 
     def start(self) -> Self:
-        """Start all at once, and return when all are ready."""
+        """Start all at the same time, and return when all are ready."""
         for daemon in self.daemons:
             daemon.launch()
         for daemon in self.daemons:
@@ -104,6 +104,5 @@ class Replicas(Resource):
         return self
 
     def close(self) -> None:
-        """End all, and remove what they left."""
         for daemon in self.daemons:
             daemon.close()

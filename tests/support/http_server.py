@@ -1,4 +1,4 @@
-"""An HTTP server in a thread of the test's, for what the daemon, or nginx, talks to."""
+"""An HTTP server in a thread of the tests, to which the daemon or nginx talks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .process import Resource
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Reads a request's body, answers 200, and logs nothing."""
+    """A handler that reads the body of a request, answers 200, and logs nothing."""
 
     def read_body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -26,7 +26,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class ThreadServer(Resource):
-    """Serves on a loopback port that the kernel chose, while the ``with`` block lasts."""
+    """A server on a free loopback port, while the ``with`` block lasts."""
 
     def __init__(self, handler: type[Handler]) -> None:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
