@@ -119,7 +119,7 @@ def test_the_alertmanagers_configuration_is_valid() -> None:
     assert set(named) <= {alert["alert"] for alert in alerts()}
 
 
-# -- the compose profile -------------------------------------------------------------------------------------
+# -- the compose profile ------------------------------------------------------------------------------------
 
 
 def test_the_profile_brings_what_the_configurations_name() -> None:
