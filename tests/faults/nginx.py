@@ -1,4 +1,4 @@
-"""nginx in front of replicas, in the least configuration that repeats a POST on another one."""
+"""nginx in front of replicas, with the shortest configuration that repeats a POST on another replica."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tests.support.process import ChildProcess, find_tool, is_listening
 
 FAIL_TIMEOUT_S = 2
-"""How long nginx asks others after one has failed."""
+"""Seconds during which nginx avoids a replica that has failed."""
 
 _CONFIGURATION = """
 daemon off;
@@ -44,7 +44,7 @@ http {{
 
 
 class Nginx(ChildProcess):
-    """Debian's nginx on `port`, with upstreams on these ports of loopback."""
+    """Debian's nginx on `port`, with upstreams on ports of loopback."""
 
     name = "nginx"
 

@@ -1,4 +1,4 @@
-"""An event becomes one job, however often and wherever it arrives, for as long as the dedup window says."""
+"""An event becomes one job within the dedup window, even if it arrives repeatedly and at several replicas."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_lock_lives_as_long_as_the_longer_of_the_two_ttls(
 
     assert outcome(post(daemon.port, EVENT)) == QUEUED
 
-    # No server is so slow that the lock gets into the range of the next shorter setting.
+    # Even on a slow server, the lock is not in the range of the next shorter setting.
     assert expected_ms / 3 < lock_ttl_ms(chatwoot_queue(redis)) <= expected_ms
 
 
@@ -148,7 +148,7 @@ def test_without_its_lock_the_job_itself_stops_a_duplicate(
     assert outcome(post(daemon.port, EVENT)) == ALREADY_QUEUED
 
     assert queue.held_ids() == [EVENT.job_id]
-    assert lock_ttl_ms(queue) == -2  # Redis's way to say that there is no such key
+    assert lock_ttl_ms(queue) == -2  # there is no such key
 
 
 def test_an_event_is_accepted_again_once_both_job_and_lock_are_gone(

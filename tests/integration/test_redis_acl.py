@@ -70,7 +70,7 @@ def test_the_daemon_works_under_it_with_replicas(guarded: RedisServer, user: Cli
     assert user.execute_command("ROLE")[0] in (b"master", "master")
 
 
-#: What nobody who has the daemon's password may do.
+#: Commands that the daemon's user must not run.
 FORBIDDEN: tuple[tuple[str | int, ...], ...] = (
     ("FLUSHALL",),
     ("FLUSHDB",),
@@ -153,6 +153,6 @@ def is_denied(user: Client, command: tuple[str | int, ...]) -> bool:
     return False
 
 
-def test_nobody_gets_in_with_another_password(guarded: RedisServer) -> None:
+def test_another_password_is_refused(guarded: RedisServer) -> None:
     with guarded.client(username=USER, password="another") as client, pytest.raises(AuthenticationError):
         client.ping()

@@ -1,4 +1,4 @@
-"""P1 to P6, M2 and M3: what happens to the daemon itself, and the two that an operator asks about first."""
+"""P1 to P6, M2 and M3: faults of the daemon itself, and the two that operators ask about first."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _MAX_DESCRIPTORS = 64
 
 
 def crash_at(point: str, bench: Bench) -> None:
-    """The daemon dies at a crash point under load, and is started again while the load goes on.
+    """Let the daemon die at a crash point under load, and start it again while the load continues.
 
-    It waits a little there: whoever would acknowledge too early has the time for it.
+    It waits a moment at the crash point. So a daemon that acknowledges too early has time to do so.
     """
     redis = bench.start_redis(*SAFE)
     replica = bench.new_replica(redis)
@@ -48,7 +48,7 @@ def rolling_restart(bench: Bench) -> None:
         for replica in replicas:
             bench.check(replica.stop() == 0, "a replica does not end with exit code 0")
             replica.start()
-            bench.pause(FAIL_TIMEOUT_S + 0.5)  # as long as nginx thinks it is down
+            bench.pause(FAIL_TIMEOUT_S + 0.5)  # while nginx considers it down
 
 
 def frozen(bench: Bench) -> None:
@@ -64,7 +64,7 @@ def frozen(bench: Bench) -> None:
 
 
 def adopted(bench: Bench) -> None:
-    """Two others look for orphans at the same time; one gets it."""
+    """Kill one of three replicas. The others look for orphans at the same time, and one adopts its spool."""
     redis = bench.start_redis(*SAFE)
     root = bench.directory / "spool"
     victim, *others = [bench.start_replica(redis, "--spool", str(root)) for _ in range(3)]
@@ -90,7 +90,7 @@ def blocked(bench: Bench) -> None:
 
 
 def out_of_descriptors(bench: Bench) -> None:
-    """Idle connections take all that there are; Redis dies as well, so the spool works without a new one."""
+    """Let idle connections take all descriptors, and kill Redis: the spool must work without a new one."""
     redis = bench.start_redis(*SAFE)
     limit = f"--nofile={_MAX_DESCRIPTORS}:{_MAX_DESCRIPTORS}"
     replica = bench.start_replica(redis, wrapper=("prlimit", limit, "--"))
@@ -109,12 +109,12 @@ def out_of_descriptors(bench: Bench) -> None:
         bench.wait_drained()
         bench.pause(1)
         after = len(list(descriptors.iterdir()))
-    bench.check(any(not attempt.is_acknowledged for attempt in bench.attempts()), "nobody was shed")
+    bench.check(any(not attempt.is_acknowledged for attempt in bench.attempts()), "no connection was shed")
     bench.check(after <= before + 8, f"{after} descriptors after, {before} before")
 
 
 def killed_again_and_again(bench: Bench) -> None:
-    """Redis dies, comes back, freezes and thaws by turns, each time between two deaths of the daemon."""
+    """Kill the daemon repeatedly, while Redis is killed, started, frozen and thawed in turn."""
     redis = bench.start_redis(*SAFE)
     replica = bench.start_replica(redis)
     flaps = (redis.kill, redis.start, redis.suspend, redis.resume)
@@ -145,7 +145,7 @@ ROWS = (
     *(
         Row(
             f"P1{letter}",
-            f"SIGKILL of the daemon {point}, started again",
+            f"SIGKILL of the daemon {point}, then a restart",
             "I1 I2 I3",
             partial(crash_at, point),
             build=CRASHING,
@@ -155,29 +155,29 @@ ROWS = (
     ),
     Row(
         "P2",
-        "SIGTERM, one after the other, of three replicas behind nginx",
+        "SIGTERM to three replicas with nginx, one after the other",
         "no request fails; exit code 0",
         rolling_restart,
         all_taken=True,
     ),
     Row(
         "P3",
-        "SIGSTOP for 10 s of one of three replicas behind nginx",
-        "nginx asks another one in time; nothing doubled later",
+        "SIGSTOP for 10 s to one of three replicas with nginx",
+        "nginx asks another replica in time; no event is doubled later",
         frozen,
         all_taken=True,
     ),
     Row(
         "P4",
-        "SIGKILL of one of three replicas with one spool volume",
-        "its spool is adopted and drained once",
+        "SIGKILL to one of three replicas that share a spool volume",
+        "one other replica adopts and drains its spool",
         adopted,
         all_taken=True,
     ),
     Row(
         "P5",
-        "the event loop stands still for 2 s",
-        "late, and nothing lost",
+        "the event loop is blocked for 2 s",
+        "answers are late; nothing is lost",
         blocked,
         build=CRASHING,
         all_taken=True,
@@ -185,7 +185,7 @@ ROWS = (
     ),
     Row(
         "P6",
-        f"no file descriptor is left of {_MAX_DESCRIPTORS}; Redis is killed as well",
+        f"no file descriptor of {_MAX_DESCRIPTORS} is free, and Redis is killed",
         "new connections are shed; recovers; no leak",
         out_of_descriptors,
     ),

@@ -1,4 +1,4 @@
-"""R1 to R21: what goes wrong with Redis, and on the way to it."""
+"""R1 to R21: faults of Redis, and of the network to it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NOWHERE = "127.0.0.1", 1
 """A primary that does not answer."""
 
 
-# -- it dies ------------------------------------------------------------------------------------------------
+# -- Redis dies --------------------------------------------------------------------------------------------
 
 
 def killed(bench: Bench, down_s: float = 4.0) -> None:
@@ -40,7 +40,7 @@ def killed(bench: Bench, down_s: float = 4.0) -> None:
 
 
 def loses_its_last_second(bench: Bench) -> None:
-    """A power failure: what was not synced is cut off from the AOF."""
+    """Cut off the end of the AOF that was not synced, as a power failure does."""
     redis = bench.start_redis(*EVERYSEC)
     replica = bench.start_replica(redis)
     with bench.load(replica):
@@ -69,7 +69,7 @@ def absent_at_start(bench: Bench) -> None:
 
 
 def loading(bench: Bench) -> None:
-    """Ten thousand keys, and a pause after each while they are loaded."""
+    """Load ten thousand keys, with a pause after each."""
     redis = bench.start_redis(*SAFE)
     with redis.client() as client:
         client.eval("for i = 1, 10000 do redis.call('SET', 'filler:' .. i, i) end", 0)
@@ -90,7 +90,7 @@ def loading(bench: Bench) -> None:
         bench.pause(1)
 
 
-# -- the way to it ------------------------------------------------------------------------------------------
+# -- the network --------------------------------------------------------------------------------------------
 
 
 def _through_proxy(bench: Bench) -> tuple[Proxy, Replica]:
@@ -123,7 +123,7 @@ def replies_are_lost(bench: Bench, for_s: float = 1.5) -> None:
 
 
 def answers_are_reset(bench: Bench) -> None:
-    """Between nginx and one of two replicas: it has done its work, and nginx never hears of it."""
+    """Reset the answers of one of two replicas to nginx, after its work is done."""
     redis = bench.start_redis()
     first, second = bench.start_replica(redis), bench.start_replica(redis)
     proxy = bench.start_proxy(first.port)
@@ -138,7 +138,7 @@ def answers_are_reset(bench: Bench) -> None:
 
 
 def slow(bench: Bench) -> None:
-    """Latencies around half the deadline and at it, with jitter."""
+    """Delay replies by about half the deadline, and by the deadline, with jitter."""
     proxy, replica = _through_proxy(bench)
     with bench.load(replica):
         bench.pause(1)
@@ -157,9 +157,9 @@ def sliced(bench: Bench) -> None:
 
 
 def replies_are_late_one_by_one(bench: Bench) -> None:
-    """Events travel alone, as with few senders, so that the late reply to one would fit the next one's call.
+    """Delay the replies to events that travel alone, so that a late reply fits the next call.
 
-    Then the way to Redis breaks: what was acknowledged by another's reply never arrives.
+    Then the network breaks: an event that was acknowledged because of another one's reply never arrives.
     """
     proxy, replica = _through_proxy(bench)
     bench.warm_up()
@@ -185,7 +185,7 @@ def replies_are_late(bench: Bench) -> None:
         bench.pause(1)
 
 
-# -- it answers, and takes nothing --------------------------------------------------------------------------
+# -- Redis answers with errors ------------------------------------------------------------------------------
 
 
 def becomes_a_replica(bench: Bench) -> None:
@@ -203,7 +203,7 @@ def becomes_a_replica(bench: Bench) -> None:
 
 @contextmanager
 def _no_replication(primary: RedisServer) -> Iterator[None]:
-    """Nothing that the primary still sends reaches its replica, not even what is in the kernel's hands."""
+    """Drop all that the primary sends to its replica, even what is already in the kernel."""
     iptables = find_tool("iptables", "it is in Debian's package iptables")
     with primary.client() as client:
         (replica,) = client.client_list(_type="replica")
@@ -217,7 +217,7 @@ def _no_replication(primary: RedisServer) -> Iterator[None]:
 
 
 def failover(bench: Bench) -> None:
-    """The primary dies half a second after its replica heard of it for the last time."""
+    """Kill the primary half a second after the last data reached its replica."""
     sentinels = Sentinels()
     bench.defer(sentinels.close)
     sentinels.start()
@@ -272,7 +272,7 @@ def out_of_memory(bench: Bench) -> None:
 
 
 def cannot_save(bench: Bench) -> None:
-    """Where the snapshot would go there is a directory that cannot be replaced."""
+    """Put a directory in the place of the snapshot, so that it cannot be written."""
     redis = bench.start_redis("save 3600 1000000")
     replica = bench.start_replica(redis)
     obstacle = redis.directory / "dump.rdb" / "obstacle"
@@ -322,7 +322,7 @@ def stalled(bench: Bench) -> None:
 
 
 def rights_are_taken(bench: Bench) -> None:
-    """One replica gives a password and one does not; nobody is asked for one at first."""
+    """Take rights and logins away. One replica sends a password, and one does not."""
     redis = bench.start_redis()
     polite = bench.start_replica(f"redis://default:first@{redis.host}:{redis.port}/0")
     plain = bench.start_replica(redis)
@@ -330,7 +330,7 @@ def rights_are_taken(bench: Bench) -> None:
         client.acl_setuser("admin", enabled=True, passwords=["+a"], keys=["*"], categories=["+@all"])
     with bench.load(polite, plain), redis.client(username="admin", password="a") as admin:
         bench.pause(1)
-        for command in ("evalsha", "lpush"):  # the whole script, and the middle of it
+        for command in ("evalsha", "lpush"):  # the whole script, and a part of it
             admin.execute_command("ACL", "SETUSER", "default", f"-{command}")
             bench.pause(1.5)
             admin.execute_command("ACL", "SETUSER", "default", f"+{command}")
@@ -348,7 +348,7 @@ def rights_are_taken(bench: Bench) -> None:
 
 
 def loses_one_right(bench: Bench) -> None:
-    """The part of R18 in which the script fails in its middle."""
+    """Take away a right that the script needs after its first changes, as in R18."""
     redis = bench.start_redis()
     replica = bench.start_replica(redis)
     with bench.load(replica), redis.client() as client:
@@ -361,7 +361,7 @@ def loses_one_right(bench: Bench) -> None:
 
 
 def cluster(bench: Bench) -> None:
-    """A prefix with a hash tag works; without one the daemon says what to do, and spools."""
+    """Use a prefix with a hash tag, then one without: the daemon logs what to do, and spools."""
     bench.redis = node = bench.open(ClusterNode())
     bench.queue = QueueKeys("{bull}", "chatwoot")
     bench.keep_all_events()
@@ -375,7 +375,7 @@ def cluster(bench: Bench) -> None:
 
 
 def flushed(bench: Bench) -> None:
-    """Somebody deletes everything. It is gone; what comes later is safe, and a policy that evicts warns."""
+    """Delete everything under load. Later events are safe. The daemon warns of a policy that evicts."""
     redis = bench.start_redis("maxmemory-policy allkeys-lru")
     replica = bench.start_replica(redis)
     bench.wait_for_log(replica, "maxmemory-policy allkeys-lru")
@@ -386,7 +386,7 @@ def flushed(bench: Bench) -> None:
         bench.keep_all_events()
         bench.pause(2)
     bench.deleted = frozenset(gone)
-    bench.note(f"FLUSHALL took what was queued, some {len(gone)} events")
+    bench.note(f"FLUSHALL deleted about {len(gone)} queued events")
 
 
 def _operate(redis: RedisServer, line: str, action: str) -> None:
@@ -398,7 +398,7 @@ def _operate(redis: RedisServer, line: str, action: str) -> None:
 
 
 def paused(line: str, bench: Bench) -> None:
-    """A worker runs; the queue is paused and resumed under load; later all of it is obliterated."""
+    """Pause and resume the queue of a running worker under load, and obliterate it later."""
     redis = bench.start_redis()
     replica = bench.start_replica(redis, "--job-options", "{}")
     worker = bench.open(Worker(line, redis.port))
@@ -424,7 +424,7 @@ ROWS = (
     Row(
         "R1",
         "Redis killed, started again after 4 s (AOF always)",
-        "taken by the spool, p95 < 50 ms; drained in order; I1 I2",
+        "spooled, p95 < 50 ms; drained in order; I1 I2",
         killed,
         p95=True,
         all_taken=True,
@@ -435,7 +435,7 @@ ROWS = (
     Row(
         "R2",
         "Redis loses the last second of its AOF (everysec, power failure)",
-        "sent again from memory: nothing is lost",
+        "nothing is lost: the daemon sends it again from memory",
         loses_its_last_second,
         p95=True,
         all_taken=True,
@@ -443,8 +443,8 @@ ROWS = (
     ),
     Row(
         "R2off",
-        "the same, without the memory of acknowledged jobs",
-        "may lose what came in that second",
+        "like R2, without the memory of acknowledged jobs",
+        "may lose the events of that second",
         loses_its_last_second,
         build=WITHOUT_MEMORY,
         p95=True,
@@ -454,7 +454,7 @@ ROWS = (
     Row(
         "R3",
         "Redis is down when the daemon starts",
-        "it starts, is ready, spools, and connects later",
+        "starts, is ready, spools, and connects later",
         absent_at_start,
         p95=True,
         all_taken=True,
@@ -463,8 +463,8 @@ ROWS = (
     ),
     Row(
         "R4",
-        "black hole: the way to Redis accepts and forwards nothing",
-        "deadline, then the spool; the breaker opens; no hang",
+        "black hole: connections to Redis are accepted, and nothing is forwarded",
+        "deadline, then spooled; the breaker opens; nothing hangs",
         black_hole,
         p95=True,
         all_taken=True,
@@ -472,16 +472,16 @@ ROWS = (
     ),
     Row(
         "R5",
-        "requests arrive, replies are dropped, or the connection is reset",
-        "unknown: spooled, and the script drops what was added",
+        "requests arrive, but replies are dropped, or the connection is reset",
+        "outcome unknown: spooled, and the script finds the duplicates",
         replies_are_lost,
         all_taken=True,
         short=True,
     ),
     Row(
         "R6",
-        "a replica's answers to nginx are reset after its work; nginx asks the other one",
-        "one job; the other replica calls it a duplicate",
+        "a replica's answers to nginx are reset after its work; nginx asks the other replica",
+        "one job; the other replica finds the duplicate",
         answers_are_reset,
         all_taken=True,
     ),
@@ -495,7 +495,7 @@ ROWS = (
     Row(
         "R8",
         "replies arrive in segments of 1 byte",
-        "no mix-up of replies",
+        "no reply is taken for another",
         sliced,
         all_taken=True,
         truthful=True,
@@ -503,7 +503,7 @@ ROWS = (
     Row(
         "R9",
         "replies come after the deadline",
-        "the connection is closed; no reply is taken for another's",
+        "the connection is closed; no reply is taken for another",
         replies_are_late,
         all_taken=True,
         truthful=True,
@@ -512,7 +512,7 @@ ROWS = (
     Row(
         "R10",
         "READONLY: REPLICAOF on the live node, for 3 s",
-        "spooled meanwhile; no restart needed",
+        "spooled; recovers without a restart",
         becomes_a_replica,
         p95=True,
         all_taken=True,
@@ -521,7 +521,7 @@ ROWS = (
     Row(
         "R11",
         "Sentinel failover: the primary dies, its replica lacks the last half second",
-        "sent again from memory: nothing is lost",
+        "nothing is lost: the daemon sends it again from memory",
         failover,
         p95=True,
         all_taken=True,
@@ -529,8 +529,8 @@ ROWS = (
     ),
     Row(
         "R11off",
-        "the same, without the memory of acknowledged jobs",
-        "may lose what was not replicated",
+        "like R11, without the memory of acknowledged jobs",
+        "may lose the events that were not replicated",
         failover,
         build=WITHOUT_MEMORY,
         p95=True,
@@ -540,8 +540,8 @@ ROWS = (
     ),
     Row(
         "R12",
-        "LOADING: a restart that takes 2 s to load",
-        "as if it were down; no tight loop",
+        "LOADING: after a restart, Redis loads for 2 s",
+        "spooled; no tight loop of attempts",
         loading,
         p95=True,
         all_taken=True,
@@ -578,7 +578,7 @@ ROWS = (
     Row(
         "R16",
         "SCRIPT FLUSH five times a second",
-        "healed unseen",
+        "no effect",
         forgets_scripts,
         p95=True,
         all_taken=True,
@@ -588,7 +588,7 @@ ROWS = (
     Row(
         "R17",
         "BUSY, then DEBUG SLEEP, then SIGSTOP, 2 to 3 s each",
-        "deadline, spool; a probe closes the breaker; order kept",
+        "deadline, then spooled; a probe closes the breaker; order is kept",
         stalled,
         all_taken=True,
         ordered=True,
@@ -596,8 +596,8 @@ ROWS = (
     ),
     Row(
         "R18",
-        "NOPERM for the script, and within it; NOAUTH; WRONGPASS",
-        "spooled, degraded, no crash; heals when the rights are back",
+        "NOPERM for the script, and inside it; NOAUTH; WRONGPASS",
+        "spooled, degraded, no crash; recovers when the rights are back",
         rights_are_taken,
         p95=True,
         all_taken=True,
@@ -606,7 +606,7 @@ ROWS = (
     Row(
         "R19",
         "a Redis Cluster",
-        "works with a hash tag in the prefix; without one the log says so",
+        "works with a hash tag in the prefix; without one, the log says what to do",
         cluster,
         p95=True,
         all_taken=True,
@@ -615,15 +615,15 @@ ROWS = (
     Row(
         "R20",
         "FLUSHALL under load; maxmemory-policy allkeys-lru",
-        "warns of the policy; what was queued is lost, what comes later is not",
+        "warns of the policy; queued jobs are lost, later events are not",
         flushed,
         p95=True,
         all_taken=True,
     ),
     Row(
         "R20off",
-        "the same, without the memory of acknowledged jobs",
-        "the same: only a restart or a failover has jobs sent again",
+        "like R20, without the memory of acknowledged jobs",
+        "like R20: jobs are sent again only after a restart or a failover",
         flushed,
         build=WITHOUT_MEMORY,
         p95=True,
@@ -633,7 +633,7 @@ ROWS = (
         Row(
             f"R21v{line[-1]}",
             f"a queue of {line} is paused, resumed, and obliterated",
-            "its worker finishes each job once",
+            "the worker finishes each job once",
             partial(paused, line),
             all_taken=True,
             truthful=True,

@@ -1,4 +1,4 @@
-"""K1 to K3 and C1: what senders do, and what clocks do."""
+"""K1 to K3 and C1: faults of senders and clocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.webhooks import Webhook, outcome, post, post_at_once
 from webhookd.samples import SAMPLES
 
 _STORM = 500
-_SECRET = "of the bench"
+_SECRET = "secret of the bench"
 _SOURCES = f"""
 [sources.signed]
 secret = ["{_SECRET}"]
@@ -22,7 +22,7 @@ secret = ["{_SECRET}"]
 
 
 def _check_one_is_queued(bench: Bench, words: Sequence[str]) -> None:
-    """Copies of one event are one job. If Redis misses its deadline, the spool takes some of them."""
+    """Check the answers to copies of one event. The spool takes some if Redis misses its deadline."""
     bench.check(words.count("queued") <= 1, f"{words.count('queued')} were queued, not 1")
     bench.check(set(words) <= {"queued", "already_queued", "spooled"}, f"copies are {sorted(set(words))}")
     if "spooled" in words:
@@ -30,7 +30,7 @@ def _check_one_is_queued(bench: Bench, words: Sequence[str]) -> None:
 
 
 def behaves_badly(bench: Bench) -> None:
-    """A sender hangs up, asks again and again, asks two replicas at once, and tells of the end first."""
+    """Hang up, repeat events, send to two replicas at once, and send an update before its creation."""
     redis = bench.start_redis()
     first, second = replicas = [bench.start_replica(redis) for _ in range(2)]
     with bench.load(*replicas), bench.ledger() as ledger:
@@ -52,16 +52,16 @@ def behaves_badly(bench: Bench) -> None:
             Webhook.from_sample(SAMPLES[name]) for name in ("message_updated", "message_created")
         )
         for webhook in (update, creation):
-            bench.check(post(first.port, webhook).status == 202, "out of order, not taken")
+            bench.check(post(first.port, webhook).status == 202, "an early update is not taken")
     bench.strangers = frozenset({update.job_id, creation.job_id})
     with redis.client() as client:
         queued = client.lrange(bench.queue.wait, 0, -1)[::-1]
     at = [queued.index(webhook.job_id.encode()) for webhook in (update, creation)]
-    bench.check(at == sorted(at), "what came first is not first")
+    bench.check(at == sorted(at), "the first event is not first")
 
 
 def storm(bench: Bench) -> None:
-    """One event, five hundred times at once."""
+    """Send one event five hundred times at once."""
     redis = bench.start_redis()
     replicas = [bench.start_replica(redis) for _ in range(3)]
     bench.warm_up()
@@ -76,7 +76,7 @@ def storm(bench: Bench) -> None:
 
 
 def removed_by_its_worker(bench: Bench) -> None:
-    """The worker is done and has removed the job before the event comes again."""
+    """Let the worker finish and remove the job before the event is repeated."""
     redis = bench.start_redis()
     replica = bench.start_replica(redis, "--lock-ttl", "1000", "--dedup-ttl", "3000")
     bench.max_lock_ttl_ms = 3000
@@ -116,7 +116,7 @@ def _signed(webhook: Webhook, at_s: float) -> Webhook:
 
 
 def clock_jumps(bench: Bench) -> None:
-    """Ten minutes on, and twenty back, each time while Redis does not answer and a deadline runs."""
+    """Set the clock 10 min ahead, and 10 min behind, while Redis does not answer and a deadline runs."""
     redis = bench.start_redis()
     clock = FaultyClock(bench)
     configuration = bench.directory / "webhookd.toml"
@@ -150,8 +150,8 @@ def clock_jumps(bench: Bench) -> None:
 ROWS = (
     Row(
         "C1",
-        "the wall clock jumps 10 min ahead, and to 10 min behind",
-        "no deadline fires early or hangs; signatures go by the wall clock",
+        "the wall clock jumps to 10 min ahead, then to 10 min behind",
+        "deadlines are not affected; signatures depend on the wall clock",
         clock_jumps,
         all_taken=True,
         ordered=True,
@@ -159,7 +159,7 @@ ROWS = (
     ),
     Row(
         "K1",
-        "hangs up early; repeats 3 times; 2 replicas at once; update before creation",
+        "hanging up early; 3 repetitions; 2 replicas at once; an update before its creation",
         "I1 I2 I3; order of arrival",
         behaves_badly,
         short=True,
@@ -170,12 +170,11 @@ ROWS = (
         f"1 queued, {_STORM - 1} duplicates",
         storm,
         all_taken=True,
-        short=True,
     ),
     Row(
         "K3",
-        "the job is gone before its event is repeated, within the window and after it",
-        "a duplicate within it, a job after it",
+        "a job is removed before its event is repeated, within the dedup window and after it",
+        "a duplicate within the window, a new job after it",
         removed_by_its_worker,
         all_taken=True,
     ),
