@@ -1,6 +1,6 @@
 """The pictures of the status page in README.md: a replica after five minutes of load, and without Redis.
 
-    python -m tests.screenshots
+python -m tests.screenshots
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ def main() -> int:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m tests.attack")
     parser.add_argument("--only", help="names of sections with commas between them: " + ", ".join(ALL))
-    parser.add_argument("--short", action="store_true", help="what `make test` runs too")
+    parser.add_argument("--short", action="store_true", help="what `make test-all` runs, too")
     arguments = parser.parse_args()
     sections = SHORT if arguments.short else ALL
     tallies: list[Tally] = []

@@ -147,7 +147,7 @@ def describe() -> list[Tally]:
 
 Section = Callable[[], list[Tally]]
 
-#: Those that `make test` runs too.
+#: Those that `make test-all` runs, too.
 SHORT: Mapping[str, Section] = {
     "framing": frame,
     "signatures": sign,

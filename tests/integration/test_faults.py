@@ -1,4 +1,4 @@
-"""The short set of the fault bench; `make faults` runs every row, and judges the times as well."""
+"""Some rows of the fault bench, with less load. Only `make faults` runs all rows, and judges times."""
 
 from __future__ import annotations
 

@@ -603,9 +603,11 @@ def open_connections(port: int) -> int:
 
 def race(nginx: Nginx, line: Proxy, daemon: Daemon) -> list[int]:
     """Let nginx send requests on idle connections while the daemon closes them. Return the statuses."""
-    post_at_once([nginx.port], webhooks(20))
     load = Load(nginx.port, 1_000, first=2_000_000, limit=40)
+    post_at_once([nginx.port], webhooks(20))
     with line.faulty(black_hole=True):
+        if open_connections(daemon.port) == 0:  # too late: nginx knows that they are closed
+            return race(nginx, line, daemon)
         wait_until(lambda: open_connections(daemon.port) == 0, "the daemon has closed its idle connections")
         load.start()
         wait_until(lambda: open_connections(daemon.port) >= 20, "nginx has used its idle connections")

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import redis as client_library
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, ResponseError
+from redis.retry import Retry
 
 from tests.support.servers import FLAVOURS, RedisServer
 from tests.support.webhooks import connected, outcome, post, webhook
@@ -154,5 +156,9 @@ def is_denied(user: Client, command: tuple[str | int, ...]) -> bool:
 
 
 def test_another_password_is_refused(guarded: RedisServer) -> None:
-    with guarded.client(username=USER, password="another") as client, pytest.raises(AuthenticationError):
+    no_retry = Retry(NoBackoff(), 0)
+    with (
+        guarded.client(username=USER, password="another", retry=no_retry) as client,
+        pytest.raises(AuthenticationError),
+    ):
         client.ping()
