@@ -193,6 +193,11 @@ class Bench(Resource):
         """Return a webhookd like `new_replica`, and start it."""
         return self.new_replica(redis, *options, **settings).start()
 
+    def start_pair(self, *config: str) -> tuple[RedisServer, Replica]:
+        """Start a Redis and its only webhookd."""
+        redis = self.start_redis(*config)
+        return redis, self.start_replica(redis)
+
     def open(self, child: _T) -> _T:
         """Start any child process."""
         self._resources.callback(child.close)
@@ -214,6 +219,15 @@ class Bench(Resource):
         self._ledgers.append(load.ledger_path)
         yield load
         load.stop()
+
+    @contextmanager
+    def fault(self, *targets: Any) -> Iterator[None]:
+        """Cause a fault under load while the block runs, and wait until the spools are drained."""
+        with self.load(*targets):
+            self.pause(1)
+            yield
+            self.wait_drained()
+            self.pause(1)
 
     @contextmanager
     def ledger(self) -> Iterator[Ledger]:

@@ -62,8 +62,7 @@ def disk_full_without_redis(bench: Bench) -> None:
     redis = bench.start_redis(*SAFE)
     disk = SmallDisk(bench)
     replica = bench.start_replica(redis, "--spool", str(disk.path / "spool"))
-    with bench.load(replica):
-        bench.pause(1)
+    with bench.fault(replica):
         redis.kill()
         bench.pause(1)
         disk.fill()
@@ -79,8 +78,6 @@ def disk_full_without_redis(bench: Bench) -> None:
         bench.wait(lambda: _is_taking(replica), "it heals without room on the disk")
         bench.pause(1)
         disk.clear()
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def read_only(bench: Bench) -> None:
@@ -112,8 +109,7 @@ def sync_fails(bench: Bench) -> None:
     replica = bench.new_replica(redis)
     replica.extra.update(sync.environ)
     replica.start()
-    with bench.load(replica):
-        bench.pause(1)
+    with bench.fault(replica):
         redis.kill()
         bench.pause(1)
         with sync.faulty("EIO"):
@@ -124,8 +120,6 @@ def sync_fails(bench: Bench) -> None:
         replica.kill()
         replica.start()
         redis.start()
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def sync_is_slow(bench: Bench) -> None:
@@ -134,14 +128,11 @@ def sync_is_slow(bench: Bench) -> None:
     replica = bench.new_replica(redis)
     replica.extra.update(sync.environ)
     replica.start()
-    with bench.load(replica):
-        bench.pause(1)
+    with bench.fault(replica):
         redis.kill()
         with sync.faulty("SLOW"):
             bench.pause(3)
         redis.start()
-        bench.wait_drained()
-        bench.pause(1)
 
 
 # -- damage -------------------------------------------------------------------------------------------------
@@ -151,8 +142,7 @@ Damage = Callable[[Bench, Path], None]
 
 def damaged(damage: Damage, bench: Bench) -> None:
     """Kill the daemon while its spool has records, damage the file, and start the daemon again."""
-    redis = bench.start_redis(*SAFE)
-    replica = bench.start_replica(redis)
+    redis, replica = bench.start_pair(*SAFE)
     redis.kill()
     with bench.load(replica):
         bench.pause(2)

@@ -115,8 +115,7 @@ def out_of_descriptors(bench: Bench) -> None:
 
 def killed_again_and_again(bench: Bench) -> None:
     """Kill the daemon repeatedly, while Redis is killed, started, frozen and thawed in turn."""
-    redis = bench.start_redis(*SAFE)
-    replica = bench.start_replica(redis)
+    redis, replica = bench.start_pair(*SAFE)
     flaps = (redis.kill, redis.start, redis.suspend, redis.resume)
     with bench.load(replica):
         for kill in range(_KILLS):
@@ -130,8 +129,7 @@ def killed_again_and_again(bench: Bench) -> None:
 
 
 def suspended(bench: Bench) -> None:
-    redis = bench.start_redis()
-    replica = bench.start_replica(redis)
+    redis, replica = bench.start_pair()
     with bench.load(replica):
         bench.pause(5)
         redis.suspend()

@@ -27,24 +27,19 @@ _NOWHERE = "127.0.0.1", 1
 
 
 def killed(bench: Bench, down_s: float = 4.0) -> None:
-    redis = bench.start_redis(*SAFE)
-    replica = bench.start_replica(redis)
-    with bench.load(replica):
-        bench.pause(2)
+    redis, replica = bench.start_pair(*SAFE)
+    with bench.fault(replica):
         redis.kill()
         bench.pause(down_s)
         bench.wait(replica.is_degraded, "health says degraded")
         redis.start()
         bench.note(f"spool empty after {bench.wait_drained():.1f} s")
-        bench.pause(1)
 
 
 def loses_its_last_second(bench: Bench) -> None:
     """Cut off the end of the AOF that was not synced, as a power failure does."""
-    redis = bench.start_redis(*EVERYSEC)
-    replica = bench.start_replica(redis)
-    with bench.load(replica):
-        bench.pause(2)
+    redis, replica = bench.start_pair(*EVERYSEC)
+    with bench.fault(replica):
         (aof,) = redis.directory.glob("appendonlydir/*.incr.aof")
         synced_bytes = aof.stat().st_size
         bench.pause(1)
@@ -52,20 +47,15 @@ def loses_its_last_second(bench: Bench) -> None:
         os.truncate(aof, synced_bytes)
         bench.pause(2)
         redis.start()
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def absent_at_start(bench: Bench) -> None:
     redis = bench.start_redis(*SAFE)
     redis.kill()
     replica = bench.start_replica(redis)
-    with bench.load(replica):
-        bench.pause(2)
+    with bench.fault(replica):
         bench.check(replica.get("/health/ready").status == 200, "it is not ready")
         redis.start()
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def loading(bench: Bench) -> None:
@@ -76,8 +66,7 @@ def loading(bench: Bench) -> None:
         client.bgrewriteaof()
         bench.wait(lambda: not client.info("persistence")["aof_rewrite_in_progress"], "the AOF is rewritten")
     replica = bench.start_replica(redis)
-    with bench.load(replica):
-        bench.pause(1)
+    with bench.fault(replica):
         redis.kill()
         redis.config = (*redis.config, "key-load-delay 200", "loading-process-events-interval-bytes 1024")
         redis.launch()
@@ -86,8 +75,6 @@ def loading(bench: Bench) -> None:
         with redis.client() as client:
             connections = client.info("stats")["total_connections_received"]
         bench.check(connections < 300, f"a tight loop: {connections} connections")
-        bench.wait_drained()
-        bench.pause(1)
 
 
 # -- the network --------------------------------------------------------------------------------------------
@@ -140,14 +127,11 @@ def answers_are_reset(bench: Bench) -> None:
 def slow(bench: Bench) -> None:
     """Delay replies by about half the deadline, and by the deadline, with jitter."""
     proxy, replica = _through_proxy(bench)
-    with bench.load(replica):
-        bench.pause(1)
+    with bench.fault(replica):
         for latency_s in (0.03, 0.1, 0.5):
             for jitter in (0.7, 1.0, 1.2, 0.8, 1.1):
                 with proxy.faulty(reply_latency_s=latency_s * jitter):
                     bench.pause(0.4)
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def sliced(bench: Bench) -> None:
@@ -177,28 +161,20 @@ def replies_are_late(bench: Bench) -> None:
     replies_are_late_one_by_one(bench)
     (replica,) = bench.replicas
     (proxy,) = bench.proxies
-    with bench.load(replica):
-        bench.pause(1)
-        with proxy.faulty(reply_latency_s=0.8):
-            bench.pause(2)
-        bench.wait_drained()
-        bench.pause(1)
+    with bench.fault(replica), proxy.faulty(reply_latency_s=0.8):
+        bench.pause(2)
 
 
 # -- Redis answers with errors ------------------------------------------------------------------------------
 
 
 def becomes_a_replica(bench: Bench) -> None:
-    redis = bench.start_redis()
-    replica = bench.start_replica(redis)
-    with bench.load(replica), redis.client() as client:
-        bench.pause(1)
+    redis, replica = bench.start_pair()
+    with bench.fault(replica), redis.client() as client:
         client.replicaof(*_NOWHERE)
         bench.pause(3)
         bench.wait_for_log(replica, "readonly")
         client.replicaof("NO", "ONE")
-        bench.wait_drained()
-        bench.pause(1)
 
 
 @contextmanager
@@ -225,14 +201,12 @@ def failover(bench: Bench) -> None:
     bench.keep_all_events()
     replica = bench.start_replica(sentinels.url)
     promoted = sentinels.replica
-    with bench.load(replica):
-        bench.pause(2)
+    with bench.fault(replica):
         with _no_replication(primary):
             bench.pause(0.5)
             primary.kill()
             sentinels.wait_for_primary(promoted)
         bench.note(f"spool empty {bench.wait_drained():.1f} s after the failover")
-        bench.pause(1)
     bench.redis = promoted
 
 
@@ -259,25 +233,19 @@ def too_few_replicas(bench: Bench) -> None:
 
 
 def out_of_memory(bench: Bench) -> None:
-    redis = bench.start_redis()
-    replica = bench.start_replica(redis)
-    with bench.load(replica), redis.client() as client:
-        bench.pause(1)
+    redis, replica = bench.start_pair()
+    with bench.fault(replica), redis.client() as client:
         client.config_set("maxmemory", client.info("memory")["used_memory"])
         bench.pause(3)
         bench.wait_for_log(replica, "oom")
         client.config_set("maxmemory", 0)
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def cannot_save(bench: Bench) -> None:
     """Put a directory in the place of the snapshot, so that it cannot be written."""
-    redis = bench.start_redis("save 3600 1000000")
-    replica = bench.start_replica(redis)
+    redis, replica = bench.start_pair("save 3600 1000000")
     obstacle = redis.directory / "dump.rdb" / "obstacle"
-    with bench.load(replica), redis.client() as client:
-        bench.pause(1)
+    with bench.fault(replica), redis.client() as client:
         obstacle.mkdir(parents=True)
         client.bgsave()
         bench.wait(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", "BGSAVE fails")
@@ -286,13 +254,10 @@ def cannot_save(bench: Bench) -> None:
         obstacle.rmdir()
         obstacle.parent.rmdir()
         client.bgsave()
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def forgets_scripts(bench: Bench, for_s: float = 3.0) -> None:
-    redis = bench.start_redis()
-    replica = bench.start_replica(redis)
+    redis, replica = bench.start_pair()
     with bench.load(replica), redis.client() as client:
         for _ in range(int(for_s / 0.2)):
             bench.pause(0.2)
@@ -301,10 +266,8 @@ def forgets_scripts(bench: Bench, for_s: float = 3.0) -> None:
 
 
 def stalled(bench: Bench) -> None:
-    redis = bench.start_redis("enable-debug-command yes", "busy-reply-threshold 100")
-    replica = bench.start_replica(redis)
-    with bench.load(replica), redis.client() as client, redis.connect() as other:
-        bench.pause(1)
+    redis, replica = bench.start_pair("enable-debug-command yes", "busy-reply-threshold 100")
+    with bench.fault(replica), redis.client() as client, redis.connect() as other:
         other.sendall(b'EVAL "while true do end" 0\r\n')
         bench.pause(2)
         client.script_kill()
@@ -317,8 +280,6 @@ def stalled(bench: Bench) -> None:
         redis.suspend()
         bench.pause(3)
         redis.resume()
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def rights_are_taken(bench: Bench) -> None:
@@ -328,8 +289,7 @@ def rights_are_taken(bench: Bench) -> None:
     plain = bench.start_replica(redis)
     with redis.client() as client:
         client.acl_setuser("admin", enabled=True, passwords=["+a"], keys=["*"], categories=["+@all"])
-    with bench.load(polite, plain), redis.client(username="admin", password="a") as admin:
-        bench.pause(1)
+    with bench.fault(polite, plain), redis.client(username="admin", password="a") as admin:
         for command in ("evalsha", "lpush"):  # the whole script, and a part of it
             admin.execute_command("ACL", "SETUSER", "default", f"-{command}")
             bench.pause(1.5)
@@ -343,14 +303,11 @@ def rights_are_taken(bench: Bench) -> None:
             bench.wait_for_log(replica, "noauth")
             bench.wait(replica.is_degraded, "health says degraded")
         admin.execute_command("ACL", "SETUSER", "default", "resetpass", "nopass")
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def loses_one_right(bench: Bench) -> None:
     """Take away a right that the script needs after its first changes, as in R18."""
-    redis = bench.start_redis()
-    replica = bench.start_replica(redis)
+    redis, replica = bench.start_pair()
     with bench.load(replica), redis.client() as client:
         bench.pause(0.5)
         client.execute_command("ACL", "SETUSER", "default", "-lpush")
@@ -376,8 +333,7 @@ def cluster(bench: Bench) -> None:
 
 def flushed(bench: Bench) -> None:
     """Delete everything under load. Later events are safe. The daemon warns of a policy that evicts."""
-    redis = bench.start_redis("maxmemory-policy allkeys-lru")
-    replica = bench.start_replica(redis)
+    redis, replica = bench.start_pair("maxmemory-policy allkeys-lru")
     bench.wait_for_log(replica, "maxmemory-policy allkeys-lru")
     with bench.load(replica), redis.client() as client:
         bench.pause(2)

@@ -23,10 +23,9 @@ from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
-from zope.interface.verify import verifyObject
 
 from tests.support.spools import Disk, HeldBack, Replica, as_after_a_crash, job_number, make_job, numbers
-from webhookd.model import ConfigError, ISpool, Job, Outcome, Receipt, SpoolUnavailable
+from webhookd.model import ConfigError, Job, Outcome, Receipt, SpoolUnavailable
 from webhookd.spool.database import CorruptRecord, SpoolLimits, decode_record, encode_record
 from webhookd.spool.directory import SpoolDirectory, SpoolRoot, file_system_type, hold
 from webhookd.spool.queue import Spool, Spools, SpoolThread
@@ -125,9 +124,6 @@ class SpoolCase(SynchronousTestCase):
 
 
 class QueueTests(SpoolCase):
-    def test_it_is_an_ISpool(self) -> None:
-        self.assertTrue(verifyObject(ISpool, self.open()))
-
     def test_an_appended_job_comes_back_whole(self) -> None:
         job = Job("q{a}", "id ü", "näme", b"\x00\xff" * 5000, b"{}", 17, delay_ms=5, priority=3, lifo=True)
         spool = self.open()

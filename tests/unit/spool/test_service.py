@@ -13,7 +13,6 @@ from attrs import Factory, define
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface.verify import verifyObject
 
 from tests.support.fakes import AcceptingSink, Log, PickySink, RefusingSink, SilentSink
 from tests.support.spools import Disk, HeldBack, Replica, inline, job_number, make_job
@@ -130,9 +129,6 @@ class ServiceCase(SynchronousTestCase):
 
 
 class OpeningTests(ServiceCase):
-    def test_it_is_an_ISpool(self) -> None:
-        self.assertTrue(verifyObject(ISpool, self.start()))
-
     def test_until_it_is_open_everything_waits(self) -> None:
         disk = HeldBack()
         service = self.start(run=disk)
