@@ -287,14 +287,15 @@ def test_a_body_up_to_the_limit_passes(
     assert nginx.line(larger)["replica"] == ""
 
 
-def test_tls_is_a_second_port(replica_port: int, start_nginx: StartNginx, tmp_path: Path) -> None:
+def test_tls_is_a_second_port(
+    replica_port: int, dead_port: int, start_nginx: StartNginx, tmp_path: Path
+) -> None:
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
     certificate.cert_chain_pems[0].write_to_path(tmp_path / "tls.pem")
     certificate.private_key_pem.write_to_path(tmp_path / "tls.key")
-    reserved = ReservedPort()
     environ = {
-        "TLS_LISTEN": f"127.0.0.1:{reserved.number}",
+        "TLS_LISTEN": f"127.0.0.1:{dead_port}",
         "TLS_CERTIFICATE": str(tmp_path / "tls.pem"),
         "TLS_KEY": str(tmp_path / "tls.key"),
     }
@@ -302,8 +303,7 @@ def test_tls_is_a_second_port(replica_port: int, start_nginx: StartNginx, tmp_pa
     tls = ssl.create_default_context()
     authority.configure_trust(tls)
 
-    answer = ask(reserved.number, webhook(1).request, tls=tls)
-    reserved.close()
+    answer = ask(dead_port, webhook(1).request, tls=tls)
 
     assert outcome(answer) == (202, "queued")
     assert outcome(post(nginx.port, webhook(2))) == (202, "queued")
@@ -474,17 +474,13 @@ def test_a_replica_that_comes_back_is_asked_at_once(
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_one_of_five_is_enough(
-    flavour: str, redis: RedisServer, start_daemon: StartDaemon, start_nginx: StartNginx
+    flavour: str, replica_port: int, dead_port: int, start_nginx: StartNginx
 ) -> None:
-    dead = [ReservedPort() for _ in range(4)]
-    daemon = connected(start_daemon("--redis", redis.url, *DIRECT))
-    nginx = start_nginx(*(port.number for port in dead), daemon.port, flavour=flavour)
+    nginx = start_nginx(*[dead_port] * 4, replica_port, flavour=flavour)
 
     answers = post_at_once([nginx.port], webhooks(60))
 
     assert {outcome(answer) for answer in answers} == {(202, "queued")}
-    for port in dead:
-        port.close()
 
 
 def test_a_frozen_replica_is_passed_over_and_doubles_nothing(
