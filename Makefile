@@ -51,10 +51,10 @@ test-all: coverage ## run all tests, under trial too, and measure their coverage
 measure := COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml
 
 .PHONY: coverage
-coverage: export COVERAGE_FILE := $(CURDIR)/.coverage/data
+coverage: export COVERAGE_FILE := $(CURDIR)/.coverage-data/data
 coverage: debian $(tools) $(node_modules) $(measured) ## run all tests, and fail if they miss too much of webhookd
-	rm -rf .coverage
-	mkdir .coverage
+	rm -rf .coverage-data
+	mkdir .coverage-data
 	$(measure) $(pytest_unit)
 	$(measure) WEBHOOKD_TEST_TWISTD=$(CURDIR)/.venv-cov/bin/twistd $(pytest_integration)
 	.venv-dev/bin/coverage combine --quiet
@@ -129,7 +129,7 @@ wheel: $(installed) ## build the wheel, and install it for the integration tests
 
 .PHONY: clean
 clean: ## remove all files that the other targets made
-	rm -rf .venv .venv-cov .venv-dev .coverage build dist *.egg-info apidocs $(dir $(node_modules) $(peers))
+	rm -rf .venv .venv-cov .venv-dev .coverage-data build dist *.egg-info apidocs $(dir $(node_modules) $(peers))
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache _trial_temp*
 
 # $(call apt_install,PACKAGES): install Debian packages, with sudo unless root runs make.
@@ -174,7 +174,7 @@ $(installed): .venv/.created $(sources)
 $(measured): .venv-cov/.created $(installed) tests/requirements.txt
 	.venv-cov/bin/pip install -q $$(grep ^coverage== tests/requirements.txt)
 	.venv-cov/bin/pip install -q --force-reinstall --no-deps dist/*.whl
-	echo 'import os; os.environ.update(COVERAGE_FILE="$(CURDIR)/.coverage/data", COVERAGE_PROCESS_START="$(CURDIR)/pyproject.toml")' \
+	echo 'import os; os.environ.update(COVERAGE_FILE="$(CURDIR)/.coverage-data/data", COVERAGE_PROCESS_START="$(CURDIR)/pyproject.toml")' \
 	  >$$(echo .venv-cov/lib/python3*/site-packages)/a0_measured.pth
 	touch $@
 

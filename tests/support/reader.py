@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 _MADE_HERE = shutil.ignore_patterns(
     *(".git", ".venv*", "build", "dist", "*.egg-info", "node_modules", "apidocs", "var", "twistd.pid"),
-    *("__pycache__", "dropin.cache", ".*_cache", ".hypothesis", "_trial_temp*"),
+    *("__pycache__", "dropin.cache", ".*_cache", ".coverage-data", ".hypothesis", "_trial_temp*"),
 )
 _BLOCK = re.compile(r"^```sh\n(.*?)^```\n(?:\n^```\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
 _DEADLINE_S = 90.0
