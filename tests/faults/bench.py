@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from enum import Flag, auto
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -372,14 +373,29 @@ def _is_up(replica: Replica) -> bool:
 Scenario = Callable[[Bench], None]
 
 
+class Demand(Flag):
+    """The demands of a row in addition to the invariants.
+
+    P95: the 95th percentile of accepted requests is under 50 ms. ALL_TAKEN: each request is acknowledged.
+    ORDERED and TRUTHFUL are described in `judge`.
+    """
+
+    P95 = auto()
+    ALL_TAKEN = auto()
+    ORDERED = auto()
+    TRUTHFUL = auto()
+
+
+P95, ALL_TAKEN, ORDERED, TRUTHFUL = Demand
+NOTHING = Demand(0)
+
+
 @frozen
 class Row:
     """One fault of the table.
 
-    With ``p95``, the 95th percentile of accepted requests must be under 50 ms. With ``all_taken``, each
-    request must be acknowledged. Up to ``may_lose`` events may be lost. For ``ordered`` and ``truthful``, see
-    `judge`. ``short`` rows run in `make test`, too. ``root`` rows need the right to mount and to filter
-    packets.
+    Up to ``may_lose`` events may be lost. ``short`` rows run in `make test`, too. ``root`` rows need the right
+    to mount and to filter packets.
     """
 
     name: str
@@ -387,10 +403,7 @@ class Row:
     expected: str
     scenario: Scenario = field(repr=False)
     build: Build = field(default=INSTALLED, repr=False)
-    p95: bool = False
-    all_taken: bool = False
-    ordered: bool = False
-    truthful: bool = False
+    demands: Demand = NOTHING
     may_lose: int = 0
     short: bool = False
     root: bool = False
@@ -429,7 +442,7 @@ def run(row: Row, *, build: Build | None = None, rate: float = RATE) -> Result:
         try:
             row.scenario(bench)
             bench.settle()
-            verdict = bench.verdict(ordered=row.ordered, truthful=row.truthful)
+            verdict = bench.verdict(ordered=ORDERED in row.demands, truthful=TRUTHFUL in row.demands)
         except Exception:  # noqa: BLE001 - the other rows run in any case
             return Result(row, None, [traceback.format_exc()], logs=bench.logs())
         problems = [*bench.problems, *verdict.violations, *_problems_of(row, verdict)]
@@ -438,7 +451,7 @@ def run(row: Row, *, build: Build | None = None, rate: float = RATE) -> Result:
             verdict,
             problems,
             too_late=[*bench.too_late, *verdict.too_late],
-            is_late=row.p95 and verdict.p95_s >= P95_S,
+            is_late=P95 in row.demands and verdict.p95_s >= P95_S,
             notes=bench.notes,
             took_s=time.monotonic() - began_s,
             logs=bench.logs() if problems else "",
@@ -461,5 +474,5 @@ def _problems_of(row: Row, verdict: Verdict) -> Iterator[str]:
     if len(lost) > row.may_lose:
         yield f"I1: lost {len(lost)}, such as {', '.join(sorted(lost)[:3])}"
     refused = verdict.refused - verdict.given_up
-    if row.all_taken and refused:
+    if ALL_TAKEN in row.demands and refused:
         yield f"{refused} requests were not taken"

@@ -6,7 +6,7 @@ from functools import partial
 
 from attrs import frozen
 
-from .bench import Row
+from .bench import TRUTHFUL, Row
 from .builds import (
     ACKNOWLEDGES_EARLY,
     CHECKS_THEN_ADDS,
@@ -33,7 +33,7 @@ class Flaw:
 
 
 def _row(name: str, scenario: object) -> Row:
-    return Row(name, "", "", scenario, truthful=True)  # type: ignore[arg-type]
+    return Row(name, "", "", scenario, demands=TRUTHFUL)  # type: ignore[arg-type]
 
 
 FLAWS = (

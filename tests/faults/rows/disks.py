@@ -8,7 +8,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from tests.faults.bench import OWN, SAFE, Bench, Replica, Row
+from tests.faults.bench import ALL_TAKEN, ORDERED, OWN, P95, SAFE, TRUTHFUL, Bench, Replica, Row
 from tests.faults.disks import FragileDisk, SmallDisk
 from tests.faults.preloads import FaultySync
 from webhookd.spool.directory import DATABASE_NAME, LOCK_NAME
@@ -214,14 +214,14 @@ ROWS = (
         "the spool reaches its limit while Redis is down",
         "500 and Retry-After, not ready, nothing is acknowledged; recovers",
         full,
-        truthful=True,
+        demands=TRUTHFUL,
     ),
     Row(
         "D2a",
         "a bit flips in a record of a dead daemon's spool",
         "the record is set aside and counted; all others are drained",
         partial(damaged, bit_flip),
-        truthful=True,
+        demands=TRUTHFUL,
         short=True,
     ),
     Row(
@@ -229,43 +229,42 @@ ROWS = (
         "the last write to the spool is torn",
         "no acknowledged event is lost",
         partial(damaged, torn_tail),
-        truthful=True,
+        demands=TRUTHFUL,
     ),
     Row(
         "D2c",
         "the index of the spool is destroyed",
         "all records are copied to a new file",
         partial(damaged, index_gone),
-        truthful=True,
+        demands=TRUTHFUL,
     ),
     Row(
         "D2d",
         "there is an empty spool file in addition to the good one",
         "it is set aside; the good one is adopted",
         partial(damaged, emptied),
-        truthful=True,
+        demands=TRUTHFUL,
     ),
     Row(
         "D3a",
         "fsync fails with EIO while Redis is down; then SIGKILL",
         "500, nothing is acknowledged; recovers; I1",
         sync_fails,
-        truthful=True,
+        demands=TRUTHFUL,
     ),
     Row(
         "D3b",
         "fsync takes 200 ms while Redis is down",
         "only slower: no answer after 4 s",
         sync_is_slow,
-        all_taken=True,
-        truthful=True,
+        demands=ALL_TAKEN | TRUTHFUL,
     ),
     Row(
         "D4",
         "the kernel makes the spool's file system read-only",
         "queued in Redis; without Redis 500, not ready; recovers when it is mounted again",
         read_only,
-        truthful=True,
+        demands=TRUTHFUL,
         root=True,
     ),
     Row(
@@ -273,10 +272,7 @@ ROWS = (
         "the disk is full, and Redis is up",
         "no effect",
         disk_full_with_redis,
-        p95=True,
-        all_taken=True,
-        ordered=True,
-        truthful=True,
+        demands=P95 | ALL_TAKEN | ORDERED | TRUTHFUL,
         root=True,
     ),
     Row(
@@ -284,7 +280,7 @@ ROWS = (
         "the disk is full, and Redis is down",
         "500 and Retry-After, not ready, nothing is acknowledged; recovers by itself",
         disk_full_without_redis,
-        truthful=True,
+        demands=TRUTHFUL,
         root=True,
     ),
 )

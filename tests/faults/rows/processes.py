@@ -6,7 +6,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
-from tests.faults.bench import SAFE, Bench, Row
+from tests.faults.bench import ALL_TAKEN, ORDERED, P95, SAFE, TRUTHFUL, Bench, Row
 from tests.faults.builds import CRASH_AT, CRASH_POINTS, CRASHING
 from tests.faults.nginx import FAIL_TIMEOUT_S, Nginx
 from tests.support.http import connect
@@ -156,21 +156,21 @@ ROWS = (
         "SIGTERM to three replicas with nginx, one after the other",
         "no request fails; exit code 0",
         rolling_restart,
-        all_taken=True,
+        demands=ALL_TAKEN,
     ),
     Row(
         "P3",
         "SIGSTOP for 10 s to one of three replicas with nginx",
         "nginx asks another replica in time; no event is doubled later",
         frozen,
-        all_taken=True,
+        demands=ALL_TAKEN,
     ),
     Row(
         "P4",
         "SIGKILL to one of three replicas that share a spool volume",
         "one other replica adopts and drains its spool",
         adopted,
-        all_taken=True,
+        demands=ALL_TAKEN,
     ),
     Row(
         "P5",
@@ -178,8 +178,7 @@ ROWS = (
         "answers are late; nothing is lost",
         blocked,
         build=CRASHING,
-        all_taken=True,
-        truthful=True,
+        demands=ALL_TAKEN | TRUTHFUL,
     ),
     Row(
         "P6",
@@ -192,20 +191,14 @@ ROWS = (
         "Redis SIGSTOPped for 8 s under 500 requests/s",
         "all 2xx, p95 < 50 ms, drained in 30 s, in order",
         suspended,
-        p95=True,
-        all_taken=True,
-        ordered=True,
-        truthful=True,
+        demands=P95 | ALL_TAKEN | ORDERED | TRUTHFUL,
     ),
     Row(
         "M2b",
         "Redis killed for 8 s under 500 requests/s",
         "all 2xx, p95 < 50 ms, drained in 30 s, in order",
         partial(killed, down_s=8.0),
-        p95=True,
-        all_taken=True,
-        ordered=True,
-        truthful=True,
+        demands=P95 | ALL_TAKEN | ORDERED | TRUTHFUL,
     ),
     Row(
         "M3",

@@ -6,7 +6,7 @@ import hmac
 import time
 from collections.abc import Sequence
 
-from tests.faults.bench import OWN, Bench, Row
+from tests.faults.bench import ALL_TAKEN, ORDERED, OWN, TRUTHFUL, Bench, Row
 from tests.faults.ledger import event
 from tests.faults.preloads import FaultyClock
 from tests.support.http import connect
@@ -153,9 +153,7 @@ ROWS = (
         "the wall clock jumps to 10 min ahead, then to 10 min behind",
         "deadlines are not affected; signatures depend on the wall clock",
         clock_jumps,
-        all_taken=True,
-        ordered=True,
-        truthful=True,
+        demands=ALL_TAKEN | ORDERED | TRUTHFUL,
     ),
     Row(
         "K1",
@@ -169,13 +167,13 @@ ROWS = (
         f"one event {_STORM} times at once over 3 replicas",
         f"1 queued, {_STORM - 1} duplicates",
         storm,
-        all_taken=True,
+        demands=ALL_TAKEN,
     ),
     Row(
         "K3",
         "a job is removed before its event is repeated, within the dedup window and after it",
         "a duplicate within the window, a new job after it",
         removed_by_its_worker,
-        all_taken=True,
+        demands=ALL_TAKEN,
     ),
 )
