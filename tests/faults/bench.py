@@ -394,8 +394,8 @@ NOTHING = Demand(0)
 class Row:
     """One fault of the table.
 
-    Up to ``may_lose`` events may be lost. ``short`` rows run in `make test`, too. ``root`` rows need the right
-    to mount and to filter packets.
+    Up to ``may_lose`` events may be lost. ``short`` rows run in `make test`, too. ``root`` rows need the
+    rights to mount and to filter packets.
     """
 
     name: str
