@@ -27,7 +27,7 @@ from webhookd.bullmq.keys import QueueKeys
 
 REPOSITORY = Path(__file__).parents[2]
 KEYS = QueueKeys("bull", "chatwoot")
-RUN_DEADLINE_S = 30.0
+RUN_DEADLINE_S = 60.0
 
 
 def keep_alive_request(event: Webhook) -> bytes:
