@@ -99,11 +99,14 @@ image-test: debian $(tools) ## build the container image, and run it with podman
 ##@ To change it
 
 .PHONY: lint
-lint: $(tools) ## check style, types, and the layers
+lint: $(tools) ## check style, types, layers and words
 	.venv-dev/bin/ruff check
 	.venv-dev/bin/ruff format --check
 	.venv-dev/bin/mypy
 	.venv-dev/bin/lint-imports
+	.venv-dev/bin/python -m tests.docs.words
+	.venv-dev/bin/actionlint
+	.venv-dev/bin/zizmor --offline --quiet .github
 
 # The Prometheus operator needs the same rules in its own resources. A test checks that they are the same.
 operator_rules := $(patsubst conf/prometheus/rules/%.yml,conf/kubernetes/monitoring/%.yaml,$(wildcard conf/prometheus/rules/*.yml))
@@ -126,6 +129,13 @@ apidocs: $(tools) ## make API pages from the docstrings, in apidocs/
 
 .PHONY: wheel
 wheel: $(installed) ## build the wheel, and install it for the integration tests
+
+.PHONY: dist
+dist: $(tools) ## build and check what a release publishes: the wheel and the source distribution
+	rm -rf build dist
+	.venv-dev/bin/python -m build
+	.venv-dev/bin/twine check --strict dist/*
+	.venv-dev/bin/check-wheel-contents dist/*.whl
 
 .PHONY: clean
 clean: ## remove all files that the other targets made

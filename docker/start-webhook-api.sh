@@ -2,7 +2,7 @@
 # Starts webhookd's replicas behind nginx, or scales them to WEBHOOK_API_REPLICAS.
 set -euo pipefail
 
-usage="usage: $0 [--status | --logs | --stop]"
+usage="usage: $0 [--pull | --status | --logs | --stop]"
 directory=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 wait_s=${WEBHOOK_START_TIMEOUT:-120}
 
@@ -17,8 +17,8 @@ compose() {
   docker compose "${files[@]}" "$@"
 }
 
-# make_secret NAME: a random value, unless there is one. The containers' users must be able to read the file, and
-# nobody else gets through its directory.
+# make_secret NAME: create a random value, unless the file has one. The containers' users must be able to read the
+# file; its directory keeps out all others.
 make_secret() {
   local file=$directory/secrets/$1
   [[ -s $file ]] || od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$file"
@@ -32,26 +32,28 @@ make_secrets() {
   make_secret webhook_token
 }
 
+# start OPTION: with an image that was built from this checkout (--build), or pulled (--no-build).
 start() {
   make_secrets
-  compose up --detach --build --wait --wait-timeout "$wait_s" webhook-api nginx ||
+  compose up --detach "$1" --wait --wait-timeout "$wait_s" webhook-api nginx ||
     fail "not healthy within $wait_s s: see $0 --logs"
   local address
   address=$(compose port nginx 3000)
   address=${address/#0.0.0.0:/127.0.0.1:}
-  echo "$(compose ps --quiet webhook-api | wc -l) replicas take webhooks on http://$address/webhook/chatwoot"
-  echo "Signed ones: put Chatwoot's signing secret into $directory/secrets/webhook_secret, and restart."
-  echo "Others: send them to …/webhook/chatwoot?token=… with what is in $directory/secrets/webhook_token."
+  echo "$(compose ps --quiet webhook-api | wc -l) replicas accept webhooks on http://$address/webhook/chatwoot"
+  echo "If Chatwoot signs: put its signing secret into $directory/secrets/webhook_secret, and restart."
+  echo "If not: add ?token=… to the URL, with the token in $directory/secrets/webhook_token."
 }
 
 command -v docker >/dev/null || fail "docker is not installed"
 docker compose version >/dev/null 2>&1 || fail "docker compose is not installed"
 
 case ${1:-} in
-  "") start ;;
+  "") start --build ;;
+  --pull) compose pull webhook-api && start --no-build ;;
   --status) compose ps ;;
   --logs) compose logs --follow --tail 100 ;;
-  # What the replicas cannot drain any more stays in the spool's volume.
+  # Events that the replicas cannot drain in time stay in the spool's volume.
   --stop) compose down ;;
   -h | --help) echo "$usage" ;;
   *) fail "$usage" ;;

@@ -1,4 +1,4 @@
-"""The wall clock, for what others read; deadlines use the reactor's, which is monotonic."""
+"""The wall clock. Deadlines use the reactor's clock, which is monotonic."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import time
 
 
 def wall_clock_ms() -> int:
-    """Milliseconds since 1970, as BullMQ counts them: for what others read, and never for a deadline."""
+    """Return the milliseconds since 1970, as BullMQ counts them; never for a deadline."""
     return time.time_ns() // 1_000_000

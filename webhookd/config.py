@@ -1,32 +1,37 @@
-"""The configuration: every option once, resolved once into one frozen `Config`.
+"""The configuration: every option once, resolved into one frozen `Config`.
 
-Defaults < TOML file < environment < command line. `OPTIONS` is the only list of options: the command line,
-the environment names and the reference in the docs are made from it. Unknown options and TOML keys are
-refused; unknown ``WEBHOOK_*`` names only warn, because Compose and Kubernetes set some of their own.
+Precedence: default < TOML file < environment < command line. The fields of `Config` and `Source` declare the
+options. The command line, the help and the reference in the docs are made from these fields. An unknown
+option or TOML key is an error. An unknown ``WEBHOOK_*`` name is only a warning: Compose and Kubernetes set
+some.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import socket
 import tomllib
 from collections.abc import Callable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen
+from attrs import evolve, field, fields, frozen
 
 from webhookd.bullmq.keys import QueueKeys
 from webhookd.bullmq.options import JobOptions
 from webhookd.bullmq.script import Wire
+from webhookd.clock import wall_clock_ms
 from webhookd.model import ConfigError
+from webhookd.redis.settings import QueueSettings
 from webhookd.redis.url import RedisUrl
+from webhookd.text import printable
 
-if TYPE_CHECKING:  # `webhookd health`, which containers start every few seconds, needs no cryptography
+if TYPE_CHECKING:  # containers run `webhookd health` every few seconds: it does not import cryptography
     from webhookd.intake.auth import Network
 
-#: The source behind ``/webhook/chatwoot``.
+#: The source of ``/webhook/chatwoot``.
 DEFAULT_SOURCE = "chatwoot"
 
 DEFAULT_JOB_OPTIONS: Mapping[str, object] = {
@@ -42,86 +47,16 @@ _BACKLOG = 1024
 
 Environment = Mapping[str, str]
 
-#: Where the value of each option comes from: a flag of the command line, the name of an environment variable,
-#: the path of the file, the path and the section in it, or `DEFAULT`.
+#: The origin of each option's value: a flag of the command line, the name of an environment variable, the
+#: path of the file, the path and the section in it, or `DEFAULT`.
 Origins = Mapping[str, str]
 
 DEFAULT = "default"
 
 
-@frozen
-class Source:
-    """One Chatwoot installation: who may send for it, and where its jobs go.
-
-    ``events`` are the wanted event names; None means all. ``origins`` are those of the options per source.
-    """
-
-    name: str
-    secrets: tuple[str, ...] = field(repr=False)
-    tokens: tuple[str, ...] = field(repr=False)
-    networks: tuple[Network, ...]
-    events: frozenset[str] | None
-    queue: str
-    job_options: JobOptions
-    origins: Origins = field(repr=False, eq=False)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether anybody may send for it."""
-        return not self.secrets and not self.tokens
-
-
-@frozen
-class Config:
-    """Everything that can be set. One field for each of `OPTIONS`, and what follows from them.
-
-    ``origins`` are those of all options, before a source says otherwise.
-    """
-
-    port: int
-    interface: str
-    endpoint: str
-    ops_endpoint: str | None
-    redis: RedisUrl
-    prefix: str
-    wire: Wire
-    job_data: str
-    lock_ttl_ms: int
-    dedup_ttl_ms: int
-    tolerance_s: int
-    trusted_proxies: tuple[Network, ...]
-    max_body_bytes: int
-    max_in_flight: int
-    max_in_flight_bytes: int
-    redis_deadline_s: float
-    id_fallback: str
-    ack: int
-    spool: str | None
-    spool_max_bytes: int
-    drain_timeout_s: float
-    log_format: str
-    log_level: str
-    access_log: bool
-    tracing: str
-    sources: Mapping[str, Source]
-    warnings: tuple[str, ...]
-    origins: Origins = field(repr=False, eq=False)
-
-    @property
-    def queues(self) -> list[QueueKeys]:
-        """The queues of all sources, by name."""
-        names = {source.queue for source in self.sources.values()}
-        return [QueueKeys(self.prefix, name) for name in sorted(names)]
-
-    @property
-    def destination(self) -> str:
-        """Where jobs go, without secrets: Redis, prefix and queues. A spool's records are for one."""
-        return f"{self.redis} {self.prefix} {' '.join(keys.queue for keys in self.queues)}"
-
-
-# -- how a value is read ------------------------------------------------------------------------------------
-# A parser takes a string from the command line or the environment, or a TOML value, and raises ValueError
-# with the rest of the sentence "--option: …".
+# -- parsers ------------------------------------------------------------------------------------------------
+# A parser takes a string from the command line or the environment, or a TOML value. Its ValueError completes
+# the sentence "--option: …".
 
 
 def _integer(minimum: int, maximum: int = 2**53) -> Callable[[object], int]:
@@ -168,13 +103,11 @@ def _choice(*allowed: str) -> Callable[[object], str]:
 
 
 def _switch(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    return _choice("on", "off")(value) == "on"
+    return value if isinstance(value, bool) else _choice("on", "off")(value) == "on"
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    """Several texts: a TOML list, or one string with commas between them."""
+    """Parse a TOML list, or one string with commas between the texts."""
     if isinstance(value, str):
         value = value.split(",")
     if not isinstance(value, (list, tuple)):
@@ -183,13 +116,7 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def _networks(value: object) -> tuple[Network, ...]:
-    networks = []
-    for text in _texts(value):
-        try:
-            networks.append(ip_network(text))
-        except ValueError:
-            raise ValueError(f"{text!r} is no network: write 192.0.2.0/24 or 2001:db8::/32") from None
-    return tuple(networks)
+    return tuple(ip_network(text) for text in _texts(value))
 
 
 def _events(value: object) -> frozenset[str] | None:
@@ -222,7 +149,7 @@ def _spool(value: object) -> str | None:
 
 
 def _ack(value: object) -> int:
-    """The number of replicas that must have a job."""
+    """Return the number of replicas that must have a job."""
     match = re.fullmatch(r"redis|replicas:([1-9][0-9]?)", _text(value))
     if match is None:
         raise ValueError("must be redis, or replicas:N with N from 1 to 99")
@@ -244,236 +171,242 @@ def _wire(value: object) -> Wire:
 class Option:
     """One option under all its names.
 
-    ``name`` is the TOML key, and with ``_unit`` behind it the field of `Config`; the command line says it
-    with dashes. The first of ``environment`` that is set and not empty counts. A ``secret`` may be read from
-    the file that ``NAME_FILE`` names, and a ``repeatable`` one may be given several times. ``per_source``
-    ones can be set under ``[sources.NAME]``.
+    ``field`` is the attribute of `Config` or `Source` that holds the parsed value. If ``default`` is empty,
+    the help shows ``default_help`` instead. A ``secret`` is not shown, and can be read from the file that
+    ``NAME_FILE`` names. A ``repeatable`` option can be given several times. One that is ``per_source`` can
+    also be set under ``[sources.NAME]``.
     """
 
-    name: str
-    environment: tuple[str, ...]
-    parse: Callable[[object], object]
     default: object
+    parse: Callable[[object], object]
     help: str
+    default_help: str = "none"
+    _environment: tuple[str, ...] = ()
     unit: str = ""
     secret: bool = False
     repeatable: bool = False
     per_source: bool = False
+    field: str = ""
+
+    @property
+    def name(self) -> str:
+        """The TOML key: the field without its unit, and in the singular if the option is repeatable."""
+        name = self.field.removesuffix("s") if self.repeatable else self.field
+        return name.removesuffix(f"_{self.unit}")
 
     @property
     def flag(self) -> str:
-        """The name on the command line, without the two dashes in front."""
+        """The name on the command line, without the two dashes."""
         return self.name.replace("_", "-")
 
     @property
-    def field(self) -> str:
-        """The field of `Config`."""
-        return f"{self.name}_{self.unit}" if self.unit else self.name
+    def environment(self) -> tuple[str, ...]:
+        """The environment variables. The first that is set and not empty counts."""
+        return self._environment or (f"WEBHOOK_{self.name.upper()}",)
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """All names in the environment: the variables, and those that name a file with a secret."""
+        return self.environment + tuple(f"{name}_FILE" for name in self.environment if self.secret)
+
+    @property
+    def shown_default(self) -> str:
+        """The default as the help shows it."""
+        if self.default in (None, "", ()):
+            return f"({self.default_help})"
+        return json.dumps(self.default) if isinstance(self.default, Mapping) else str(self.default)
+
+    @property
+    def full_help(self) -> str:
+        """The help with the environment variables and the default, in the form that click uses."""
+        return f"{self.help}  [env var: {', '.join(self.variables)}; default: {self.shown_default}]"
 
 
-OPTIONS: tuple[Option, ...] = (
-    Option("port", ("WEBHOOK_PORT", "PORT"), _integer(1, 65535), 3001, "TCP port to listen on"),
-    Option("interface", ("WEBHOOK_INTERFACE",), _text, "", "address to listen on [all]"),
-    Option(
-        "endpoint",
-        ("WEBHOOK_ENDPOINT",),
-        _text,
+def _option(*arguments: Any, **named: Any) -> Any:
+    """Return a field that has an option as its metadata. The arguments are those of `Option`."""
+    option = Option(*arguments, **named)
+    return field(repr=not option.secret, metadata={"option": option})
+
+
+@frozen(kw_only=True)
+class Source:
+    """One Chatwoot installation: its credentials, and the queue and options of its jobs.
+
+    ``events`` are the wanted event names; None means all. ``origins`` are those of the options per source.
+    """
+
+    name: str
+    secrets: tuple[str, ...] = _option(
+        (),
+        _texts,
+        "Signing secret; repeat it for several. Prefer WEBHOOK_SECRET_FILE: others can see a command line.",
+        secret=True,
+        repeatable=True,
+    )
+    tokens: tuple[str, ...] = _option(
+        (),
+        _texts,
+        "Token for senders that cannot sign; repeat it for several. Prefer WEBHOOK_TOKEN_FILE.",
+        secret=True,
+        repeatable=True,
+    )
+    networks: tuple[Network, ...] = _option(
+        (),
+        _networks,
+        "Networks that may send, separated by commas, in addition to a signature or token.",
+        default_help="all",
+    )
+    events: frozenset[str] | None = _option("*", _events, "Wanted events, separated by commas, or *.")
+    queue: str = _option("chatwoot", _queue, "Name of the BullMQ queue.")
+    job_options: JobOptions = _option(DEFAULT_JOB_OPTIONS, _job_options, "BullMQ job options, as JSON.")
+    origins: Origins = field(repr=False, eq=False)
+
+    @property
+    def is_open(self) -> bool:
+        """True if anyone may send for it."""
+        return not self.secrets and not self.tokens
+
+
+@frozen(kw_only=True)
+class Config:
+    """The whole configuration: one field for each option that all sources share, and what follows from them.
+
+    ``origins`` are those of all options, before a section of a source overrides them.
+    """
+
+    port: int = _option(
+        3001, _integer(1, 65535), "TCP port to listen on.", environment=("WEBHOOK_PORT", "PORT")
+    )
+    interface: str = _option("", _text, "Address to listen on.", default_help="all")
+    endpoint: str = _option(
         "",
-        "Twisted endpoint to listen on: systemd:, unix:, ssl:, … [from port and interface]",
-    ),
-    Option(
-        "ops_endpoint",
-        ("WEBHOOK_OPS_ENDPOINT",),
         _text,
+        "Twisted endpoint to listen on: systemd:, unix:, ssl:, …",
+        default_help="from port and interface",
+    )
+    ops_endpoint: str | None = _option(
         "",
-        "Twisted endpoint for health that the world does not see, or off [loopback, port + 6100]",
-    ),
-    Option(
-        "redis",
-        ("REDIS_URL",),
-        _redis,
+        _text,
+        "Private Twisted endpoint for metrics, health and the status page, or off.",
+        default_help="loopback, port + 6100",
+    )
+    redis: RedisUrl = _option(
         "redis://127.0.0.1:6379/0",
-        "redis://, rediss://, unix://, redis+sentinel://…/NAME, or embedded:",
+        _redis,
+        "URL of Redis: redis://, rediss://, unix://, redis+sentinel://…/NAME, or embedded:",
+        environment=("REDIS_URL",),
         secret=True,
-    ),
-    Option("queue", ("WEBHOOK_QUEUE",), _queue, "chatwoot", "name of the BullMQ queue", per_source=True),
-    Option("prefix", ("WEBHOOK_PREFIX",), _prefix, "bull", "BullMQ's key prefix; a {hash tag} for a cluster"),
-    Option(
-        "wire",
-        ("WEBHOOK_WIRE",),
-        _wire,
-        "auto",
-        "BullMQ's major version on a paused queue: auto, 5 or 6",
-    ),
-    Option(
-        "job_options",
-        ("WEBHOOK_JOB_OPTIONS",),
-        _job_options,
-        DEFAULT_JOB_OPTIONS,
-        "JSON of BullMQ job options",
-        per_source=True,
-    ),
-    Option(
-        "job_data",
-        ("WEBHOOK_JOB_DATA",),
-        _choice("payload", "envelope"),
+    )
+    prefix: str = _option("bull", _prefix, "Key prefix of BullMQ; a {hash tag} for a Redis Cluster.")
+    wire: Wire = _option(
+        "auto", _wire, "Major version of the workers' BullMQ, for a paused queue: auto, 5 or 6."
+    )
+    job_data: str = _option(
         "payload",
-        "what a job's data is: the request's body as it came (payload), or that in an envelope",
-    ),
-    Option(
-        "lock_ttl",
-        ("WEBHOOK_JOB_CREATE_LOCK_TTL",),
-        _integer(1),
+        _choice("payload", "envelope"),
+        "Data of a job: the body unchanged (payload), or the body in an envelope (envelope).",
+    )
+    lock_ttl_ms: int = _option(
         5000,
-        "milliseconds that a creation lock lasts at least",
+        _integer(1),
+        "Minimum lifetime of a creation lock, in ms.",
+        environment=("WEBHOOK_JOB_CREATE_LOCK_TTL",),
         unit="ms",
-    ),
-    Option(
-        "dedup_ttl",
-        ("WEBHOOK_DEDUP_TTL",),
-        _integer(0),
+    )
+    dedup_ttl_ms: int = _option(
         3_600_000,
-        "milliseconds in which a repeated event is no new job; 0: only the creation lock",
+        _integer(0),
+        "Time in which a repeated event adds no job, in ms. 0: only the creation lock counts.",
         unit="ms",
-    ),
-    Option(
-        "events",
-        ("WEBHOOK_EVENTS",),
-        _events,
-        "*",
-        "names of the wanted events with commas between them, or *",
-        per_source=True,
-    ),
-    Option(
-        "secret",
-        ("WEBHOOK_SECRET",),
-        _texts,
-        (),
-        "signing secret; repeat it for several. Prefer WEBHOOK_SECRET_FILE: others can see a command line",
-        secret=True,
-        repeatable=True,
-        per_source=True,
-    ),
-    Option(
-        "token",
-        ("WEBHOOK_TOKEN",),
-        _texts,
-        (),
-        "token for senders that cannot sign; repeat it for several. Prefer WEBHOOK_TOKEN_FILE",
-        secret=True,
-        repeatable=True,
-        per_source=True,
-    ),
-    Option(
-        "tolerance",
-        ("WEBHOOK_TOLERANCE",),
-        _integer(1),
-        300,
-        "seconds that a signature's timestamp may be off, either way",
-        unit="s",
-    ),
-    Option(
-        "networks",
-        ("WEBHOOK_NETWORKS",),
-        _networks,
-        (),
-        "networks that may send, with commas between them, in addition to a signature or token [all]",
-        per_source=True,
-    ),
-    Option(
-        "trusted_proxies",
-        ("WEBHOOK_TRUSTED_PROXIES",),
-        _networks,
-        (),
-        "networks of the proxies whose X-Forwarded-For and X-Real-IP are believed [none]",
-    ),
-    Option(
-        "max_body",
-        ("WEBHOOK_MAX_BODY",),
-        _integer(1),
-        16_777_216,
-        "bytes of the largest request body",
-        unit="bytes",
-    ),
-    Option(
-        "max_in_flight",
-        ("WEBHOOK_MAX_IN_FLIGHT",),
-        _integer(1),
-        10_000,
-        "requests under way at once; more are answered 429",
-    ),
-    Option(
-        "max_in_flight_bytes",
-        ("WEBHOOK_MAX_IN_FLIGHT_BYTES",),
-        _integer(1),
-        268_435_456,
-        "bytes of bodies under way at once; more are answered 429",
-    ),
-    Option(
-        "redis_deadline",
-        ("WEBHOOK_REDIS_DEADLINE",),
-        _seconds(0.01, 1.5),
-        0.5,
-        "seconds that a request waits for Redis",
-        unit="s",
-    ),
-    Option(
-        "id_fallback",
-        ("WEBHOOK_ID_FALLBACK",),
-        _choice("hash", "none"),
+    )
+    tolerance_s: int = _option(
+        300, _integer(1), "Maximum seconds between a signature's timestamp and the clock.", unit="s"
+    )
+    trusted_proxies: tuple[Network, ...] = _option(
+        (), _networks, "Networks of the proxies whose X-Forwarded-For and X-Real-IP are trusted."
+    )
+    max_body_bytes: int = _option(16_777_216, _integer(1), "Maximum bytes of a request body.", unit="bytes")
+    max_in_flight: int = _option(10_000, _integer(1), "Maximum requests in progress; further ones get 429.")
+    max_in_flight_bytes: int = _option(
+        268_435_456, _integer(1), "Maximum bytes of all bodies in progress; further requests get 429."
+    )
+    redis_deadline_s: float = _option(
+        0.5, _seconds(0.01, 1.5), "Maximum seconds that a request waits for Redis.", unit="s"
+    )
+    id_fallback: str = _option(
         "hash",
-        "how the job id of an update without a delivery id ends: hash of the body, or none (random)",
-    ),
-    Option(
-        "ack",
-        ("WEBHOOK_ACK",),
-        _ack,
-        "redis",
-        "when an event counts as safe in Redis: redis, or replicas:N when N replicas have it as well",
-    ),
-    Option(
-        "spool",
-        ("WEBHOOK_SPOOL",),
-        _spool,
-        "var/spool",
-        "directory on a local disk for events that Redis cannot take now, or off",
-    ),
-    Option(
-        "spool_max_bytes",
-        ("WEBHOOK_SPOOL_MAX_BYTES",),
-        _integer(1),
-        1_073_741_824,
-        "bytes that the spool may hold",
-    ),
-    Option(
-        "drain_timeout",
-        ("WEBHOOK_DRAIN_TIMEOUT",),
-        _seconds(0, 3600),
-        10,
-        "seconds that the end of the daemon may take to empty the spool",
-        unit="s",
-    ),
-    Option("log_format", ("WEBHOOK_LOG_FORMAT",), _choice("text", "json"), "text", "text for people or json"),
-    Option(
-        "log_level",
-        ("WEBHOOK_LOG_LEVEL",),
-        _choice("debug", "info", "warn", "error"),
-        "info",
-        "debug, info, warn or error",
-    ),
-    Option("access_log", ("WEBHOOK_ACCESS_LOG",), _switch, "off", "one log line a request: on or off"),
-    Option(
-        "tracing",
-        ("WEBHOOK_TRACING",),
-        _choice("off", "otlp"),
+        _choice("hash", "none"),
+        "Last part of the job id of an update without a delivery id: hash of the body, or none (random).",
+    )
+    ack: int = _option(
+        "redis", _ack, "When Redis counts as having an event: redis, or replicas:N once N replicas have it."
+    )
+    spool: str | None = _option(
+        "var/spool", _spool, "Directory on a local disk for events that Redis cannot take, or off."
+    )
+    spool_max_bytes: int = _option(1_073_741_824, _integer(1), "Maximum bytes of the spool.")
+    drain_timeout_s: float = _option(
+        10, _seconds(0, 3600), "Maximum seconds to drain the spool on shutdown.", unit="s"
+    )
+    log_format: str = _option("text", _choice("text", "json"), "Format of the log: text or json.")
+    log_level: str = _option(
+        "info", _choice("debug", "info", "warn", "error"), "Lowest level to log: debug, info, warn or error."
+    )
+    access_log: bool = _option("off", _switch, "Log a line for each request: on or off.")
+    tracing: str = _option(
         "off",
-        "otlp exports spans as OpenTelemetry's OTEL_… variables say; or off",
-    ),
-)
+        _choice("off", "otlp"),
+        "Export spans, configured by OpenTelemetry's OTEL_… variables: otlp or off.",
+    )
+    sources: Mapping[str, Source]
+    warnings: tuple[str, ...]
+    origins: Origins = field(repr=False, eq=False)
 
-_CONFIG_FILE = Option("config", ("WEBHOOK_CONFIG",), _text, None, "TOML file; conf/webhookd.toml is a sample")
+    @property
+    def queues(self) -> list[QueueKeys]:
+        """The queues of all sources, by name."""
+        names = {source.queue for source in self.sources.values()}
+        return [QueueKeys(self.prefix, name) for name in sorted(names)]
 
-#: What the command line and the environment can say; ``config`` cannot name itself in a file.
+    @property
+    def destination(self) -> str:
+        """Redis, prefix and queues, without secrets: a spool's records belong to one destination."""
+        return f"{self.redis} {self.prefix} {' '.join(keys.queue for keys in self.queues)}"
+
+    @property
+    def replica(self) -> str:
+        """The name of this daemon among those that share a Redis: host and port."""
+        return f"{socket.gethostname()}:{self.port}"
+
+    @property
+    def queue_settings(self) -> QueueSettings:
+        """The rules by which jobs are added. The command uses them too, so both find the same duplicates."""
+        replica = self.replica
+        return QueueSettings(
+            prefix=self.prefix,
+            wire=self.wire,
+            lock_ttl_ms=max(self.lock_ttl_ms, self.dedup_ttl_ms),
+            set_by=lambda: f"{wall_clock_ms()} {replica}",
+            replicas=self.ack,
+        )
+
+
+def _options_of(declaring: type[Config | Source], *, per_source: bool) -> tuple[Option, ...]:
+    return tuple(
+        evolve(attribute.metadata["option"], field=attribute.name, per_source=per_source)
+        for attribute in fields(declaring)
+        if attribute.metadata
+    )
+
+
+#: The options that all sources share, and those that a source can override.
+COMMON_OPTIONS = _options_of(Config, per_source=False)
+SOURCE_OPTIONS = _options_of(Source, per_source=True)
+OPTIONS = COMMON_OPTIONS + SOURCE_OPTIONS
+
+_CONFIG_FILE = Option(None, _text, "TOML file; conf/webhookd.toml is a sample.", field="config")
+
+#: The options of the command line and the environment. A file cannot set ``config``.
 ALL_OPTIONS = (_CONFIG_FILE, *OPTIONS)
 
 
@@ -481,7 +414,7 @@ ALL_OPTIONS = (_CONFIG_FILE, *OPTIONS)
 
 
 def resolve(command_line: Mapping[str, object], environment: Environment) -> Config:
-    """One `Config` from what was given; reads the files that it names.
+    """Return the `Config` of what was given; reads the files that it names.
 
     ``command_line`` maps option names to strings, or to a list of strings for repeatable ones, and has
     only those that were given. Raises `ConfigError` with one line that names the culprit.
@@ -489,7 +422,7 @@ def resolve(command_line: Mapping[str, object], environment: Environment) -> Con
     path = _parsed(_CONFIG_FILE, *_given(_CONFIG_FILE, command_line, environment, {}))
     document = _read_toml(path) if path is not None else {}
     sections = _table(document.pop("sources", {}), "[sources]")
-    _refuse_unknown(document, {option.name for option in OPTIONS}, "")
+    _refuse_unknown(document, OPTIONS, "")
     values, origins = {}, {}
     for option in OPTIONS:
         where, value = _given(option, command_line, environment, document)
@@ -502,15 +435,18 @@ def resolve(command_line: Mapping[str, object], environment: Environment) -> Con
     sources.setdefault(DEFAULT_SOURCE, _source(DEFAULT_SOURCE, {}, values, origins, DEFAULT))
     values["endpoint"] = values["endpoint"] or _tcp_endpoint(values["port"], values["interface"])
     values["ops_endpoint"] = _ops_endpoint(values["ops_endpoint"], values["port"])
-    fields = {option.field: values[option.name] for option in OPTIONS if not option.per_source}
-    warnings = tuple(_warnings(environment, sources))
-    return Config(**fields, sources=sources, warnings=warnings, origins=origins)
+    return Config(
+        sources=sources,
+        warnings=tuple(_warnings(environment, sources)),
+        origins=origins,
+        **{option.field: values[option.name] for option in COMMON_OPTIONS},
+    )
 
 
 def _given(
     option: Option, command_line: Mapping[str, object], environment: Environment, document: Mapping[str, Any]
 ) -> tuple[str, object]:
-    """The highest place that has an option, under the option's name there, and what stands in it."""
+    """Return the option's name in the highest place that has it, and its value there."""
     if option.name in command_line:
         return f"--{option.flag}", command_line[option.name]
     for name in option.environment:
@@ -536,27 +472,26 @@ def _parsed(option: Option, where: str, value: object) -> Any:
 
 
 def _read_secret(name: str, environment: Environment) -> str:
-    """A file's text; several secrets stand on a line each."""
-    try:
-        text = Path(environment[name]).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: cannot read the file: {_reason(error)}") from None
-    return ",".join(text.split())
+    """Return the text of the file that a variable names. Several secrets stand on separate lines."""
+    return ",".join(_read(environment[name], f"{name}: ").split())
 
 
 def _read_toml(path: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read the file: {_reason(error)}") from None
+        return tomllib.loads(_read(path, f"{path}: "))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists in lists
         raise ConfigError(f"{path}: it cannot be read as TOML") from None
 
 
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return (error.strerror or "unknown error") if isinstance(error, OSError) else "it is not UTF-8"
+def _read(path: str, where: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{where}cannot read the file: {error.strerror or 'unknown error'}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}cannot read the file: it is not UTF-8") from None
 
 
 def _table(value: object, where: str) -> Mapping[str, Any]:
@@ -565,40 +500,31 @@ def _table(value: object, where: str) -> Mapping[str, Any]:
     return value
 
 
-def _refuse_unknown(table: Mapping[str, Any], known: set[str], where: str) -> None:
+def _refuse_unknown(table: Mapping[str, Any], options: tuple[Option, ...], where: str) -> None:
+    known = {option.name for option in options}
     for key in table:
         if key not in known:
-            raise ConfigError(f"{where}{_shown(key)}: there is no such option")
-
-
-def _shown(key: str) -> str:
-    """A TOML key on one line, whatever stands between its quotes."""
-    return key if key.isprintable() else repr(key)
+            raise ConfigError(f"{where}{printable(key)}: there is no such option")
 
 
 def _source(name: str, section: object, values: Mapping[str, Any], origins: Origins, origin: str) -> Source:
-    """A source has its own values where its section, the ``origin``, has some, and the common ones else."""
-    where = f"[sources.{_shown(name)}] "
+    """Return a source: the values of its ``section``, which is their ``origin``, else the common values."""
+    where = f"[sources.{printable(name)}] "
     if not _SOURCE_NAME.fullmatch(name):
         raise ConfigError(f"{where}: a source's name is a-z, then up to 31 of a-z, 0-9, _ and -")
     table = _table(section, where)
-    options = [option for option in OPTIONS if option.per_source]
-    _refuse_unknown(table, {option.name for option in options}, where)
+    _refuse_unknown(table, SOURCE_OPTIONS, where)
     own = {
         option.name: _parsed(option, where + option.name, table[option.name])
-        for option in options
+        for option in SOURCE_OPTIONS
         if option.name in table
     }
-    value: dict[str, Any] = {**values, **own}
     return Source(
         name=name,
-        secrets=value["secret"],
-        tokens=value["token"],
-        networks=value["networks"],
-        events=value["events"],
-        queue=value["queue"],
-        job_options=value["job_options"],
-        origins={option.name: origin if option.name in own else origins[option.name] for option in options},
+        origins={
+            option.name: origin if option.name in own else origins[option.name] for option in SOURCE_OPTIONS
+        },
+        **{option.field: {**values, **own}[option.name] for option in SOURCE_OPTIONS},
     )
 
 
@@ -608,25 +534,22 @@ def _tcp_endpoint(port: int, interface: str) -> str:
 
 
 def _ops_endpoint(given: str, port: int) -> str | None:
-    if given == "off":
-        return None
     if given:
-        return given
+        return None if given == "off" else given
     ops_port = port + _OPS_PORT_DISTANCE
     return f"tcp:{ops_port if ops_port < 65536 else port - _OPS_PORT_DISTANCE}:interface=127.0.0.1"
 
 
 def unknown_names(environment: Environment) -> list[str]:
-    """The names in the environment that look like options of ours, and are none."""
-    known = {name for option in ALL_OPTIONS for name in option.environment}
-    known |= {f"{name}_FILE" for option in ALL_OPTIONS if option.secret for name in option.environment}
+    """Return the ``WEBHOOK_*`` names in the environment that no option has."""
+    known = {name for option in ALL_OPTIONS for name in option.variables}
     return [name for name in sorted(environment) if name.startswith("WEBHOOK_") and name not in known]
 
 
 def _warnings(environment: Environment, sources: Mapping[str, Source]) -> list[str]:
     warnings = [f"{name} in the environment is no option of webhookd" for name in unknown_names(environment)]
     warnings += [
-        f"source {source.name} has neither a secret nor a token: anybody who reaches it can add jobs"
+        f"source {source.name} has neither a secret nor a token: anyone who reaches it can add jobs"
         for source in sources.values()
         if source.is_open
     ]

@@ -1,6 +1,6 @@
-"""The values that flow through webhookd, its words for failure, and its two interfaces.
+"""The values that flow through webhookd, its errors, and its two interfaces.
 
-Layer 0: everything may import this module, and it imports nothing of ours.
+Every module may import this one. It imports no other module of webhookd.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from zope.interface import Attribute, Interface
 if TYPE_CHECKING:  # so that `webhookd health`, which containers start every few seconds, needs no Twisted
     from twisted.internet.defer import Deferred
 
-# The values that each event makes are structs, which take a quarter of the time of attrs' frozen classes.
-# They hold no containers, so the garbage collector need not look at them.
+# The values that every event creates are structs: they take a quarter of the time of attrs' frozen classes.
+# They hold no containers, so the garbage collector need not track them.
 
 
 class Delivery(Struct, frozen=True, gc=False):
     """One HTTP request of a source, as it was received.
 
-    ``delivery_id`` is the sender's ``X-Chatwoot-Delivery`` header as sent, or None. ``request_id`` names the
-    request in its answer and in the log: letters, digits, and ``._-``.
+    ``delivery_id`` is the value of the ``X-Chatwoot-Delivery`` header, or None. ``request_id`` identifies the
+    request in its answer and in the log. It consists of letters, digits, and ``._-``.
     """
 
     source: str
@@ -38,17 +38,17 @@ class Delivery(Struct, frozen=True, gc=False):
 
 
 class Event(Struct, frozen=True, gc=False):
-    """What a delivery says happened: the event's name as sent, and the id that its job gets."""
+    """An event that a delivery reports: its name as sent, and the id of its job."""
 
     name: str
     job_id: str
 
 
 class Job(Struct, frozen=True, gc=False):
-    """What the workers get: one BullMQ job, encoded as it will be stored.
+    """One BullMQ job for the workers, encoded as Redis will store it.
 
-    ``data`` and ``options`` are JSON texts; ``timestamp_ms`` is the time of receipt.
-    A ``delay_ms`` above zero wins over ``priority``, which wins over ``lifo``, as in BullMQ.
+    ``data`` and ``options`` are JSON texts. ``timestamp_ms`` is the time of receipt.
+    As in BullMQ, a ``delay_ms`` above zero overrides ``priority``, which overrides ``lifo``.
     """
 
     queue: str
@@ -66,12 +66,12 @@ class Job(Struct, frozen=True, gc=False):
 
     @property
     def size_bytes(self) -> int:
-        """About how much room the job takes on the wire and on disk."""
+        """Approximate size of the job on the wire and on disk."""
         return len(self.data) + len(self.options) + len(self.name) + len(self.id)
 
 
 class Outcome(StrEnum):
-    """What became of an event; the value is what the sender reads as ``status``."""
+    """The outcome of an event; its value is the ``status`` in the answer to the sender."""
 
     QUEUED = "queued"
     ALREADY_QUEUED = "already_queued"
@@ -80,7 +80,7 @@ class Outcome(StrEnum):
 
 
 class Receipt(Struct, frozen=True, gc=False):
-    """The answer to an event that was taken, or that nobody wants."""
+    """The result for an event that was accepted, or ignored by configuration."""
 
     outcome: Outcome
     job_id: str
@@ -88,18 +88,18 @@ class Receipt(Struct, frozen=True, gc=False):
 
 
 class WebhookdError(Exception):
-    """The root of webhookd's own errors."""
+    """The base class of webhookd's errors."""
 
 
 class ConfigError(WebhookdError):
-    """The configuration cannot be used; the message is one line, for the operator."""
+    """The configuration is invalid; the message is one line, for the operator."""
 
 
 class Refusal(WebhookdError):
-    """A request that is not taken.
+    """A request that is refused.
 
-    ``code`` is a stable word for machines, from a closed set; the message is for people and repeats
-    nothing of the request.
+    ``code`` is a stable identifier for programs, from a closed set. The message is for people, and repeats
+    nothing from the request.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -108,31 +108,27 @@ class Refusal(WebhookdError):
 
 
 class BadRequest(Refusal):
-    """The body cannot become an event."""
+    """The body is not a valid event."""
 
 
 class Unauthorized(Refusal):
-    """The request shows no valid credential."""
+    """The request has no valid credential."""
 
 
 class UnknownSource(Refusal):
-    """No source of that name is configured."""
-
-
-class TooLarge(Refusal):
-    """The body is larger than allowed."""
+    """No source with this name is configured."""
 
 
 class UnsupportedMedia(Refusal):
-    """The body says of itself that it is something else than JSON."""
+    """The declared content type is not JSON."""
 
 
 class TooMany(Refusal):
-    """Too much is under way at once; the same request may be taken a little later."""
+    """Too many requests are in progress; the same request may be accepted a little later."""
 
 
 class RedisErrorKind(Enum):
-    """Why Redis did not take a job: the kinds of its error replies, and two of our own."""
+    """Reasons why Redis did not accept a job: its error replies, or ``DISCONNECTED`` and ``TIMEOUT``."""
 
     DISCONNECTED = "disconnected"
     TIMEOUT = "timeout"
@@ -151,10 +147,10 @@ class RedisErrorKind(Enum):
 
 
 class QueueUnavailable(WebhookdError):
-    """Redis could not take the job now.
+    """Redis cannot accept the job now.
 
-    ``unknown`` is true where the command was sent and its outcome is not known: the job may have
-    been added. Repeating it is safe, because the script adds a job id once.
+    ``unknown`` is true if the command was sent but its outcome is unknown: Redis may have added the job.
+    Repeating the command is safe, because the script adds each job id once.
     """
 
     def __init__(self, kind: RedisErrorKind, message: str, *, unknown: bool = False) -> None:
@@ -164,27 +160,27 @@ class QueueUnavailable(WebhookdError):
 
 
 class JobRefused(WebhookdError):
-    """Redis refused this one job for its own sake; repeating it will not help."""
+    """Redis refused this job because of the job itself; repeating it will not help."""
 
 
 class SpoolUnavailable(WebhookdError):
-    """The spool could not take the job: off, full or broken."""
+    """The spool cannot accept the job: it is off, full or broken."""
 
 
 class IJobSink(Interface):
-    """Where jobs go."""
+    """A destination for jobs."""
 
     def add(job: Job) -> Deferred[Receipt]:
         """Add one job, once.
 
-        Fires with a receipt of ``QUEUED`` or ``ALREADY_QUEUED``; fails with `QueueUnavailable`
-        or `JobRefused`. Cancelling the Deferred does not take the job back.
+        Fires with a receipt of ``QUEUED`` or ``ALREADY_QUEUED``. Fails with `QueueUnavailable`
+        or `JobRefused`. Cancelling the Deferred does not withdraw the job.
         """
 
 
 @frozen
 class SpoolRecord:
-    """One job in a spool; ``sequence`` gives its place in the order of arrival."""
+    """One job in a spool; ``sequence`` is its position in order of arrival."""
 
     sequence: int
     job: Job
@@ -192,10 +188,11 @@ class SpoolRecord:
 
 @frozen
 class SpoolStats:
-    """What a spool holds: live records, their bytes, the receipt time of the first, and what was set aside.
+    """The contents of a spool.
 
-    ``problem`` says why the next append would fail, as far as is known: None, or the message of a
-    `SpoolUnavailable`.
+    ``records``, ``bytes`` and ``oldest_received_at_ms`` describe the live records. ``dead_records`` and
+    ``corrupt_records`` count those that were set aside. ``problem`` is the reason why the next append is
+    expected to fail (the message of a `SpoolUnavailable`), or None.
     """
 
     records: int
@@ -209,36 +206,27 @@ class SpoolStats:
 class ISpool(Interface):
     """A durable, bounded FIFO of jobs on local disk, unique by queue and job id."""
 
-    stats: SpoolStats = Attribute("What the spool holds now; cheap to read, no I/O.")
-    is_empty: bool = Attribute("Whether no job is in it or on its way into it, so that none is overtaken.")
+    stats: SpoolStats = Attribute("The current contents of the spool; reading it does no I/O.")
+    is_empty: bool = Attribute("True if no job is in the spool or about to enter it, so none is overtaken.")
 
     def until_open() -> Deferred[None] | None:
-        """Fires once it is known what the spool holds, or that there is none; None where it is by now."""
+        """Return None if the spool has opened or failed to open; else a Deferred that fires when it has."""
 
     def append(job: Job) -> Deferred[Receipt]:
-        """Put a job at the end.
+        """Add a job at the end.
 
-        Fires only after the commit is on disk: ``SPOOLED``, or ``ALREADY_QUEUED`` where the spool
+        Fires only after the commit is on disk: with ``SPOOLED``, or with ``ALREADY_QUEUED`` if the spool
         already holds that job id. Fails with `SpoolUnavailable`.
         """
 
     def first(limit: int, max_bytes: int) -> Deferred[Sequence[SpoolRecord]]:
-        """The oldest records, in order: at most ``limit``, and at most ``max_bytes`` but for the first."""
+        """Read the oldest records, in order: at most ``limit`` of them.
+
+        Together they have at most ``max_bytes``, unless the first alone has more.
+        """
 
     def remove(sequences: Sequence[int]) -> Deferred[None]:
-        """Forget records that are safe elsewhere now; unknown ones are passed over."""
+        """Delete records that are now safe elsewhere; unknown sequences are ignored."""
 
     def bury(sequence: int, reason: str) -> Deferred[None]:
         """Move a record that can never be queued to the dead letters."""
-
-    def check() -> Deferred[None]:
-        """Write something and fsync it, for health; fails with `SpoolUnavailable` where no append can."""
-
-    def expire_dead() -> Deferred[int]:
-        """Delete what was set aside longer ago than its age limit; fires with the number of records."""
-
-    def close() -> Deferred[None]:
-        """Finish what waits, close the files and let go of the directory.
-
-        From then on all else fails with `SpoolUnavailable`.
-        """

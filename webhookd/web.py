@@ -1,19 +1,16 @@
-"""The HTTP routes: the Klein app for webhooks, its sibling for health, and the table of status codes.
+"""The HTTP routes, as Klein apps for webhooks, health and operators; and the table of status codes.
 
-Both are given callables, not the application. Answers are small JSON and never a redirect, which Chatwoot
-would follow with a second POST.
+The apps get callables, not the application. Answers are small JSON documents.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
-from urllib.parse import unquote_to_bytes
+from typing import Any, ClassVar
 
-import msgspec
 from attrs import define, field
-from klein import Klein, Response
+from klein import Response
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -22,7 +19,9 @@ from twisted.web.resource import IResource
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from webhookd.chatwoot.payload import EVENTS
-from webhookd.http import WebhookRequest
+from webhookd.http import InFlight, KleinApp, WebhookRequest
+from webhookd.http.answers import CORS, JSON, JSON_CORS, RETRY_AFTER, Headers, error_response, json_response
+from webhookd.intake import Accept
 from webhookd.intake.auth import Credentials, Network, client_address
 from webhookd.model import (
     BadRequest,
@@ -33,22 +32,11 @@ from webhookd.model import (
     Receipt,
     Refusal,
     SpoolUnavailable,
-    TooLarge,
     TooMany,
     Unauthorized,
     UnknownSource,
     UnsupportedMedia,
 )
-
-Headers: TypeAlias = Mapping[str | bytes, str | bytes | Sequence[str | bytes]]
-
-#: A WebhookRequest. Klein's own type of an error handler says that it takes every request.
-AnyRequest: TypeAlias = Any
-
-#: A klein.Response. Klein's own type of what a route returns leaves it out.
-Answer: TypeAlias = Any
-
-Accept = Callable[[Delivery, Credentials], Deferred[Receipt]]
 
 STATUS_OF_OUTCOME: Mapping[Outcome, int] = {
     Outcome.QUEUED: 202,
@@ -57,12 +45,11 @@ STATUS_OF_OUTCOME: Mapping[Outcome, int] = {
     Outcome.IGNORED: 200,
 }
 
-# 500 and not 503 where nothing can take an event: of all errors, Chatwoot's agent bots repeat 429 and 500.
+# 500, not 503, if neither Redis nor the spool accepts an event: Chatwoot's agent bots retry only 429 and 500.
 STATUS_OF_ERROR: Mapping[type, int] = {
     BadRequest: 400,
     Unauthorized: 401,
     UnknownSource: 404,
-    TooLarge: 413,
     UnsupportedMedia: 415,
     TooMany: 429,
     QueueUnavailable: 500,
@@ -70,86 +57,42 @@ STATUS_OF_ERROR: Mapping[type, int] = {
     JobRefused: 500,
 }
 
-_RETRY_AFTER: Headers = {b"Retry-After": b"3"}
-_JSON: Headers = {b"Content-Type": b"application/json"}
-_CORS: Headers = {b"Access-Control-Allow-Origin": b"*"}  # CORS guards nothing here: a signature does
-_JSON_CORS: Headers = {**_JSON, **_CORS}
 _CORS_PREFLIGHT: Headers = {
-    **_CORS,
+    **CORS,
     b"Access-Control-Allow-Methods": b"POST, OPTIONS",
     b"Access-Control-Allow-Headers": b"*, Authorization",
     b"Access-Control-Max-Age": b"86400",
 }
 _CODE_OF_HTTP_STATUS = {404: "not_found", 405: "method_not_allowed"}
-_MAX_SHORTCUTS = 256
 
 _log = Logger()
-_encode = msgspec.json.encode
-
-
-class InFlight:
-    """How much is under way, and the limits of it."""
-
-    def __init__(self, max_requests: int, max_bytes: int) -> None:
-        self.requests = 0
-        self.bytes = 0
-        self._max_requests = max_requests
-        self._max_bytes = max_bytes
-
-    def enter(self, size_bytes: int) -> None:
-        """Count a request in; raises `TooMany` where that would pass a limit."""
-        if self.requests >= self._max_requests or self.bytes + size_bytes > self._max_bytes:
-            raise TooMany("too_many", "too many requests are under way")
-        self.requests += 1
-        self.bytes += size_bytes
-
-    def leave(self, size_bytes: int) -> None:
-        """Count a request out."""
-        self.requests -= 1
-        self.bytes -= size_bytes
-
-
-def _klein() -> Klein:
-    """A Klein app without werkzeug's redirects: a slash at the end, or a doubled one, is no other address."""
-    app = Klein()
-    app.url_map.strict_slashes = False
-    app.url_map.merge_slashes = False
-    return app
-
-
-# -- answers ------------------------------------------------------------------------------------------------
-
-
-def _answer(status: int, content: object, headers: Headers = _JSON) -> Response:
-    body = _encode(content) + b"\n"
-    return Response(status, {**headers, b"Content-Length": b"%d" % len(body)}, body)
 
 
 def _answer_error(
-    request: WebhookRequest, failure: Failure, headers: Headers = _JSON, **known: str | None
+    request: WebhookRequest, failure: Failure, headers: Headers = JSON, **known: str | None
 ) -> Response:
-    """The one place where a failure becomes an answer; it tells nothing of what went wrong inside.
+    """Return the answer to a failed request, without internal details, and record the refusal.
 
-    The site is told what became of the request, and whatever else is ``known`` of it.
+    ``known`` are other fields of the record.
     """
     error = failure.value
     reason = None
-    if isinstance(error, HTTPException):  # what werkzeug says of a path or a method
+    if isinstance(error, HTTPException):  # of werkzeug, for a path or a method
         status = error.code or 500
         code, message = _CODE_OF_HTTP_STATUS.get(status, "bad_request"), error.name
     elif isinstance(error, Refusal):
         status, code, message = STATUS_OF_ERROR.get(type(error), 500), error.code, str(error)
     else:
-        status, code, message = 500, "unavailable", "the event could not be taken"
+        status, code, message = 500, "unavailable", "the event could not be accepted"
         reason = type(error).__name__
         if type(error) not in STATUS_OF_ERROR:
             _log.failure("cannot answer a request", failure, request_id=request.request_id.decode())
     if isinstance(error, MethodNotAllowed):
         headers = {**headers, b"Allow": ", ".join(sorted(error.valid_methods or ())).encode()}
     elif status in (429, 500):
-        headers = {**headers, **_RETRY_AFTER}
-    request.refused(status, code, reason=reason, **known)
-    return _answer(status, {"error": {"code": code, "message": message}}, headers)
+        headers = {**headers, **RETRY_AFTER}
+    request.add_refusal(status, code, reason=reason, **known)
+    return error_response(status, code, message, headers)
 
 
 # -- routes -------------------------------------------------------------------------------------------------
@@ -159,12 +102,12 @@ def _answer_error(
 class WebhookApp:
     """The receiver's routes.
 
-    ``default_source`` is the one behind the short path; ``now_ms`` gives the wall clock. Only what
-    ``trusted_proxies`` say of a client is believed. ``events`` counts by source, event and outcome, and
-    ``refusals`` by code.
+    ``default_source`` is the source of the path without a name. ``now_ms`` is the wall clock. The client's
+    address in a header counts only if it comes from ``trusted_proxies``. ``events`` counts by source, event
+    and outcome; ``refusals`` counts by code.
     """
 
-    app: ClassVar[Klein] = _klein()
+    app: ClassVar[KleinApp] = KleinApp()
 
     accept: Accept
     default_source: str
@@ -176,13 +119,13 @@ class WebhookApp:
     refusals: Counter[str] = field(factory=Counter)
 
     @app.route("/webhook/chatwoot", methods=["POST"])
-    def receive_default(self, request: WebhookRequest) -> Deferred[Answer]:
-        """A delivery of the default source."""
+    def receive_default(self, request: WebhookRequest) -> Deferred[Response]:
+        """Accept a delivery of the default source."""
         return self.receive(request, self.default_source)
 
     @app.route("/webhook/chatwoot/<source>", methods=["POST"])
-    def receive(self, request: WebhookRequest, source: str) -> Deferred[Answer]:
-        """A delivery of a named source."""
+    def receive(self, request: WebhookRequest, source: str) -> Deferred[Response]:
+        """Accept a delivery of a named source."""
         fields = request.fields
         _check_media_type(fields)
         body = request.body
@@ -205,11 +148,15 @@ class WebhookApp:
             self._taken, self._not_taken, callbackArgs=arguments, errbackArgs=arguments
         )
 
-    def _taken(self, receipt: Receipt, source: str, size_bytes: int) -> Answer:
+    def _taken(self, receipt: Receipt, source: str, size_bytes: int) -> Response:
         self.in_flight.leave(size_bytes)
         event = receipt.event if receipt.event in EVENTS else "other"
         self.events[source, event, receipt.outcome] += 1
-        return _answer_receipt(receipt)
+        if receipt.outcome is Outcome.IGNORED:
+            content = {"status": receipt.outcome, "event": receipt.event}
+        else:
+            content = {"status": receipt.outcome, "jobId": receipt.job_id}
+        return json_response(STATUS_OF_OUTCOME[receipt.outcome], content, JSON_CORS)
 
     def _not_taken(self, failure: Failure, source: str, size_bytes: int) -> Failure:
         self.in_flight.leave(size_bytes)
@@ -218,18 +165,18 @@ class WebhookApp:
 
     @app.route("/webhook/chatwoot", methods=["OPTIONS"])
     @app.route("/webhook/chatwoot/<_source>", methods=["OPTIONS"])
-    def preflight(self, _request: IRequest, _source: str = "") -> Answer:
-        """A browser's question whether it may post."""
+    def preflight(self, _request: IRequest, _source: str = "") -> Response:
+        """Allow a browser to post: any header, from any origin."""
         return Response(204, _CORS_PREFLIGHT, b"")
 
     @app.route("/health", branch=True)
     def sibling(self, request: IRequest) -> IResource:
-        """The health resource has everything below this path."""
+        """Pass all paths below to the health resource."""
         return _branch(request, self.health)
 
     @app.handle_errors(Exception)
-    def failed(self, request: AnyRequest, failure: Failure) -> Answer:
-        """Whatever went wrong."""
+    def failed(self, request: WebhookRequest, failure: Failure) -> Response:
+        """Answer any error."""
         if isinstance(failure.value, Refusal):
             self.refusals[failure.value.code] += 1
         client = client_address(_credentials(request), self.trusted_proxies)
@@ -237,62 +184,54 @@ class WebhookApp:
         if not isinstance(failure.value, HTTPException | UnknownSource):
             path = request.path.decode("ascii", "replace")
             known["source"] = path.removeprefix("/webhook/chatwoot").strip("/") or self.default_source
-        return _answer_error(request, failure, _JSON_CORS, **known)
-
-
-def _answer_receipt(receipt: Receipt) -> Response:
-    if receipt.outcome is Outcome.IGNORED:
-        content = {"status": receipt.outcome, "event": receipt.event}
-    else:
-        content = {"status": receipt.outcome, "jobId": receipt.job_id}
-    return _answer(STATUS_OF_OUTCOME[receipt.outcome], content, _JSON_CORS)
+        return _answer_error(request, failure, JSON_CORS, **known)
 
 
 @define(eq=False)
 class HealthApp:
-    """The health routes, for whoever decides whether to send requests or to restart the daemon.
+    """The health routes, for load balancers and orchestrators.
 
-    ``report`` gives all that is known; ``is_ready`` whether an event could be accepted now.
+    ``report`` returns the full state. ``is_ready`` says whether an event could be accepted now.
     """
 
-    app: ClassVar[Klein] = _klein()
+    app: ClassVar[KleinApp] = KleinApp()
 
     report: Callable[[], Awaitable[Mapping[str, object]]]
     is_ready: Callable[[], bool]
 
     @app.route("/", methods=["GET"])
-    async def everything(self, _request: IRequest) -> Answer:
-        """All that is known; 503 while not ready."""
-        return _answer(self._status(), await self.report())
+    async def everything(self, _request: IRequest) -> Response:
+        """Report the full state, with 503 while not ready."""
+        return json_response(self._status(), await self.report())
 
     @app.route("/live", methods=["GET"])
-    def live(self, _request: IRequest) -> Answer:
-        """That this is answered at all shows that the reactor turns."""
-        return _answer(200, {"status": "ok"})
+    def live(self, _request: IRequest) -> Response:
+        """Answer always: any answer shows that the reactor runs."""
+        return json_response(200, {"status": "ok"})
 
     @app.route("/ready", methods=["GET"])
-    def ready(self, _request: IRequest) -> Answer:
-        """Whether an event could be accepted now."""
-        return _answer(self._status(), {"status": "ok" if self.is_ready() else "unavailable"})
+    def ready(self, _request: IRequest) -> Response:
+        """Report whether an event could be accepted now."""
+        return json_response(self._status(), {"status": "ok" if self.is_ready() else "unavailable"})
 
     def _status(self) -> int:
         return 200 if self.is_ready() else 503
 
     @app.handle_errors(Exception)
-    def failed(self, request: AnyRequest, failure: Failure) -> Answer:
-        """Whatever went wrong."""
+    def failed(self, request: WebhookRequest, failure: Failure) -> Response:
+        """Answer any error."""
         return _answer_error(request, failure)
 
 
 @define(eq=False)
 class OpsApp:
-    """The routes for those who run the daemon; the world does not see them.
+    """The routes for operators, on an endpoint that is not public.
 
-    ``expose`` gives the metrics in the form that an ``Accept`` header asks for: media type and text.
-    ``page`` is the status page, and ``events`` the stream that it reads.
+    ``expose`` takes an ``Accept`` header and returns the metrics: media type and text. ``page`` is the status
+    page, and ``events`` is the stream that the page reads.
     """
 
-    app: ClassVar[Klein] = _klein()
+    app: ClassVar[KleinApp] = KleinApp()
 
     health: IResource
     expose: Callable[[str], Coroutine[Any, Any, tuple[str, bytes]]]
@@ -300,18 +239,18 @@ class OpsApp:
     events: IResource
 
     @app.route("/", methods=["GET"])
-    def status(self, _request: IRequest) -> Answer:
-        """The status page, for people."""
+    def status(self, _request: IRequest) -> Response:
+        """Show the status page."""
         return self.page
 
     @app.route("/status/events", branch=True, methods=["GET"])
     def stream(self, request: IRequest) -> IResource:
-        """What the status page shows, as it changes."""
+        """Stream the data of the status page."""
         return _branch(request, self.events)
 
     @app.route("/metrics", methods=["GET"])
-    async def metrics(self, request: WebhookRequest) -> Answer:
-        """All metrics, for Prometheus."""
+    async def metrics(self, request: WebhookRequest) -> Response:
+        """Expose all metrics for Prometheus."""
         accept = request.fields.get(b"accept", b"").decode("latin-1")
         media_type, text = await self.expose(accept)
         headers: Headers = {b"Content-Type": media_type.encode(), b"Content-Length": b"%d" % len(text)}
@@ -319,99 +258,29 @@ class OpsApp:
 
     @app.route("/health", branch=True)
     def sibling(self, request: IRequest) -> IResource:
-        """The same health resource that the receiver has."""
+        """Pass all paths below to the health resource, the same as the receiver's."""
         return _branch(request, self.health)
 
     @app.handle_errors(Exception)
-    def failed(self, request: AnyRequest, failure: Failure) -> Answer:
-        """Whatever went wrong."""
+    def failed(self, request: WebhookRequest, failure: Failure) -> Response:
+        """Answer any error."""
         return _answer_error(request, failure)
 
 
 def _branch(request: IRequest, resource: IResource) -> IResource:
-    """The other resource, at its root: with an empty path, werkzeug answers 404 where it should 405."""
+    """Return a resource for a branch. With an empty path, werkzeug would answer 404 instead of 405."""
     request.postpath = request.postpath or [b""]
     return resource
 
 
-# -- the short way ------------------------------------------------------------------------------------------
-
-
-#: An endpoint of Klein's, its arguments, and the rule that led to it.
-_Route: TypeAlias = tuple[str, Mapping[str, Any], str]
-
-
-class Shortcut:
-    """Klein's routes without the way that Klein takes to them.
-
-    A KleinResource binds and matches werkzeug's map anew, and chains half a dozen Deferreds, for every
-    request: more work than all the rest. Here a match is remembered, and the same endpoint is called with
-    the same arguments. Branches, and what does not match, are left to Klein.
-
-    Klein cancels a handler when its client hangs up. Here nobody does: a job that is on its way must not be
-    stopped half-way.
-    """
-
-    def __init__(self, app: Klein, failed: Callable[[WebhookRequest, Failure], Response]) -> None:
-        """``failed`` is the app's own error handler."""
-        self._app = app
-        self._failed = failed
-        self._routes = app.url_map.bind("localhost")
-        self._known: dict[tuple[bytes, bytes], _Route] = {}
-
-    def __call__(self, request: WebhookRequest) -> bool:
-        """Answer a request, if its route has a short way."""
-        route = self._known.get((request.method, request.path)) or self._match(request)
-        if route is None:
-            return False
-        endpoint, arguments, request.route = route
-        try:
-            answer: Any = self._app.execute_endpoint(endpoint, request, **arguments)
-        except Exception:  # noqa: BLE001  # as Klein's own
-            answer = self._failed(request, Failure())
-        if isinstance(answer, Deferred):
-            answer.addCallbacks(
-                _respond, self._respond_to_failure, callbackArgs=(request,), errbackArgs=(request,)
-            ).addErrback(_log_defect)
-        else:
-            _respond(answer, request)
-        return True
-
-    def _match(self, request: WebhookRequest) -> _Route | None:
-        try:
-            path, method = unquote_to_bytes(request.path).decode(), request.method.decode("ascii")
-            rule, arguments = self._routes.match(path, method, return_rule=True)
-        except (UnicodeDecodeError, HTTPException):
-            return None
-        endpoint = rule.endpoint
-        if endpoint.endswith("_branch") or f"{endpoint}_branch" in self._app.endpoints:
-            request.route = rule.rule.partition("/<")[0]
-            return None
-        route = endpoint, arguments, rule.rule
-        if len(self._known) < _MAX_SHORTCUTS:  # a path can hold anything, so not all of them are remembered
-            self._known[request.method, request.path] = route
-        return route
-
-    def _respond_to_failure(self, failure: Failure, request: WebhookRequest) -> None:
-        _respond(self._failed(request, failure), request)
-
-
-def _respond(answer: Response, request: WebhookRequest) -> None:
-    request.respond(answer.code, answer.headers, answer.body)
-
-
-def _log_defect(failure: Failure) -> None:
-    _log.failure("cannot write an answer", failure)
-
-
-# -- what a request shows -----------------------------------------------------------------------------------
+# -- headers ------------------------------------------------------------------------------------------------
 
 
 def _check_media_type(fields: Mapping[bytes, bytes]) -> None:
-    """JSON, or silent about it; a body that says it is something else is not what Chatwoot sends."""
+    """Refuse a body that is declared as something else than plain JSON; no declaration is fine."""
     given = fields.get(b"content-type")
     if given == b"application/json" and b"content-encoding" not in fields:
-        return  # nearly always
+        return  # the usual case
     if given is not None and not _is_json(given.partition(b";")[0].strip().lower()):
         raise UnsupportedMedia("unsupported_media_type", "the body must be application/json")
     if fields.get(b"content-encoding", b"identity") != b"identity":

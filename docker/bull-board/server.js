@@ -1,10 +1,10 @@
-// Bull Board on webhookd's queues, for people to look at; it shows what is in the jobs, so not for everybody.
+// Bull Board for webhookd's queues. It shows the content of jobs, so restrict who can reach it.
 //
-// HOST, PORT           where it listens; 127.0.0.1, 3003
+// HOST, PORT           address and port; 127.0.0.1, 3003
 // REDIS_URL            redis://127.0.0.1:6379/0
-// QUEUES, PREFIX       BullMQ's names, with spaces between them, and prefix; chatwoot, bull
-// LOGIN                "user:password" that it asks for; nobody is asked without it
-// MAY_CHANGE           "yes": retry, remove and pause as well; else it only reads
+// QUEUES, PREFIX       BullMQ's queue names, separated by spaces, and prefix; chatwoot, bull
+// LOGIN                required "user:password"; without it there is no login
+// MAY_CHANGE           "yes" allows to retry, remove and pause; otherwise it only reads
 'use strict';
 
 const { createHash, timingSafeEqual } = require('node:crypto');
@@ -15,10 +15,10 @@ const { Queue } = require('bullmq');
 const express = require('express');
 const { Redis } = require('ioredis');
 
-// Its pages ask Google for fonts: nobody outside needs to know who looks at what.
+// Without this policy its pages would load fonts from Google, which would see who looks at what.
 const POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:";
 
-// What compose passes on is empty where nothing was set.
+// Compose passes an empty value if a variable is not set.
 const setting = (name, otherwise) => process.env[name] || otherwise;
 
 const host = setting('HOST', '127.0.0.1');
@@ -30,10 +30,10 @@ const readOnlyMode = setting('MAY_CHANGE', '') !== 'yes';
 const connection = new Redis(setting('REDIS_URL', 'redis://127.0.0.1:6379/0'));
 connection.on('error', (error) => console.error(`Redis: ${error.message}`));
 
-/** BullMQ 6 loses nothing of a queue that BullMQ 5 has paused, but does not show what 5 keeps apart then. */
+/** With a queue that BullMQ 5 has paused, BullMQ 6 loses nothing, but does not show the jobs in its paused list. */
 function board(name) {
-  // A Queue writes its version into the queue's meta otherwise, and webhookd (--wire auto) would take the workers
-  // for BullMQ 6.
+  // Otherwise a Queue writes its version into the queue's meta, and webhookd (--wire auto) would assume that the
+  // workers run BullMQ 6.
   const queue = new Queue(name, { connection, prefix, skipMetasUpdate: true });
   queue.on('error', (error) => console.error(`${name}: ${error.message}`));
   return new BullMQAdapter(queue, { readOnlyMode });
@@ -72,5 +72,5 @@ app.listen(port, host, (error) => {
   console.log(`Bull Board on http://${host}:${port}`);
 });
 
-// In a container it is process 1, which no signal ends by itself.
+// In a container it is process 1, which has no default action for signals.
 process.on('SIGTERM', () => process.exit(0));

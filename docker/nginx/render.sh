@@ -1,19 +1,19 @@
 #!/bin/sh
-# Writes nginx.conf and servers.conf from nginx.conf.template and the environment; the last one alone when
-# called with "servers": exit code 3 where it stays as it is.
+# Writes nginx.conf and servers.conf from nginx.conf.template and the environment. With the argument "servers" it
+# writes servers.conf alone, and ends with exit code 3 if that file does not change.
 #
 #   WEBHOOK_UPSTREAM  the replicas, NAME:PORT or ADDRESS:PORT, one or several       [webhook-api:3001]
 #   LISTEN            port, or address:port                                         [3000]
-#   TLS_LISTEN, TLS_CERTIFICATE, TLS_KEY   a TLS port beside it, and its files      [none]
-#   TRUSTED_NETWORKS  networks that are not limited, or "none"                      [loopback and private ones]
-#   REAL_IP_FROM      networks of load balancers whose X-Forwarded-For is believed  [none]
-#   API_UPSTREAM      where GET /api/... goes: [http[s]://]HOST[:PORT]              [none: 502]
+#   TLS_LISTEN, TLS_CERTIFICATE, TLS_KEY   an additional TLS port, and its files    [none]
+#   TRUSTED_NETWORKS  networks without a rate limit, or "none"                      [loopback and private ones]
+#   REAL_IP_FROM      networks of load balancers whose X-Forwarded-For is trusted   [none]
+#   API_UPSTREAM      the server for GET /api/...: [http[s]://]HOST[:PORT]          [none: 502]
 #   WEBHOOK_MAX_BODY  bytes, as for the daemon                                      [16777216]
 #   NGINX_RESOLVER    DNS servers                                                   [those of /etc/resolv.conf]
 #   NGINX_CONF        directory to write to                                         [/tmp]
 #   NGINX_RUN         directory for nginx.pid and temporary files                   [/tmp]
 #   NGINX_ACCESS_LOG  file                                                          [/dev/stdout]
-#   NGINX_PROGRAM     nginx itself                                                  [nginx]
+#   NGINX_PROGRAM     the nginx program                                             [nginx]
 set -eu
 
 WEBHOOK_UPSTREAM=${WEBHOOK_UPSTREAM:-webhook-api:3001}
@@ -30,26 +30,26 @@ fail() {
     exit 1
 }
 
-# value NAME: that variable's value.
+# value NAME: print the value of that variable.
 value() {
     eval "printf '%s\\n' \"\${$1:-}\""
 }
 
-# check NAME...: nothing gets into the configuration that could be more than a value.
+# check NAME...: refuse values that could contain nginx directives.
 check() {
     for name; do
         case $(value "$name") in
-        *[!0-9A-Za-z.:/_\ ,\[\]-]*) fail "$name: there is a character in it that does not belong" ;;
+        *[!0-9A-Za-z.:/_\ ,\[\]-]*) fail "$name contains a character that is not allowed" ;;
         esac
     done
 }
 
-# words NAME: the values in a variable, which blanks or commas part, one a line.
+# words NAME: print the values in a variable, separated by blanks or commas, one per line.
 words() {
     value "$1" | sed 's/[ ,][ ,]*/\n/g' | sed '/^$/d'
 }
 
-# The first nginx that looks names of an upstream up again by itself.
+# Since 1.27.3, nginx looks up the names of an upstream again by itself.
 nginx_resolves() {
     "${NGINX_PROGRAM:-nginx}" -v 2>&1 | sed 's|.*/||' |
         awk -F '[. ]' '{ exit !($1 * 1000000 + $2 * 1000 + $3 >= 1027003) }'
@@ -62,14 +62,14 @@ is_address() {
     esac
 }
 
-# server ADDRESS [resolve]: a replica that could not be reached, or did not answer, is passed over for 2 s. Where
-# that leaves none, nginx would refuse at once, so each is its own backup as well, which is always tried.
+# server ADDRESS [resolve]: nginx skips a replica for 2 s after it was unreachable or did not answer. If it skips all,
+# it would refuse requests at once. So each replica is also a backup, which nginx always tries.
 server() {
     echo "server $* max_fails=1 fail_timeout=2s;"
     echo "server $* max_fails=0 backup;"
 }
 
-# Older ones get the addresses of now, under the name in a comment; start.sh asks again and again.
+# Older versions get the current addresses, with the name in a comment; start.sh looks them up again and again.
 looked_up() {
     addresses=$(getent ahostsv4 "$1" | awk '$2 == "STREAM" { print $1 }' | sort -u)
     [ "$addresses" ] || return 1
@@ -92,7 +92,7 @@ servers() {
     done
 }
 
-# New servers replace the old ones whole. Where a name has no address, DNS is away, and the old ones stay.
+# New servers replace all old ones. If a name has no address, DNS is unavailable, and the old servers stay.
 write_servers() {
     file=$NGINX_CONF/servers.conf
     if servers >"$file.new" && ! cmp -s "$file.new" "$file"; then
@@ -100,7 +100,7 @@ write_servers() {
         return
     fi
     rm "$file.new"
-    # nginx does not start without any server; this one is never asked.
+    # nginx does not start without a server; this one is never used.
     [ -e "$file" ] || printf '# no address yet\nserver 127.0.0.1:1 down;\n' >"$file"
     return 3
 }
@@ -113,7 +113,7 @@ nameservers() {
     fi
 }
 
-# each HEAD TAIL: a line for each line of the input.
+# each HEAD TAIL: put HEAD before and TAIL after each line of the input.
 each() {
     sed "s|.*|$1&$2|"
 }
@@ -122,7 +122,7 @@ write_configuration() {
     TRUSTED=
     [ "$TRUSTED_NETWORKS" = none ] || TRUSTED=$(words TRUSTED_NETWORKS | each "" " 1;")
 
-    # X-Forwarded-For from a load balancer in front; what clients wrote into it before does not count.
+    # X-Forwarded-For of a load balancer in front; entries of clients do not count.
     REAL_IP=
     if [ "${REAL_IP_FROM:-}" ]; then
         REAL_IP="$(words REAL_IP_FROM | each "set_real_ip_from " ";")
@@ -130,7 +130,7 @@ write_configuration() {
     real_ip_recursive on;"
     fi
 
-    # Replicas listen on IPv4 unless told otherwise.
+    # Replicas listen on IPv4 by default.
     RESOLVER=$(nameservers | tr '\n' ' ')
     [ -z "$RESOLVER" ] || RESOLVER="resolver ${RESOLVER}valid=2s ipv6=off;
     resolver_timeout 1s;"
@@ -154,7 +154,7 @@ write_configuration() {
     fi
 
     export LISTEN TLS TRUSTED REAL_IP RESOLVER API WEBHOOK_MAX_BODY NGINX_CONF NGINX_RUN NGINX_ACCESS_LOG
-    # shellcheck disable=SC2016  # the names, for envsubst to find; nginx's own variables stay as they are
+    # shellcheck disable=SC2016  # envsubst gets the names; nginx's own variables stay as they are
     envsubst '${LISTEN} ${TLS} ${TRUSTED} ${REAL_IP} ${RESOLVER} ${API} ${WEBHOOK_MAX_BODY}
         ${NGINX_CONF} ${NGINX_RUN} ${NGINX_ACCESS_LOG}' <"$here/nginx.conf.template" >"$NGINX_CONF/nginx.conf"
 }

@@ -1,4 +1,4 @@
-"""``python -m tests.attack``: run the sections, print the table; 0 where all invariants held."""
+"""``python -m tests.attack``: runs the sections, prints the table; exits with 0 if all invariants hold."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .target import Tally
 
 
 def main() -> int:
-    """Run what was asked for."""
+    """Run the chosen sections; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.attack")
     parser.add_argument("--only", help="names of sections with commas between them: " + ", ".join(ALL))
-    parser.add_argument("--short", action="store_true", help="what `make test-all` runs, too")
+    parser.add_argument("--short", action="store_true", help="only the short sections, as the tests do")
     arguments = parser.parse_args()
     sections = SHORT if arguments.short else ALL
     tallies: list[Tally] = []

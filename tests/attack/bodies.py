@@ -1,4 +1,4 @@
-"""What a body may hold: traps for JSON readers, sizes, codings; and what is stored is what was sent."""
+"""Bodies: traps for JSON parsers, sizes, codings; accepted bodies are stored byte for byte."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATH = "/webhook/chatwoot"
 
 @frozen
 class Body:
-    """A body, and what it is told."""
+    """A body, and its answer."""
 
     name: str
     data: bytes
@@ -44,7 +44,7 @@ class Body:
 
 
 def event(more: bytes, name: bytes = b"odd") -> bytes:
-    """An object with an event, and more."""
+    """Return an object with an event and these fields."""
     return b'{"event":"%b",%b}' % (name, more)
 
 
@@ -53,13 +53,13 @@ def _nested(depth: int) -> bytes:
 
 
 def padded(size: int) -> bytes:
-    """An event of exactly so many bytes."""
+    """Return an event of exactly ``size`` bytes."""
     head, tail = event(b'"a":"%b"').split(b"%b")
     return head + b"x" * (size - len(head) - len(tail)) + tail
 
 
 def taken() -> Iterator[Body]:
-    """What a worker's JSON.parse reads, so that it must become a job."""
+    """Yield bodies that a worker's JSON.parse reads, so that each must become a job."""
     yield Body("duplicate keys", b'{"event":"a","event":"odd","id":1,"id":2}')
     yield Body("nested 500 deep", _nested(500))
     yield Body("a huge integer", event(b'"id":' + b"9" * 4000))
@@ -70,7 +70,7 @@ def taken() -> Iterator[Body]:
     yield Body("a surrogate pair, and one in the wrong order", event(b'"a":"\\ud83d\\ude00 \\ude00\\ud83d"'))
     yield Body("NUL, escaped", event(b'"a":"\\u0000"'))
     yield Body("U+2028", event('"a":"\u2028\u2029"'.encode()))
-    yield Body("blanks around", b" \t\r\n" + event(b'"a":1') + b"\n\n ")
+    yield Body("spaces around it", b" \t\r\n" + event(b'"a":1') + b"\n\n ")
     yield Body("ids of other types", event(b'"id":true,"inbox":[],"account":"x","conversation":null'))
     yield Body("__proto__", event(b'"__proto__":{"id":1},"constructor":{}'))
     yield Body("noncharacters", event('"a":"\uffff\U0010ffff"'.encode()))
@@ -89,11 +89,11 @@ def taken() -> Iterator[Body]:
 
 
 def refused() -> Iterator[Body]:
-    """What no worker could read, or is too much."""
+    """Yield bodies that no worker could read, or that are too large."""
     plain = event(b'"a":1')
     for name, data, word in (
         ("nothing", b"", "not_json"),
-        ("blanks", b"  \n", "not_json"),
+        ("spaces", b"  \n", "not_json"),
         ("NUL", b"\x00", "not_json"),
         ("nested 100,000 deep", _nested(100_000), "not_json"),
         ("nested objects, 100,000 deep", b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "not_json"),
@@ -118,7 +118,7 @@ def refused() -> Iterator[Body]:
         ("cut off", plain[:-1], "not_json"),
         ("two of them", plain + plain, "not_json"),
         ("a NUL after it", plain + b"\x00", "not_json"),
-        ("another blank", "\u00a0".encode() + plain, "not_json"),
+        ("another space", "\u00a0".encode() + plain, "not_json"),
         ("a form feed", b"\x0c" + plain, "not_json"),
         ("UTF-16", plain.decode().encode("utf-16"), "not_utf8"),
         ("UTF-16 without a BOM", plain.decode().encode("utf-16-le"), "not_json"),
@@ -153,12 +153,12 @@ def refused() -> Iterator[Body]:
     yield Body("one byte too many", padded(MAX_BODY_BYTES + 1), 413, "too_large")
     chunk = b"%x\r\n%b\r\n" % (1 << 20, b"x" * (1 << 20))
     chunked = ("Transfer-Encoding: chunked",)
-    yield Body("chunks that are too many", chunk * 17 + b"0\r\n\r\n", 413, "too_large", chunked)
+    yield Body("too many chunks", chunk * 17 + b"0\r\n\r\n", 413, "too_large", chunked)
     yield Body("one chunk that is too large", b"ffffffff\r\n" + b"x" * (17 << 20), 413, "too_large", chunked)
 
 
 def attack_bodies(target: Target) -> Tally:
-    """Send each body; what was taken must be in Redis, byte for byte."""
+    """Send each body; an accepted one must be in Redis, byte for byte."""
     tally = Tally("bodies")
     for body in (*taken(), *refused()):
         exchanged = exchange(target.port, body.request)
@@ -166,13 +166,13 @@ def attack_bodies(target: Target) -> Tally:
         got = [outcome(answer) for answer in exchanged.answers]
         tally.expect(body.name, "answer", got, [(body.status, body.word)])
         wanted = [_content(body)] if body.status == 202 else []
-        tally.expect(body.name, "what is stored is what was sent", target.jobs() == wanted, wanted=True)
+        tally.expect(body.name, "stored byte for byte", target.jobs() == wanted, wanted=True)
     tally.problems += target.problems()
     return tally
 
 
 def attack_workers(target: Target) -> Tally:
-    """Have real workers read what was taken."""
+    """Let real workers read the accepted bodies."""
     tally = Tally("bodies, read by workers")
     for line in LINES:
         for body in taken():
@@ -191,7 +191,7 @@ def _unread(target: Target, line: str) -> list[str]:
 
 
 def _content(body: Body) -> bytes:
-    """The body without the form that it travels in."""
+    """Return the body without its transfer coding."""
     if not body.lines:
         return body.data
     data, rest = b"", body.data

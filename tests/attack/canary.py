@@ -1,4 +1,4 @@
-"""Marked secrets and a marked phone number go every way there is; afterwards nobody has said them again."""
+"""Marked secrets and a marked phone number take every path through the daemon; no output may contain them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REDIS_PASSWORD = "canary-redis-e93d77"
 PHONE = "+4915550172839"
 NAME = "Canary Canariensis"
 
-#: A defect that shows whatever it can reach: it is put into the daemon for one scenario.
+#: A defect that prints all that it can reach; one scenario adds it to the daemon.
 _DEFECT = """
 import webhookd.intake
 def parse(delivery, fallback):
@@ -40,7 +40,7 @@ webhookd.intake.parse = parse
 
 
 def spellings(canary: str) -> set[str]:
-    """A canary as it might be written."""
+    """Return the encodings in which a canary might be written."""
     raw = canary.encode()
     return {canary, quote(canary), raw.hex(), b64encode(raw).decode().rstrip("="), json.dumps(canary)[1:-1]}
 
@@ -59,7 +59,7 @@ CANARIES: Mapping[str, set[str]] = {
 
 
 def body(number: int) -> bytes:
-    """A message of a person."""
+    """Return a customer's message."""
     return json.dumps(
         {
             "event": "message_created",
@@ -77,7 +77,7 @@ def _signature(content: bytes, secret: str = SECRET) -> Sequence[str]:
 
 
 def requests() -> Iterator[bytes]:
-    """Success and failure of every kind."""
+    """Yield requests for every kind of success and failure."""
     path = "/webhook/chatwoot"
     basic = b64encode(f"user:{TOKEN}".encode()).decode()
     yield request(body(1), *_signature(body(1)))
@@ -122,19 +122,19 @@ def _environ(redis: RedisServer) -> Mapping[str, str]:
 
 
 class _Witness:
-    """Hears all that is said, and tells what must not have been."""
+    """Reads all output of the daemon, and reports canaries in it."""
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
 
     def hear(self, where: str, text: str) -> None:
-        """Look for every canary in what somebody may read."""
+        """Look for every canary in a text."""
         for what, written in CANARIES.items():
             if any(one in text for one in written):
-                self._tally.problems.append(f"{where} tells {what}")
+                self._tally.problems.append(f"{where} contains {what}")
 
     def send(self, port: int, scenario: str) -> None:
-        """Send all requests, and read their answers."""
+        """Send all requests, and check their answers."""
         for number, data in enumerate(requests()):
             exchanged = exchange(port, data)
             self._tally.count(f"{scenario}, request {number}", exchanged.answers)
@@ -155,7 +155,7 @@ def _text(answer: Response) -> str:
 
 
 def attack_secrets(log_format: str) -> Tally:
-    """A daemon's whole life: well, without Redis, with a Redis that has another password, and to its end."""
+    """Attack a daemon all its life: healthy, without Redis, with a wrong Redis password, at shutdown."""
     tally = Tally(f"canary, log as {log_format}")
     witness = _Witness(tally)
     options = ("--log-level", "debug", "--access-log", "on", "--log-format", log_format)
@@ -165,7 +165,7 @@ def attack_secrets(log_format: str) -> Tally:
         ObservedDaemon(*options, environ={**_environ(redis), **collector.environ}) as daemon,
     ):
         connected(daemon)
-        witness.send(daemon.port, "well")
+        witness.send(daemon.port, "healthy")
         redis.kill()
         witness.send(daemon.port, "without Redis")
         _hear_health(witness, daemon)
@@ -198,7 +198,7 @@ def _hear_health(witness: _Witness, daemon: ObservedDaemon) -> None:
 
 
 def attack_with_a_defect(log_format: str) -> Tally:
-    """A traceback tells where a defect is, and nothing of what was in its hands."""
+    """Attack a defective daemon: a traceback shows the place of the defect, but no values."""
     tally = Tally(f"canary, a defect, log as {log_format}")
     witness = _Witness(tally)
     options = ("--log-format", log_format, "--log-level", "debug")
@@ -208,14 +208,14 @@ def attack_with_a_defect(log_format: str) -> Tally:
     ):
         witness.send(daemon.port, "a defect")
         witness.hear("the log", daemon.log)
-        tally.expect("the log", "the defect is in it", "RuntimeError" in daemon.log, wanted=True)
+        tally.expect("the log", "contains the defect", "RuntimeError" in daemon.log, wanted=True)
         tally.expect("answers", "500", tally.answered_5xx > 0, wanted=True)
     return tally
 
 
 @frozen
 class Mistake:
-    """A configuration that cannot be used."""
+    """An invalid configuration."""
 
     name: str
     environ: Mapping[str, str] = {}
@@ -243,8 +243,8 @@ MISTAKES: Sequence[Mistake] = (
         )
     ),
     Mistake("a secret that is a table", toml=f'[secret]\na = "{SECRET}"\n'),
-    Mistake("a secret beside a number", toml=f'secret = ["{SECRET}", 5]\n'),
-    Mistake("a secret beside an empty one", toml=f'secret = ["{SECRET}", ""]\n'),
+    Mistake("a secret and a number", toml=f'secret = ["{SECRET}", 5]\n'),
+    Mistake("a secret and an empty one", toml=f'secret = ["{SECRET}", ""]\n'),
     Mistake("a secret without its end", toml=f'secret = "{SECRET}\n'),
     Mistake("a secret twice", toml=f'secret = "{SECRET}"\nsecret = "{SECRET}"\n'),
     Mistake("a secret of an unknown option", toml=f'secrets = "{SECRET}"\n'),
@@ -256,7 +256,7 @@ MISTAKES: Sequence[Mistake] = (
 
 
 class _DaemonWithMistake(Daemon):
-    """A daemon that does not start."""
+    """A daemon that refuses to start."""
 
     def __init__(self, mistake: Mistake) -> None:
         super().__init__(environ=mistake.environ)
@@ -267,7 +267,7 @@ class _DaemonWithMistake(Daemon):
 
 
 def attack_configuration(mistakes: Sequence[Mistake]) -> Tally:
-    """A mistake is told in one line, which does not repeat a secret."""
+    """Start daemons with mistakes: each reports its mistake in one line, without a secret."""
     tally = Tally("canary, mistakes in the configuration")
     witness = _Witness(tally)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Connections that take a place and do nothing with it, while honest senders go on."""
+"""Hostile connections that stay open and do little, while honest senders continue."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from attrs import define, field
 
 from tests.support.daemon import Daemon
 from tests.support.process import find_tool
-from webhookd.http import BODY_DEADLINE_S, HEAD_DEADLINE_S, LINGER_S, WRITE_DEADLINE_S
+from webhookd.http.channel import BODY_DEADLINE_S, HEAD_DEADLINE_S, LINGER_S, WRITE_DEADLINE_S
 
 from .bodies import MAX_BODY_BYTES, padded
 from .framing import head, message, post
 from .target import Tally, Target
 from .wire import exchange
 
-#: What no deadline may be later than, with what sweeps and a busy machine add.
+#: The latest deadline, plus time for sweeps and a busy machine.
 ALL_CLOSED_AFTER_S = HEAD_DEADLINE_S + max(BODY_DEADLINE_S, WRITE_DEADLINE_S) + LINGER_S + 10.0
 P95_S = 0.050
 _HONEST_RATE = 50.0
@@ -34,7 +34,7 @@ _SMALL_BUFFER_BYTES = 4096
 
 @define(eq=False)
 class _Hostile:
-    """One connection: what it sends at first, then a byte at a time; or all it can, and reads no answer."""
+    """One connection: sends one byte at a time; or all it can, without reading an answer."""
 
     kind: str
     connection: socket.socket
@@ -48,7 +48,7 @@ class _Hostile:
                 self.slow = self.slow[self.connection.send(self.slow[:1] if self.reads else self.slow) :]
 
     def is_over(self, events: int) -> bool:
-        """Read what there is; whether the connection has ended."""
+        """Read what is available; return True if the connection has ended."""
         if events & (select.EPOLLHUP | select.EPOLLERR):
             return True
         if not self.reads:
@@ -80,7 +80,7 @@ def _slow_chunks(number: int) -> tuple[bytes, bytes]:
 
 
 def _slow_reader(_number: int) -> tuple[bytes, bytes]:
-    """As many answers as fill all buffers; so large that one read never brings too many requests."""
+    """Return requests whose answers fill all buffers; each is so large that one read never has too many."""
     return b"", head(b"X: " + b"x" * 2048, start=b"GET /nobody HTTP/1.1") * 24_000
 
 
@@ -122,7 +122,7 @@ class Crowd(Thread):
             self._look(0.05)
 
     def stop(self) -> None:
-        """Close what is still open."""
+        """Close the connections that are still open."""
         self._stopped.set()
         self.join()
         for hostile in self.open.values():
@@ -130,7 +130,7 @@ class Crowd(Thread):
         self._poll.close()
 
     def counts(self) -> Counter[str]:
-        """How many of each kind are open."""
+        """Return the number of open connections of each kind."""
         return Counter(hostile.kind for hostile in tuple(self.open.values()))
 
     def _connect(self, kind: str, number: int) -> None:
@@ -158,7 +158,7 @@ class Crowd(Thread):
 
 
 class Honest(Thread):
-    """Sends plain messages all the time, and measures how long each takes."""
+    """Sends plain messages all the time, and measures the time of each."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
@@ -183,18 +183,18 @@ class Honest(Thread):
                 self.bad[str(statuses)] += 1
 
     def stop(self) -> None:
-        """Return when the last answer is here."""
+        """Stop, and wait for the last answer."""
         self._stopped.set()
         self.join()
 
     @property
     def p95_s(self) -> float:
-        """Of all answers so far."""
+        """The 95th percentile of all answers so far."""
         return statistics.quantiles(self.took_s, n=20)[-1] if len(self.took_s) > 1 else 0.0
 
 
 def resident_bytes(pid: int) -> int:
-    """The memory of a process."""
+    """Return the memory of a process."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
@@ -202,12 +202,12 @@ def resident_bytes(pid: int) -> int:
 
 
 def descriptors(pid: int) -> int:
-    """How many descriptors a process has."""
+    """Return the number of descriptors of a process."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 class CrampedDaemon(Daemon):
-    """A daemon whose system allows it few descriptors."""
+    """A daemon with a low limit of descriptors."""
 
     max_connections = 150
 
@@ -217,13 +217,13 @@ class CrampedDaemon(Daemon):
 
 
 def raise_own_limit() -> None:
-    """The attacker needs as many descriptors as the daemon."""
+    """Raise our own limit: the attacker needs as many descriptors as the daemon."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def attack_connections(target: Target, counts: Mapping[str, int], *, p95_s: float | None) -> Tally:
-    """Row S6: a crowd of hostile connections; all must be closed in time, and nobody else notices them."""
+    """Open many hostile connections: all must be closed in time, and honest senders must not notice them."""
     tally = Tally(f"connections: {sum(counts.values()):,}")
     raise_own_limit()
     before = descriptors(target.daemon.pid)
@@ -256,13 +256,13 @@ def attack_connections(target: Target, counts: Mapping[str, int], *, p95_s: floa
     target.client.flushall()
     left = descriptors(target.daemon.pid) - before
     if left > 2:
-        tally.problems.append(f"{left} descriptors are left over")
+        tally.problems.append(f"{left} descriptors are still open")
     tally.problems += target.problems()
     return tally
 
 
 def attack_memory(target: Target, max_arriving_bytes: int) -> Tally:
-    """Bodies that are large and never end: together they may take so much memory, and no more."""
+    """Send large bodies that never end: their memory together has a limit."""
     tally = Tally("memory: large bodies that never end")
     before = resident_bytes(target.daemon.pid)
     statuses: Counter[str] = Counter()
@@ -281,14 +281,14 @@ def attack_memory(target: Target, max_arriving_bytes: int) -> Tally:
                 tally.problems.append(f"the daemon has grown by {grown >> 20} MiB")
         tally.expect("honest traffic", "answers", set(statuses), {"honest [202]", "honest [200]"})
     tally.refused = tally.tried
-    tally.notes.append(f"grown by {(resident_bytes(target.daemon.pid) - before) >> 20} MiB at most")
+    tally.notes.append(f"grew by {(resident_bytes(target.daemon.pid) - before) >> 20} MiB at most")
     target.client.flushall()
     tally.problems += target.problems()
     return tally
 
 
 def attack_limit(target: Target, limit: int) -> Tally:
-    """More connections than there is room for: each of the others is told so at once, and gone."""
+    """Open more connections than allowed: each further one gets 429 at once, and is closed."""
     tally = Tally("connections beyond the limit")
     with ExitStack() as stack:
         for _ in range(limit):

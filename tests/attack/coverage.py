@@ -1,7 +1,7 @@
 """Fuzzing by coverage: ``python -m tests.attack.coverage TARGET DIRECTORY… -max_total_time=600``.
 
-The targets are those of `tests.attack.fuzz`, the rest is libFuzzer's. What is worth keeping goes to the
-first directory.
+The targets are those of `tests.attack.fuzz`; the other options are libFuzzer's. libFuzzer writes useful
+inputs to the first directory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from importlib import import_module
 
 
 def main() -> None:
-    """Never returns."""
+    """Fuzz until libFuzzer ends the process."""
     atheris = import_module("atheris")
     with atheris.instrument_imports(include=["webhookd"]):
         targets = import_module("tests.attack.fuzz").TARGETS

@@ -1,7 +1,7 @@
-"""Fuzzing in one process: whatever bytes come, each of these keeps its promise.
+"""Fuzzing in one process: each target keeps its promise for any bytes.
 
-The seeds are tests/attack/corpus, one directory for each target; beside them, every body of the samples and
-every case of the framing section.
+The seeds are in tests/attack/corpus, one directory for each target. The bodies of the samples and the cases
+of the framing section are seeds too.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from webhookd import intake
 from webhookd.bullmq.keys import check_job_id
 from webhookd.chatwoot import payload as chatwoot
 from webhookd.config import resolve
-from webhookd.http import WebhookSite
+from webhookd.http import InFlight, Shortcut, WebhookSite
 from webhookd.intake.auth import REASONS, Authenticator, Credentials
 from webhookd.model import BadRequest, ConfigError, Delivery, Job, Outcome, Receipt, Unauthorized
 from webhookd.samples import SAMPLES
-from webhookd.web import HealthApp, InFlight, Shortcut, WebhookApp
+from webhookd.web import HealthApp, WebhookApp
 
 from .framing import CASES
 from .target import Tally, why_not_ours
@@ -38,12 +38,12 @@ from .target import Tally, why_not_ours
 CORPUS = Path(__file__).with_name("corpus")
 _MAX_SEED_BYTES = 4096
 _READ_BYTES = 65_536
-#: Limits that depend on how many bytes one read brings.
+#: The statuses that depend on the number of bytes in one read.
 _BY_READ = frozenset({429, 431})
 
 
 class BrokenPromise(AssertionError):
-    """An input for which an invariant does not hold."""
+    """An input breaks an invariant."""
 
 
 def _require(holds: object, what: str) -> None:
@@ -55,7 +55,7 @@ def _require(holds: object, what: str) -> None:
 
 
 def parse(data: bytes) -> None:
-    """A body becomes an event with an id that BullMQ takes, and is JSON for a worker; or it is refused."""
+    """Require that a body is refused, or is JSON for a worker and has a job id that BullMQ accepts."""
     try:
         event = chatwoot.parse(Delivery("chatwoot", data, None, 0), chatwoot.hash_of_body)
     except BadRequest:
@@ -63,15 +63,15 @@ def parse(data: bytes) -> None:
     check_job_id(event.job_id)
     event.name.encode()
     value = json.loads(data.decode(), parse_constant=_no_constant, parse_int=len)
-    _require(isinstance(value, dict), "no object")
+    _require(isinstance(value, dict), "not an object")
 
 
 def _no_constant(name: str) -> object:
-    raise BrokenPromise(f"{name} is no JSON")
+    raise BrokenPromise(f"{name} is not JSON")
 
 
 def verify(data: bytes) -> None:
-    """Credentials are refused with a known word: nobody guesses the secret."""
+    """Require that credentials are refused with a known code: none are the secret."""
     signature, timestamp, authorization, token, forwarded_for, body = (*data.split(b"\n", 5), *[b""] * 6)[:6]
     shown = Credentials(signature, timestamp, authorization, token, "10.0.0.1", forwarded_for, token)
     for rule in (
@@ -85,24 +85,24 @@ def verify(data: bytes) -> None:
         except Unauthorized as error:
             _require(error.code in REASONS, f"code {error.code}")
         else:
-            raise BrokenPromise("let in")
+            raise BrokenPromise("accepted")
 
 
 def configure(data: bytes) -> None:
-    """A configuration is understood, or refused in one line."""
+    """Require that a configuration is accepted, or refused in one line."""
     with TemporaryDirectory() as directory:
         path = Path(directory) / "webhookd.toml"
         path.write_bytes(data)
         try:
             resolve({"config": str(path)}, {})
         except ConfigError as error:
-            _require(len(str(error).splitlines()) == 1, f"more than a line: {error}")
+            _require(len(str(error).splitlines()) == 1, f"more than one line: {error}")
 
 
 def edge(data: bytes) -> None:
-    """A connection gets answers such as we give, for each job one, however its bytes are cut."""
+    """Require valid answers, one 202 for each job, no matter how the bytes are divided."""
     if b"HEAD" in data:
-        return  # an answer without a body cannot be told from others in a stream
+        return  # in a stream, answers without a body are ambiguous
     whole, jobs, statuses = _talk(data, _READ_BYTES)
     _require(statuses.count(202) == len(jobs), f"{statuses} for the jobs {jobs}")
     if len(whole) <= _MAX_SEED_BYTES:
@@ -127,10 +127,10 @@ def _talk(data: bytes, piece_bytes: int) -> tuple[bytes, list[str], list[int]]:
             statuses.append(answer.status)
             problem = None if answer.status == 100 else why_not_ours(answer)
             _require(problem is None, f"{problem}")
-        _require(500 not in statuses, "500, although nothing is wrong here")
+        _require(500 not in statuses, "500 without a cause")
         client.hang_up()
-    _require(site.arriving_bytes == 0, "bytes of a body that is gone still count")
-    _require(not site.channels, "a connection that is gone still counts")
+    _require(site.state.arriving_bytes == 0, "bytes of a closed connection still count")
+    _require(not site.state.channels, "a closed connection still counts")
     return received, jobs, [status for status in statuses if status != 100]
 
 
@@ -143,7 +143,7 @@ def _site(clock: Clock, jobs: list[str]) -> WebhookSite:
         return {"status": "ok"}
 
     defaults = resolve({}, {}).sources["chatwoot"]
-    source = intake.Source(Authenticator((), (), 300), None, "chatwoot", defaults.job_options)
+    source = intake.SourcePolicy(Authenticator((), (), 300), None, "chatwoot", defaults.job_options)
     takes = intake.Intake({"chatwoot": source}, intake.payload, chatwoot.hash_of_body, deliver)
     health = HealthApp(report, lambda: True).app.resource()
     app = WebhookApp(takes.accept, "chatwoot", lambda: 0, InFlight(1000, 1 << 30), health)
@@ -158,7 +158,7 @@ def _site(clock: Clock, jobs: list[str]) -> WebhookSite:
 
 @contextmanager
 def _no_failures() -> Iterator[None]:
-    """Nothing is logged that somebody would have to look into."""
+    """Require that the block logs no failure."""
     failures: list[LogEvent] = []
     observer = cast(ILogObserver, lambda event: failures.append(event) if "log_failure" in event else None)
     globalLogPublisher.addObserver(observer)
@@ -177,7 +177,7 @@ TARGETS: Mapping[str, Target] = {"parse": parse, "verify": verify, "configure": 
 
 
 def seeds(name: str) -> list[bytes]:
-    """What fuzzing begins with."""
+    """Return the seeds of a target."""
     found = [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
     if name == "parse":
         found += [sample.body for sample in SAMPLES.values()]
@@ -204,7 +204,7 @@ _PIECES = [
 
 @st.composite
 def changed(draw: st.DrawFn, found: Sequence[bytes]) -> bytes:
-    """A seed with some of its bytes replaced, removed, doubled or followed by another seed."""
+    """Draw a seed with some bytes replaced, removed or doubled, perhaps followed by another seed."""
     data = draw(st.sampled_from(found))
     for _ in range(draw(st.integers(0, 4))):
         start = draw(st.integers(0, len(data)))
@@ -221,7 +221,7 @@ def changed(draw: st.DrawFn, found: Sequence[bytes]) -> bytes:
 
 
 def attack(name: str, examples: int) -> Tally:
-    """Change seeds so many times."""
+    """Run a target with this number of changed seeds."""
     tally = Tally(f"fuzz {name}, {examples:,} changed seeds")
     target = TARGETS[name]
 
@@ -249,7 +249,7 @@ def attack(name: str, examples: int) -> Tally:
 
 
 def attack_by_coverage(name: str, seconds: int) -> Tally:
-    """Let atheris look for inputs that reach new code, in a process of its own."""
+    """Let atheris look for inputs that reach new code, in a separate process."""
     tally = Tally(f"fuzz {name}, {seconds} s by coverage")
     with TemporaryDirectory() as directory:
         found, given_seeds = Path(directory, "found"), Path(directory, "seeds")

@@ -1,4 +1,4 @@
-"""What a request says of itself: names that break a log, floods of names, and forged addresses."""
+"""Data that a request claims: names that break a log, floods of names, and forged addresses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .signatures import request
 from .target import Tally, Target
 from .wire import exchange
 
-#: Everything in a log that could end a line, or that a terminal would obey.
+#: The characters that could end a line in a log, or control a terminal.
 _UNPRINTABLE = {chr(code) for code in (*range(32), *range(127, 160))} - {"\n", "\t"}
 _PATH = "/webhook/chatwoot"
 _CONNECTIONS = 20
@@ -39,7 +39,7 @@ NAMES = (
 
 
 def attack_logs(target: Target) -> Tally:
-    """Row S8: names, paths, headers and sources that would forge a line, at the level debug."""
+    """Send names, paths, headers and sources that would forge log lines, at level debug."""
     tally = Tally("injection into logs")
     for name in NAMES:
         data = request(event(b'"id":1', name), f"X-Chatwoot-Delivery: {name.decode('latin-1')}")
@@ -54,14 +54,14 @@ def attack_logs(target: Target) -> Tally:
     lines = log.splitlines()
     tally.expect("all", "unprintable in the log", sorted(set(log) & _UNPRINTABLE), [])
     forged = [line for line in lines if line.startswith(("2026-01-01", '{"time": "2026-01-01'))]
-    tally.expect("all", "lines that are forged", forged, [])
+    tally.expect("all", "forged lines", forged, [])
     tally.expect("all", "lines of more than 2,000", [line for line in lines if len(line) > 2000], [])
     tally.problems += target.problems()
     return tally
 
 
 def attack_names(target: Target, count: int) -> Tally:
-    """Row S8: so many event names and source names, all different; nothing may grow with them."""
+    """Send ``count`` event names and source names, all different: memory and metrics must not grow."""
     tally = Tally(f"{count:,} names of events and sources")
     _flood(target, _names("warm", count // 10))
     target.client.flushall()
@@ -72,20 +72,20 @@ def attack_names(target: Target, count: int) -> Tally:
     tally.accepted, tally.refused = statuses.count(202), statuses.count(404)
     tally.expect("all", "answers", (tally.accepted, tally.refused), (count, count))
     tally.expect("all", "jobs", target.client.llen("bull:chatwoot:wait"), count)
-    if grown > 64 << 20:  # the last jobs, which are kept to be sent again, take at most 32 MiB
-        tally.problems.append(f"the daemon has grown by {grown >> 20} MiB")
+    if grown > 64 << 20:  # the last jobs, which are kept for a loss in Redis, take at most 32 MiB
+        tally.problems.append(f"the daemon grew by {grown >> 20} MiB")
     assert isinstance(target.daemon, ObservedDaemon)
     metrics = target.daemon.scrape()
     tally.expect("all", "names in the metrics", "name_" in metrics or "warm_" in metrics, wanted=False)
     tally.expect("all", "fewer than 1,000 lines of metrics", len(metrics.splitlines()) < 1000, wanted=True)
-    tally.notes.append(f"grown by {grown / (1 << 20):.0f} MiB; {len(metrics.splitlines())} lines of metrics")
+    tally.notes.append(f"grew by {grown / (1 << 20):.0f} MiB; {len(metrics.splitlines())} lines of metrics")
     target.client.flushall()
     tally.problems += target.problems()
     return tally
 
 
 def _names(word: str, count: int) -> Iterator[bytes]:
-    """For each number a new event, and an event of a new source, on connections that stay open."""
+    """Yield a new event and an event of a new source for each number; the connections stay open."""
     for number in range(count):
         body = event(b'"id":%d' % (number + 1), f"{word}_{number}".encode())
         for path in (_PATH, f"{_PATH}/{word}_{number}"):
@@ -97,7 +97,7 @@ def _names(word: str, count: int) -> Iterator[bytes]:
 
 
 def _flood(target: Target, requests: Iterator[bytes]) -> list[int]:
-    """Send all, in batches over some connections, and return the statuses."""
+    """Send all in batches on some connections; return the statuses."""
     connections = [
         socket.create_connection(("127.0.0.1", target.port), timeout=20.0) for _ in range(_CONNECTIONS)
     ]
@@ -127,7 +127,7 @@ def _statuses(connection: socket.socket, count: int) -> list[int]:
 
 @frozen
 class Claim:
-    """From where a request says that it comes, and whether the allow-list takes it."""
+    """A claimed client address, and if the allow-list accepts it."""
 
     name: str
     lines: Sequence[str]
@@ -152,13 +152,13 @@ CLAIMS: Sequence[Claim] = (
         is_taken=False,
     ),
     Claim(
-        "X-Real-IP beside X-Forwarded-For",
+        "X-Real-IP next to X-Forwarded-For",
         ("X-Real-IP: 203.0.113.7", "X-Forwarded-For: 198.51.100.7"),
         is_taken=False,
     ),
     Claim("X-Real-IP twice", ("X-Real-IP: 203.0.113.7", "X-Real-IP: 203.0.113.7"), is_taken=False),
     Claim("through two proxies", ("X-Forwarded-For: 203.0.113.7, 10.1.2.3",), is_taken=True),
-    Claim("through a proxy that nobody trusts", ("X-Forwarded-For: 203.0.113.7, 192.0.2.1",), is_taken=False),
+    Claim("through an untrusted proxy", ("X-Forwarded-For: 203.0.113.7, 192.0.2.1",), is_taken=False),
     Claim("all proxies", ("X-Forwarded-For: 10.0.0.1, 10.0.0.2",), is_taken=False),
     Claim("empty", ("X-Forwarded-For:",), is_taken=False),
     Claim("no address", ("X-Forwarded-For: unknown",), is_taken=False),
@@ -170,20 +170,25 @@ CLAIMS: Sequence[Claim] = (
     Claim("octal", ("X-Forwarded-For: 0313.0.0161.07",), is_taken=False),
     Claim("beyond ASCII", ("X-Forwarded-For: \xb2\xb3.0.113.7",), is_taken=False),
     Claim("10 kB of it", ("X-Forwarded-For: " + "10.0.0.1, " * 1000 + "10.0.0.1",), is_taken=False),
-    Claim("Forwarded, which we do not read", ("Forwarded: for=203.0.113.7",), is_taken=False),
+    Claim("Forwarded, which webhookd ignores", ("Forwarded: for=203.0.113.7",), is_taken=False),
     Claim("underscores", ("X_Forwarded_For: 203.0.113.7",), is_taken=False),
     Claim(
-        "a peer that nobody trusts",
+        "an untrusted peer",
         ("X-Forwarded-For: 203.0.113.7",),
         is_taken=False,
         from_address="127.0.0.2",
     ),
-    Claim("the same, by X-Real-IP", ("X-Real-IP: 203.0.113.7",), is_taken=False, from_address="127.0.0.2"),
+    Claim(
+        "an untrusted peer, by X-Real-IP",
+        ("X-Real-IP: 203.0.113.7",),
+        is_taken=False,
+        from_address="127.0.0.2",
+    ),
 )
 
 
 def attack_addresses(target: Target) -> Tally:
-    """Row S9: who is believed, and what."""
+    """Send forged client addresses: only trusted proxies are believed."""
     tally = Tally("forged addresses")
     for claim in CLAIMS:
         data = request(message(1), *claim.lines)
@@ -201,7 +206,7 @@ PROXIED: Sequence[tuple[str, bytes, bool]] = (
     ("an allowed client", b"PROXY TCP4 203.0.113.7 127.0.0.1 1 2\r\n", True),
     ("an allowed client with IPv6", b"PROXY TCP6 2001:db8::7 ::1 1 2\r\n", True),
     ("another client", b"PROXY TCP4 198.51.100.7 127.0.0.1 1 2\r\n", False),
-    ("a client that is not known", b"PROXY UNKNOWN x\r\n", False),
+    ("an unknown client", b"PROXY UNKNOWN x\r\n", False),
     (
         "an allowed client, in binary",
         b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes([203, 0, 113, 7, 127, 0, 0, 1, 0, 1, 0, 2]),
@@ -216,7 +221,7 @@ PROXIED: Sequence[tuple[str, bytes, bool]] = (
 
 
 def attack_proxy_protocol(target: Target) -> Tally:
-    """The allow-list sees the client that the PROXY protocol names, whatever its headers say."""
+    """Send PROXY protocol: the allow-list uses its address, not that of the headers."""
     tally = Tally("PROXY protocol")
     for name, preamble, is_taken in PROXIED:
         exchanged = exchange(target.port, preamble + request(message(1), "X-Forwarded-For: 203.0.113.9"))

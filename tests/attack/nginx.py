@@ -1,4 +1,4 @@
-"""nginx in front of a daemon, as in production: it reads requests by its own rules, and sends them on."""
+"""nginx in front of a daemon, as in production: it parses requests by its own rules, and passes them on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ http {{
     client_max_body_size 16m;
     upstream webhookd {{
         {servers}
-        keepalive 4;  # one connection for several clients: what smuggling is after
+        keepalive 4;  # several clients share a connection: what smuggling needs
     }}
     server {{
         listen 127.0.0.1:{port};
@@ -45,7 +45,7 @@ http {{
 
 @frozen
 class Seen:
-    """A request as nginx understood it: its answer, and the daemon's, if it was sent on."""
+    """A request as nginx parsed it: the status of its answer, and of the daemon's, if it was passed on."""
 
     status: int
     by_daemon: int | None
@@ -77,11 +77,11 @@ class Nginx(ChildProcess):
         return [nginx, "-c", str(path), "-e", str(self.directory / "error.log"), "-p", str(self.directory)]
 
     def is_ready(self) -> bool:
-        """Whether it accepts connections."""
+        """Return True if it accepts connections."""
         return is_listening(self.port)
 
     def seen(self, count: int) -> list[Seen]:
-        """The requests since the last call, of which there are at least ``count``."""
+        """Return the requests since the last call; wait for at least ``count``."""
         wait_until(lambda: len(self._new_lines()) >= count, f"nginx has logged {count} requests")
         lines = self._new_lines()
         self._is_read_to += len(lines)

@@ -1,4 +1,4 @@
-"""Signatures as others compute them: Ruby's OpenSSL, which Chatwoot uses, and standardwebhooks."""
+"""Signatures of other implementations: Ruby's OpenSSL, which Chatwoot uses, and standardwebhooks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .target import Tally
 
 _NOW_S = 1_788_264_005
 
-#: Chatwoot's own expression, for each line of JSON: secret, timestamp, body in base64.
+#: Chatwoot's own expression, applied to each line of JSON: secret, timestamp, body in base64.
 _RUBY = """
 require 'json'
 require 'base64'
@@ -30,7 +30,7 @@ end
 
 
 def attack_with_oracles(count: int) -> Tally:
-    """Verify signatures that others made over random secrets and bodies."""
+    """Verify signatures of other implementations for random secrets and bodies."""
     tally = Tally("signatures by other implementations")
     cases = [_case(random.Random(number)) for number in range(count)]
     lines = [json.dumps([secret, timestamp, b64encode(body).decode()]) for secret, timestamp, body in cases]
@@ -56,7 +56,7 @@ def _case(numbers: random.Random) -> tuple[str, str, bytes]:
 
 
 def _by_standard_webhooks(secret: str, body: bytes) -> str:
-    """Its message has an id before the timestamp, its key is in base64, and so is its digest."""
+    """Return its digest: the message has an id before the timestamp; key and digest are in base64."""
     text = b64encode(body).decode()
     signer = Webhook(b64encode(secret.encode()).decode())
     signature = signer.sign("id", datetime.fromtimestamp(_NOW_S, tz=UTC), text)

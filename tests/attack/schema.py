@@ -1,4 +1,4 @@
-"""The daemon against its own description, docs/openapi.yaml, in the hands of schemathesis."""
+"""schemathesis compares the daemon with its description, docs/openapi.yaml."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ DESCRIPTION = Path(__file__).parents[2] / "docs" / "openapi.yaml"
 
 
 def attack_schema(target: Target, examples: int) -> Tally:
-    """Send what the description allows and what it does not, and compare each answer with it."""
-    tally = Tally(f"schemathesis, {examples:,} examples an operation")
+    """Send requests that the description allows or forbids, and compare each answer with it."""
+    tally = Tally(f"schemathesis, {examples:,} examples per operation")
     command = [
         *(str(Path(sys.executable).with_name("schemathesis")), "run", str(DESCRIPTION)),
         *("--url", target.daemon.url, "--exclude-path", "/metrics", "--max-examples", str(examples)),

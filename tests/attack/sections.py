@@ -1,4 +1,4 @@
-"""All sections, in the order in which they run."""
+"""All sections of the attacks, in order."""
 
 from __future__ import annotations
 
@@ -18,54 +18,54 @@ _LOGS = ("text", "json")
 
 
 def frame() -> list[Tally]:
-    """Requests that could be framed in two ways."""
+    """Attack with requests that two parsers could frame in two ways."""
     with Target() as target:
         return [framing.attack_directly(target), framing.attack_through_nginx(target)]
 
 
 def sign() -> list[Tally]:
-    """Who is let in."""
+    """Attack the signature check."""
     with Target(*signatures.OPTIONS) as target:
         return [signatures.attack_signatures(target), oracles.attack_with_oracles(200)]
 
 
 def rotate() -> list[Tally]:
-    """A secret is replaced under load."""
+    """Replace a secret under load."""
     return [signatures.attack_rotation()]
 
 
 def read_bodies() -> list[Tally]:
-    """What bodies may hold."""
+    """Attack with bodies."""
     with Target() as target:
         return [bodies.attack_bodies(target), bodies.attack_workers(target)]
 
 
 def connect_a_little() -> list[Tally]:
-    """Connections that do nothing: some."""
+    """Attack with a few idle and slow connections."""
     with Target() as target:
         return [connections.attack_connections(target, _FEW, p95_s=None)]
 
 
 def connect() -> list[Tally]:
-    """Connections that do nothing: 5,502."""
+    """Attack with 5,502 idle and slow connections."""
     with Target() as target:
         return [connections.attack_connections(target, _MANY, p95_s=connections.P95_S)]
 
 
 def fill_memory() -> list[Tally]:
-    """Bodies that never end."""
+    """Attack with bodies that never end."""
     with Target("--max-in-flight-bytes", str(_ARRIVING_BYTES)) as target:
         return [connections.attack_memory(target, _ARRIVING_BYTES)]
 
 
 def fill_descriptors() -> list[Tally]:
-    """More connections than there is room for."""
+    """Attack with more connections than allowed."""
     with Target(kind=connections.CrampedDaemon) as target:
         return [connections.attack_limit(target, connections.CrampedDaemon.max_connections)]
 
 
 def inject() -> list[Tally]:
-    """What a request says of itself."""
+    """Attack logs and the allow-list with forged values."""
     tallies = []
     for log_format in _LOGS:
         options = ("--log-level", "debug", "--access-log", "on", "--log-format", log_format)
@@ -79,26 +79,26 @@ def inject() -> list[Tally]:
 
 
 def name_a_little() -> list[Tally]:
-    """Names of events and sources: some."""
+    """Attack with 5,000 names of events and sources."""
     with Target(kind=ObservedDaemon) as target:
         return [injection.attack_names(target, 5_000)]
 
 
 def name() -> list[Tally]:
-    """Names of events and sources: 100,000."""
+    """Attack with 100,000 names of events and sources."""
     with Target(kind=ObservedDaemon) as target:
         return [injection.attack_names(target, 100_000)]
 
 
 def speak_tls() -> list[Tally]:
-    """Answers and refusals over TLS are encrypted."""
+    """Check that answers and refusals over TLS are encrypted."""
     tally = Tally("TLS")
     with Target(kind=TlsDaemon) as target:
         daemon = target.daemon
         assert isinstance(daemon, TlsDaemon)
         for data, wanted in (
             (webhook(1).request, (202, "queued")),
-            (request_bytes("GET", "/nobody"), (404, "not_found")),
+            (request_bytes("GET", "/unknown"), (404, "not_found")),
             (b"NONSENSE\r\n\r\n", (400, "bad_request")),
         ):
             answer = daemon.exchange(data)
@@ -109,24 +109,24 @@ def speak_tls() -> list[Tally]:
 
 
 def sing_a_little() -> list[Tally]:
-    """Marked secrets go every way there is, but for some mistakes."""
+    """Send marked secrets on every path, with some of the mistakes."""
     mistakes = canary.attack_configuration(canary.MISTAKES[::4])
     attacks = (canary.attack_secrets, canary.attack_with_a_defect)
     return [mistakes, *(attack(log_format) for attack in attacks for log_format in _LOGS)]
 
 
 def sing() -> list[Tally]:
-    """Marked secrets go every way there is."""
+    """Send marked secrets on every path."""
     return [canary.attack_configuration(canary.MISTAKES), *sing_a_little()[1:]]
 
 
 def fuzz_a_little() -> list[Tally]:
-    """Changed seeds: some."""
+    """Fuzz with a few changed seeds."""
     return [fuzz.attack(target, 300) for target in fuzz.TARGETS]
 
 
 def fuzz_much() -> list[Tally]:
-    """Changed seeds, and what coverage leads to."""
+    """Fuzz with many changed seeds, and by coverage."""
     return [
         *(fuzz.attack(target, 5_000) for target in fuzz.TARGETS),
         *(fuzz.attack_by_coverage(target, 30) for target in fuzz.TARGETS),
@@ -134,20 +134,20 @@ def fuzz_much() -> list[Tally]:
 
 
 def describe_a_little() -> list[Tally]:
-    """The OpenAPI description: some examples."""
+    """Compare the daemon with its OpenAPI description, with a few examples."""
     with Target() as target:
         return [schema.attack_schema(target, 20)]
 
 
 def describe() -> list[Tally]:
-    """The OpenAPI description."""
+    """Compare the daemon with its OpenAPI description."""
     with Target() as target:
         return [schema.attack_schema(target, 500)]
 
 
 Section = Callable[[], list[Tally]]
 
-#: Those that `make test-all` runs, too.
+#: The sections of tests/integration/test_attacks.py.
 SHORT: Mapping[str, Section] = {
     "framing": frame,
     "signatures": sign,
@@ -163,7 +163,7 @@ SHORT: Mapping[str, Section] = {
     "schema": describe_a_little,
 }
 
-#: All, the long ones in place of the short.
+#: All sections; long ones replace the short ones.
 ALL: Mapping[str, Section] = {
     **SHORT,
     "connections": connect,
@@ -176,7 +176,7 @@ ALL: Mapping[str, Section] = {
 
 
 def table(tallies: Sequence[Tally]) -> str:
-    """What came of all cases, for people."""
+    """Return the results of all cases as a table for people."""
     lines = [f"{'':44}{'tried':>9}{'refused':>9}{'accepted':>9}{'5xx':>6}{'broken':>8}"]
     for one in tallies:
         lines.append(

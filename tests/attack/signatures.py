@@ -1,4 +1,4 @@
-"""Who is let in, through the whole daemon: forged, replayed and stale signatures, a rotation under load."""
+"""Authentication of the whole daemon: forged, replayed and stale signatures, a rotation under load."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ DELIVERY = "587b7988-4119-4eae-865f-daed46efd91%d"
 
 
 def digest(secret: str, timestamp: str, body: bytes) -> str:
-    """What Chatwoot writes after ``sha256=``; computed apart from webhookd."""
+    """Return what Chatwoot writes after ``sha256=``, computed without webhookd."""
     return hmac.new(secret.encode(), timestamp.encode() + b"." + body, "sha256").hexdigest()
 
 
 def now(shift_s: int = 0) -> str:
-    """A timestamp that is so many seconds away."""
+    """Return the timestamp ``shift_s`` seconds from now."""
     return str(int(time.time()) + shift_s)
 
 
 def request(body: bytes, *lines: str, path: str = PATH) -> bytes:
-    """A POST with these header lines beside those that it needs."""
+    """Return a POST with these header lines in addition to the necessary ones."""
     start = [
         f"POST {path} HTTP/1.1",
         "Host: h",
@@ -50,7 +50,7 @@ def request(body: bytes, *lines: str, path: str = PATH) -> bytes:
 
 
 def signed(body: bytes, secret: str = SECRET, *, shift_s: int = 0, delivery: int = 1) -> bytes:
-    """A delivery as Chatwoot signs it."""
+    """Return a delivery as Chatwoot signs it."""
     timestamp = now(shift_s)
     return request(
         body,
@@ -62,7 +62,7 @@ def signed(body: bytes, secret: str = SECRET, *, shift_s: int = 0, delivery: int
 
 @frozen
 class Attempt:
-    """A request, and what it is told."""
+    """A request, and its answer."""
 
     name: str
     data: bytes
@@ -75,22 +75,22 @@ def _attempt(name: str, word: str, *lines: str, body: bytes | None = None, path:
 
 
 def attempts() -> Iterator[Attempt]:
-    """Row S1: what only looks like a signature."""
+    """Yield good signatures, and what only looks like one."""
     body, stamp = message(1), now()
     good = digest(SECRET, stamp, body)
     timestamp = f"X-Chatwoot-Timestamp: {stamp}"
     signature = f"X-Chatwoot-Signature: sha256={good}"
     yield Attempt("a good one", signed(body), 202, "queued")
     yield _attempt("none", "missing_signature")
-    yield _attempt("a timestamp alone", "missing_signature", timestamp)
+    yield _attempt("only a timestamp", "missing_signature", timestamp)
     yield _attempt("no timestamp", "malformed_signature", signature)
     for name, value in (
         ("empty", ""),
-        ("the word alone", "sha256="),
-        ("without its word", good),
+        ("only the prefix", "sha256="),
+        ("without its prefix", good),
         ("another algorithm", f"sha1={good}"),
         ("upper case", f"sha256={good.upper()}"),
-        ("word in upper case", f"SHA256={good}"),
+        ("prefix in upper case", f"SHA256={good}"),
         ("cut off", f"sha256={good[:-1]}"),
         ("half", f"sha256={good[:32]}"),
         ("longer", f"sha256={good}0"),
@@ -99,7 +99,7 @@ def attempts() -> Iterator[Attempt]:
         ("beyond ASCII", f"sha256={good[:-1]}\xe9"),
         ("quoted", f'"sha256={good}"'),
         ("twice in one", f"sha256={good},sha256={good}"),
-        ("of the body alone", "sha256=" + hmac.new(SECRET.encode(), body, "sha256").hexdigest()),
+        ("of only the body", "sha256=" + hmac.new(SECRET.encode(), body, "sha256").hexdigest()),
         ("by no key", "sha256=" + digest("", stamp, body)),
         ("by another key", "sha256=" + digest(SECRET + "x", stamp, body)),
         ("of 10 kB", "sha256=" + good * 160),
@@ -129,7 +129,7 @@ def attempts() -> Iterator[Attempt]:
         ("40 digits", "9" * 40, "malformed_signature"),
         ("10 kB of digits", "1" * 10_000, "malformed_signature"),
         ("digits of another script", "\xb2\xb3", "malformed_signature"),
-        ("another one than was signed", now(1), "wrong_signature"),
+        ("other than the signed one", now(1), "wrong_signature"),
         ("milliseconds", f"{stamp}000", "malformed_signature"),
     ):
         yield _attempt(f"timestamp {name}", word, f"X-Chatwoot-Timestamp: {value}", signature)
@@ -143,13 +143,11 @@ def attempts() -> Iterator[Attempt]:
     yield _attempt("the secret as a token", "missing_signature", path=f"{PATH}?token={SECRET}")
     yield _attempt("the secret as a header", "missing_signature", f"X-Webhook-Token: {SECRET}")
     yield _attempt("Basic, no base64", "missing_signature", "Authorization: Basic \xff\xff")
-    yield _attempt(
-        "another source, which there is not", "wrong_signature", timestamp, signature, body=b"\x00"
-    )
+    yield _attempt("a body that is not JSON", "wrong_signature", timestamp, signature, body=b"\x00")
 
 
 def attack_signatures(target: Target) -> Tally:
-    """Row S1, and S2: the same request again."""
+    """Send each attempt, then replay a captured request."""
     tally = Tally("signatures")
     for attempt in attempts():
         _judge(tally, attempt, target.port)
@@ -167,7 +165,7 @@ def _judge(tally: Tally, attempt: Attempt, port: int) -> None:
 
 
 def _replay(tally: Tally, target: Target) -> None:
-    """A captured request, sent again; its delivery id is not signed, so it may be any."""
+    """Send a captured request again. Its delivery id is not signed, so an attacker can change it."""
     body = message(5)
     again = [
         Attempt("captured", signed(body), 202, "queued"),
@@ -181,7 +179,7 @@ def _replay(tally: Tally, target: Target) -> None:
 
 
 class _Sender(Thread):
-    """Sends messages one after the other, signed with the secret of the moment, until it is told to stop."""
+    """Sends messages one after the other, signed with the current secret, until ``stop``."""
 
     def __init__(self, port: int, secret: str) -> None:
         super().__init__()
@@ -199,13 +197,13 @@ class _Sender(Thread):
                 self.bad.append(answer)
 
     def stop(self) -> None:
-        """Return when the last answer is here."""
+        """Stop, and wait for the last answer."""
         self._stopped.set()
         self.join()
 
 
 def attack_rotation() -> Tally:
-    """Row S3: old, old and new, new alone; two replicas by turns, while events arrive."""
+    """Rotate a secret (old, then both, then new) on two replicas in turn, while events arrive."""
     tally = Tally("rotation of a secret")
     old, new = ["--secret", "the-old-secret"], ["--secret", "the-new-secret"]
     with ExitStack() as stack:
@@ -223,7 +221,7 @@ def attack_rotation() -> Tally:
         sender.stop()
         tally.count("under load", sender.bad)
         tally.expect("under load", "refusals", [one.status for one in sender.bad], [])
-        # What came before a new process had connected to Redis was kept in its spool.
+        # Events that came before a new process had connected to Redis are in its spool.
         wait_until(lambda: _length(redis) == sender.sent, f"{sender.sent} events are {sender.sent} jobs")
         (refused,) = exchange(nginx.port, signed(message(1), old[1])).answers
         tally.count("the old secret, afterwards", [refused])

@@ -1,4 +1,4 @@
-"""What is attacked: a daemon with a Redis of its own, and what must be true of it after each case."""
+"""The target: a daemon with its own Redis, and the invariants after each case."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.support.process import Resource
 from tests.support.servers import RedisServer
 from tests.support.webhooks import connected
 
-#: A status that a refusal may have; and the one error of the daemon's own.
+#: The statuses of a refusal, and the daemon's one error.
 REFUSALS = frozenset({400, 401, 404, 405, 408, 413, 415, 429, 431})
 UNAVAILABLE = 500
 
 
 @define
 class Tally:
-    """What came of the cases of one section; ``problems`` are those that broke an invariant."""
+    """The results of one section; ``problems`` are the cases that broke an invariant."""
 
     section: str
     tried: int = 0
@@ -36,7 +36,7 @@ class Tally:
     notes: list[str] = field(factory=list)
 
     def count(self, name: str, answers: Iterable[Response]) -> None:
-        """Count a case, and see to it that its answers are such as we give."""
+        """Count a case, and check the form of its answers."""
         self.tried += 1
         answers = [answer for answer in answers if answer.status >= 200]
         self.accepted += bool(answers) and all(answer.status < 300 for answer in answers)
@@ -48,13 +48,13 @@ class Tally:
                 self.problems.append(f"{name}: {problem}")
 
     def expect(self, name: str, what: str, got: object, wanted: object) -> None:
-        """Note a problem where something is not as it must be."""
+        """Record a problem if a result is not as expected."""
         if got != wanted:
             self.problems.append(f"{name}: {what}: got {got!r:.300}, not {wanted!r:.300}")
 
 
 def why_not_ours(answer: Response) -> str | None:
-    """Why an answer is none that the documentation has; None where it is one."""
+    """Return why an answer does not match the documentation, or None if it does."""
     if answer.status == 204:
         return None if not answer.body else "204 with a body"
     if answer.status not in {200, 202, UNAVAILABLE, *REFUSALS}:
@@ -64,14 +64,14 @@ def why_not_ours(answer: Response) -> str | None:
     try:
         content = json.loads(answer.body)
     except ValueError:
-        return f"no JSON: {answer.body!r:.200}"
+        return f"not JSON: {answer.body!r:.200}"
     if answer.status >= 400 and set(content.get("error", ())) != {"code", "message"}:
-        return f"no error: {content!r:.200}"
+        return f"not an error: {content!r:.200}"
     return None
 
 
 class ProxiedDaemon(Daemon):
-    """A daemon that is told by PROXY protocol where its clients are."""
+    """A daemon that gets its clients' addresses by PROXY protocol."""
 
     def argv(self) -> Sequence[str]:
         return [*super().argv(), "--endpoint", f"haproxy:tcp:{self.port}:interface={self.host}"]
@@ -82,7 +82,7 @@ class ProxiedDaemon(Daemon):
 
 
 class TlsDaemon(Daemon):
-    """A daemon that speaks TLS, with a certificate of a CA of its own."""
+    """A daemon with TLS, and a certificate of a private CA."""
 
     def __init__(self, *options: str, **settings: Any) -> None:
         super().__init__(*options, **settings)
@@ -103,7 +103,7 @@ class TlsDaemon(Daemon):
         return self.exchange(http.request_bytes("GET", path))
 
     def exchange(self, request: bytes) -> Response:
-        """Send any bytes at all over TLS, and read the answer."""
+        """Send any bytes over TLS, and read the answer."""
         context = ssl.create_default_context(cafile=str(self.ca_file))
         with context.wrap_socket(http.connect(self.port), server_hostname=self.host) as connection:
             connection.sendall(request)
@@ -123,11 +123,11 @@ class Target(Resource):
 
     @property
     def port(self) -> int:
-        """Where the daemon listens."""
+        """The port of the daemon."""
         return self.daemon.port
 
     def jobs(self) -> list[bytes]:
-        """The data of all jobs that wait, in their order; what is in Redis is then forgotten."""
+        """Return the data of all waiting jobs, in order, and empty Redis."""
         ids: Any = self.client.lrange(f"bull:{self.queue}:wait", 0, -1)
         data: list[Any] = [
             self.client.hget(f"bull:{self.queue}:{one.decode()}", "data") for one in reversed(ids)
@@ -136,14 +136,14 @@ class Target(Resource):
         return data
 
     def job_ids(self) -> list[int]:
-        """The message id of each job that waits; what is in Redis is then forgotten."""
+        """Return the message ids of all waiting jobs, in order, and empty Redis."""
         return [json.loads(data)["id"] for data in self.jobs()]
 
     def problems(self) -> Sequence[str]:
-        """What the daemon's log says that it must not say."""
+        """Return the failures in the daemon's log."""
         log = self.daemon.log
         words = ("Traceback", '"traceback"', "Unhandled", "cannot read a request", "cannot answer a request")
-        return [f"the log says {word!r}: {log[-2000:]}" for word in words if word in log]
+        return [f"the log has {word!r}: {log[-2000:]}" for word in words if word in log]
 
     def start(self) -> Self:
         self._stack.enter_context(self.redis)

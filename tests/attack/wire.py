@@ -1,4 +1,4 @@
-"""One connection of an attacker: any bytes at all, and whatever comes back until the end."""
+"""One connection of an attacker: sends any bytes, and reads until the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _READ_BYTES = 65_536
 
 @frozen
 class Exchange:
-    """The answers to what was sent, and the bytes after the last of them, which are no answer."""
+    """The answers, and the bytes after the last of them, which are not an answer."""
 
     answers: Sequence[Response]
     rest: bytes
@@ -35,7 +35,7 @@ class NoEnd(Exception):
 def exchange(
     port: int, data: bytes, *, stays_open: bool = False, from_address: str = "127.0.0.1"
 ) -> Exchange:
-    """Send bytes, and read to the end; where the request ``stays_open``, hang up after it."""
+    """Send bytes, and read to the end; if the request ``stays_open``, hang up after it."""
     received = bytearray()
     with socket.create_connection(("127.0.0.1", port), _DEADLINE_S, (from_address, 0)) as connection:
         connection.setblocking(False)
@@ -57,7 +57,7 @@ def exchange(
                         return _parse(bytes(received))
                     received += piece
             except (BrokenPipeError, ConnectionResetError):
-                to_send = memoryview(b"")  # refused before all was sent; the answer may be here already
+                to_send = memoryview(b"")  # refused before all was sent; the answer may have arrived already
                 if not readable or not _read_rest(connection, received):
                     return _parse(bytes(received))
             if time.monotonic() > end_s:
@@ -65,7 +65,7 @@ def exchange(
 
 
 def _read_rest(connection: socket.socket, received: bytearray) -> bool:
-    """Whether there is more to read after a write has failed."""
+    """Read after a write has failed; return True if there was something."""
     try:
         piece = connection.recv(_READ_BYTES)
     except OSError:

@@ -1,9 +1,9 @@
-"""How fast webhookd is, measured against what its users would take instead: see docs/benchmarks.md.
+"""The speed of webhookd, compared with what its users would write instead: see docs/benchmarks.md.
 
-    make bench            everything, and docs/benchmarks.md written anew
-    make bench-check      the same, and exit code 1 where a "must" is missed
+    make bench            everything; writes docs/benchmarks.md
+    make bench-check      everything; exit code 1 if a "must" is missed
 
-    .venv-dev/bin/python -m tests.bench --quick                the comparison alone, short runs
+    .venv-dev/bin/python -m tests.bench --quick                only the comparison, with short runs
     .venv-dev/bin/python -m tests.bench --only growth floor    some sections, at full length
 
 Nothing here is a test, and no test asserts a time. tests/unit/project/test_bench.py tests the arithmetic.

@@ -1,4 +1,4 @@
-"""The bench's command line: run the sections one after another, print the report, and judge."""
+"""The bench's command line: runs the sections one after another, prints the report, and judges it."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ FULL: Mapping[str, _Measure] = {
     "memory": lambda cores: [degraded.memory(cores, requests=1_000_000, deadline_s=300)],
     "floor": lambda cores: [floor.floor(cores, duration_s=5)],
 }
-"""All sections, in the order of the report: at most 20 minutes together."""
+"""All sections, in the order of the report: at most 20 minutes in total."""
 
 QUICK: Mapping[str, _Measure] = {
     "comparison": lambda cores: comparison.compare(cores, count=3, duration_s=2),
 }
-"""Enough to see where a change leads: half a minute."""
+"""Enough to see the effect of a change: half a minute."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the bench; the exit code is 1 where ``--check`` finds a "must" missed, or figures void."""
+    """Run the bench; return 1 if ``--check`` finds a missed "must" or invalid figures."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    parser.add_argument("--quick", action="store_true", help="the comparison alone, with short runs")
-    parser.add_argument("--only", nargs="+", choices=FULL, default=FULL, help="some sections alone")
-    parser.add_argument("--check", action="store_true", help='exit with 1 where a "must" is missed')
-    parser.add_argument("--output", type=Path, help="write the report to this file as well")
+    parser.add_argument("--quick", action="store_true", help="only the comparison, with short runs")
+    parser.add_argument("--only", nargs="+", choices=FULL, default=FULL, help="only these sections")
+    parser.add_argument("--check", action="store_true", help='exit with 1 if a "must" is missed')
+    parser.add_argument("--output", type=Path, help="also write the report to this file")
     options = parser.parse_args(arguments)
     chosen = QUICK if options.quick else {name: FULL[name] for name in FULL if name in options.only}
     try:
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(chosen: Mapping[str, _Measure]) -> tuple[list[Section], Mapping[str, str]]:
-    """Measure one section after another; the facts are about the whole run."""
+    """Measure one section after another; return them with the facts about the whole run."""
     cores = machine.prepare()
     load = machine.describe_load()
     began = time.monotonic()
@@ -72,7 +72,7 @@ def run(chosen: Mapping[str, _Measure]) -> tuple[list[Section], Mapping[str, str
         print(f"{time.monotonic() - began:4.0f} s  {name}", file=sys.stderr, flush=True)
         try:
             sections += measure(cores)
-        except (Unreadable, ProcessFailed, TimeoutError) as error:  # the other sections are worth having
+        except (Unreadable, ProcessFailed, TimeoutError) as error:  # the other sections are still useful
             sections.append(Section(name, "Not measured.", [""], [], problems=[str(error)]))
     took_s = time.monotonic() - began
     facts = {

@@ -1,4 +1,4 @@
-"""Open loops at a constant rate: what a sender sees that does not wait for the last answer."""
+"""Open loops at a constant rate: the sender does not wait for the last answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WARM_S = 2
 
 
 def arrive(cores: Cores, *, duration_s: int) -> Section:
-    """One replica, then three behind nginx."""
+    """Measure one replica, then three behind nginx."""
     rows, problems = [], []
     measured = {}
     for figure, replicas in ((Figure.P95_ONE, 1), (Figure.P95_THREE, 3)):
@@ -27,7 +27,7 @@ def arrive(cores: Cores, *, duration_s: int) -> Section:
         problems += [f"{name}: {problem}" for problem in complaints(answers, jobs, repeat=1, under_way=0)]
     return Section(
         title=f"At {_PER_SECOND:,} requests/s",
-        note=f"An open loop for {duration_s} s: k6 starts a request each millisecond, however long the "
+        note=f"An open loop for {duration_s} s: k6 starts a request each millisecond, however long "
         "answers take. The last column is the share of one core that all replicas together used.",
         header=["", *LATENCIES, "jobs", "CPU"],
         rows=rows,
@@ -40,13 +40,13 @@ LATENCIES = ("p50 ms", "p95 ms", "p99 ms", "slowest ms")
 
 
 def latencies(answers: Answers) -> list[str]:
-    """The columns of `LATENCIES`."""
+    """Return the columns of `LATENCIES`."""
     values = (answers.p50_ms, answers.p95_ms, answers.p99_ms, answers.slowest_ms)
     return [number(value, 1) for value in values]
 
 
 def _through(cores: Cores, replicas: int, duration_s: int) -> tuple[Answers, int, float]:
-    """The answers, the jobs in the queue, and the cores that the replicas kept busy."""
+    """Return the answers, the jobs in the queue, and the cores that the replicas kept busy."""
     with ExitStack() as stack:
         redis = stack.enter_context(BenchRedis(cores.redis))
         servers: Sequence[Server] = [

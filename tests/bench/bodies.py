@@ -1,4 +1,4 @@
-"""The requests that are sent: Chatwoot's ``message_created``, at any size, each with an id of its own."""
+"""The requests that are sent: Chatwoot's ``message_created``, of any size, each with a new id."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FILLER = (
 
 
 def sample_body() -> bytes:
-    """The 3 kB of the sample, with `ID_MARK` for the message's id."""
+    """Return the sample's 3 kB, with `ID_MARK` for the message's id."""
     before, found, after = SAMPLES["message_created"].body.rpartition(_SAMPLE_ID)
     if not found:
         raise ValueError("the sample's message has another id")
@@ -38,22 +38,22 @@ def sample_body() -> bytes:
 
 
 def body_of(size_bytes: int) -> bytes:
-    """A message with as much content as that many bytes hold, give or take one repetition of its text."""
+    """Return a message of about this size, within one repetition of its text."""
     room = size_bytes - len(_SMALL)
     return _SMALL.replace(_CONTENT_MARK, _FILLER * max(room // len(_FILLER), 1))
 
 
 def first_id(loop: int = 0) -> int:
-    """An id that no earlier run has come to: microseconds since 1970, and no run sends a million a second.
+    """Return an id above those of all earlier runs: microseconds since 1970; no run sends a million a second.
 
-    Up to seven loops that run at the same time stay apart, and below what JavaScript holds exactly.
+    The ids of up to seven loops at the same time differ, and JavaScript holds them exactly.
     """
     return time.time_ns() // 1000 + loop * _IDS_OF_A_LOOP
 
 
 @frozen
 class Request:
-    """One HTTP request with its marks, and when its signatures were made."""
+    """One HTTP request with its marks, and the time of its signatures."""
 
     path: str
     body: bytes
@@ -61,11 +61,11 @@ class Request:
 
     @classmethod
     def of(cls, body: bytes, path: str = PATH) -> Request:
-        """A request that is as old as now."""
+        """Return a request with the current time."""
         return cls(path, body, int(time.time()))
 
     def template(self) -> bytes:
-        """What Chatwoot sends, in its order of headers."""
+        """Return the request as Chatwoot sends it, headers in its order."""
         head = (
             f"POST {self.path} HTTP/1.1\r\n"
             "Accept-Encoding: gzip;q=1.0,deflate;q=0.6,identity;q=0.3\r\n"
@@ -81,7 +81,7 @@ class Request:
         return head.encode() + self.body
 
     def signatures(self, first: int, count: int) -> bytes:
-        """The signatures of so many bodies, 64 digits each."""
+        """Return the signatures of ``count`` bodies, 64 digits each."""
         before, after = self.body.split(ID_MARK)
         before = b"%d.%b" % (self.timestamp_s, before)
         key = SECRET.encode()
@@ -91,7 +91,7 @@ class Request:
         )
 
     def write(self, directory: Path) -> Path:
-        """The template as a file."""
+        """Write the template to a file."""
         path = directory / "request.http"
         path.write_bytes(self.template())
         return path

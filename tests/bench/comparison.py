@@ -1,4 +1,4 @@
-"""webhookd beside Express and Fastify: the same requests into the same Redis, by turns."""
+"""webhookd, Express and Fastify in turn: the same requests into the same Redis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEBHOOKD, EXPRESS, FASTIFY = "webhookd", "express", "fastify"
 
 @frozen
 class Column:
-    """One column of the table: what it is called, where it comes from, and how many digits make sense."""
+    """One column of the table: its name, its source, and its significant decimals."""
 
     name: str
     of: Callable[[Run], float]
@@ -38,7 +38,7 @@ COLUMNS = (
 
 
 def rounds(count: int, names: Sequence[str], measure: Callable[[str], Run]) -> Mapping[str, Sequence[Run]]:
-    """Measure each once a round; each round begins with another, so that none is always the first."""
+    """Measure each once per round; each round begins with another, so that none is always the first."""
     runs: dict[str, list[Run]] = {name: [] for name in names}
     for number in range(count):
         turn = number % len(names)
@@ -48,27 +48,27 @@ def rounds(count: int, names: Sequence[str], measure: Callable[[str], Run]) -> M
 
 
 def pooled(groups: Sequence[Mapping[str, Sequence[Run]]]) -> Mapping[str, Sequence[Run]]:
-    """The runs of several groups of servers, by name as before."""
+    """Merge the runs of several groups of servers, by name."""
     return {name: [run for group in groups for run in group[name]] for name in groups[0]}
 
 
 def alone_us(work: Callable[[], object]) -> float:
-    """What one call takes in a loop of its own, where nothing else is done."""
+    """Return the microseconds of one call in a loop that does nothing else."""
     return 1e6 * min(timeit.repeat(work, number=1000, repeat=5)) / 1000
 
 
 def problems_of(runs: Mapping[str, Sequence[Run]]) -> list[str]:
-    """The problems of all runs, each with whose it is."""
+    """Return the problems of all runs, each with the name of its server."""
     return [f"{name}: {problem}" for name, each in runs.items() for run in each for problem in run.problems]
 
 
 def medians(name: str, runs: Sequence[Run], columns: Sequence[Column]) -> list[str]:
-    """A row of the table: medians, and the extremes."""
+    """Return a row of the table: medians, with the extremes."""
     return [name, *(Spread.of([column.of(run) for run in runs]).text(column.digits) for column in columns)]
 
 
 def compare(cores: Cores, *, count: int, duration_s: int) -> list[Section]:
-    """The table that the rest is about, as ratios first."""
+    """Compare the three servers: first as ratios, then with the figures."""
     wrk = Wrk(cores.load)
     with ExitStack() as stack:
         redis = stack.enter_context(BenchRedis(cores.redis))
@@ -103,8 +103,8 @@ def _ratio_table(runs: Mapping[str, Sequence[Run]], problems: Sequence[str]) -> 
     shown = (rate, cpu, COLUMNS[3], rss, redis_cpu)
     return Section(
         title="Against Express and Fastify with ioredis and BullMQ",
-        note="webhookd's figure divided by the other's in the same round; the median of the rounds, and the "
-        "extremes. Below 1 is better, but for requests/s.",
+        note="webhookd's figure divided by the other's in the same round: the median of the rounds, with the "
+        "extremes. Below 1 is better, except for requests/s.",
         header=["webhookd against", *(column.name for column in shown)],
         rows=[
             [f"{peer.capitalize()} + BullMQ", *(against(peer, column).text(2) for column in shown)]
@@ -126,9 +126,9 @@ def _figures_table(runs: Mapping[str, Sequence[Run]], duration_s: int) -> Sectio
     count = len(runs[WEBHOOKD])
     return Section(
         title="The figures behind the ratios",
-        note=f"{count} rounds of {duration_s} s each, 32 connections, 3 kB a request; the median, and the "
-        f"extremes. All {jobs:,} jobs were counted in the queue, list entries and hashes, and are the "
-        "requests that were answered with 2xx. The script calls of the peers do not count their SET.",
+        note=f"{count} rounds of {duration_s} s each, 32 connections, 3 kB per request: the median, with the "
+        f"extremes. All {jobs:,} jobs were counted in the queue, as list entries and hashes, and match the "
+        "requests answered with 2xx. The script calls of the peers do not include their SET.",
         header=["", *(column.name for column in COLUMNS)],
         rows=[medians(name, each, COLUMNS) for name, each in runs.items()],
     )

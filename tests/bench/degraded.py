@@ -1,4 +1,4 @@
-"""What becomes of webhookd when Redis is away, and after a million requests."""
+"""webhookd while Redis is down, and after a million requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WARM_S = 2
 
 @frozen
 class _Outage:
-    """One way in which Redis goes, and comes back."""
+    """One way in which Redis goes down and comes back."""
 
     name: str
     begin: Callable[[BenchRedis], None]
@@ -36,7 +36,7 @@ _OUTAGES = (
 
 
 def spooling(cores: Cores, *, duration_s: int) -> Section:
-    """Redis goes just before the load begins, so that the requests which find that out are in the figures."""
+    """Stop Redis just before the load begins, so that the figures include the requests that notice it."""
     rows, problems, p95 = [], [], []
     for outage in _OUTAGES:
         answers, jobs, drained_s, cpu_us = _spool_through(cores, outage, duration_s)
@@ -52,10 +52,10 @@ def spooling(cores: Cores, *, duration_s: int) -> Section:
         )
         problems += [f"{outage.name}: {each}" for each in complaints(answers, jobs, repeat=1, under_way=0)]
     return Section(
-        title=f"Redis is away, at {_PER_SECOND} requests/s",
-        note=f"An open loop for {duration_s} s that begins when Redis has gone: everything goes to the "
-        "spool, with an fsync before each answer. Then Redis comes back, and each event that was answered "
-        "is one job in it; the last column is how long that took.",
+        title=f"Redis is down, at {_PER_SECOND} requests/s",
+        note=f"An open loop for {duration_s} s that begins when Redis is down: everything goes to the spool, "
+        "with an fsync before each answer. Then Redis comes back, and each answered event becomes one job "
+        "in it. The last column is the time for that.",
         header=["Redis", *LATENCIES, "CPU µs per request", "jobs afterwards", "drained in s"],
         rows=rows,
         measured={Figure.P95_SPOOLING: max(p95)},
@@ -64,7 +64,7 @@ def spooling(cores: Cores, *, duration_s: int) -> Section:
 
 
 def _spool_through(cores: Cores, outage: _Outage, duration_s: int) -> tuple[Answers, int, float, float]:
-    """The answers, the jobs afterwards, how long the drain took, and CPU a request in microseconds."""
+    """Return the answers, the jobs afterwards, the time of the drain, and CPU µs per request."""
     with ExitStack() as stack:
         redis = stack.enter_context(BenchRedis(cores.redis))
         server = stack.enter_context(Webhookd(cores.server, redis))
@@ -78,7 +78,7 @@ def _spool_through(cores: Cores, outage: _Outage, duration_s: int) -> tuple[Answ
         outage.end(redis)
         with redis.client() as client:
             jobs_settled(client, [server])
-            # A Redis that lost all gets the last jobs from before the outage again: they are not counted.
+            # A Redis that lost everything gets the last jobs from before the outage again. They do not count.
             return answers, jobs_since(client, first), time.monotonic() - began, cpu_us
 
 
@@ -87,7 +87,7 @@ _AT_ONCE_S = 5
 
 
 def memory(cores: Cores, *, requests: int, deadline_s: float) -> Section:
-    """RSS while request after request comes; the queue is emptied now and then, as workers would."""
+    """Measure RSS during many requests; the queue is emptied from time to time, as workers would."""
     wrk = Wrk(cores.load)
     steps: list[tuple[int, float, float]] = []
     problems: list[str] = []

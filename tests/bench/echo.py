@@ -1,4 +1,4 @@
-"""The floor: llhttp, through httptools, as a bare Twisted protocol that reads each body and queues nothing.
+"""A bare Twisted protocol with llhttp (through httptools): reads each body, and queues nothing.
 
 python echo.py PORT
 """
@@ -20,23 +20,23 @@ _RESPONSE = (
 
 
 class Echo(Protocol):
-    """Answers each request as webhookd would have."""
+    """Answers each request as webhookd would."""
 
     def connectionMade(self) -> None:
-        """A client has connected."""
+        """Prepare for a new client."""
         self._body: list[bytes] = []
         self._parser = HttpRequestParser(self)
 
     def dataReceived(self, data: bytes) -> None:
-        """Some bytes have come."""
+        """Parse some bytes."""
         self._parser.feed_data(data)
 
     def on_body(self, part: bytes) -> None:
-        """The parser has a part of a body."""
+        """Keep a part of a body."""
         self._body.append(part)
 
     def on_message_complete(self) -> None:
-        """The parser has seen the end of a request."""
+        """Answer a complete request."""
         b"".join(self._body)
         self._body.clear()
         assert self.transport is not None

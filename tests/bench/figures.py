@@ -1,4 +1,4 @@
-"""The arithmetic of the bench, and the words for what it found. Pure."""
+"""The arithmetic of the bench, its targets and its figures. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attrs import Factory, frozen
 
 @frozen
 class Spread:
-    """The median of some runs, the smallest and the largest."""
+    """The median of some runs, with the smallest and the largest."""
 
     median: float
     low: float
@@ -20,33 +20,33 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """The spread of at least one value."""
+        """Return the spread of at least one value."""
         return cls(median(values), min(values), max(values))
 
     def text(self, digits: int) -> str:
-        """The median, with the extremes behind it where there are any."""
+        """Return the median, followed by the extremes if they differ."""
         if self.low == self.high:
             return number(self.median, digits)
         return f"{number(self.median, digits)} ({number(self.low, digits)} to {number(self.high, digits)})"
 
 
 def number(value: float, digits: int) -> str:
-    """A number as people read it."""
+    """Format a number for people."""
     return f"{value:,.{digits}f}"
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """Ours over theirs, round by round, so that what slowed a whole round down cancels out."""
+    """Divide ours by theirs, round by round, so that a slow round cancels out."""
     return Spread.of([mine / other for mine, other in zip(ours, theirs, strict=True)])
 
 
 def share(with_it: Sequence[float], without: Sequence[float]) -> Spread:
-    """How much of a cost is due to what the other runs of each round did without, in percent."""
+    """Return the share of a cost, in percent, that the other runs of each round saved."""
     return Spread.of([100 * (more - less) / more for more, less in zip(with_it, without, strict=True)])
 
 
 class Figure(Enum):
-    """What a target is about; the value is how the report calls it."""
+    """The figures with a target; the value is the name in the report."""
 
     CPU_FASTIFY = "CPU per request, against Fastify+BullMQ"
     CPU_EXPRESS = "CPU per request, against Express+BullMQ"
@@ -68,19 +68,19 @@ _SIGNS: Mapping[str, Callable[[float, float], bool]] = {"<": lt, "<=": le, ">=":
 
 @frozen
 class Bound:
-    """What a figure is held against: one of ``<``, ``<=`` and ``>=``, and a limit."""
+    """A limit for a figure, with one of ``<``, ``<=`` and ``>=``."""
 
     sign: str
     limit: float
 
     def holds(self, value: float) -> bool:
-        """Whether the value is on the right side."""
+        """Return True if the value is on the right side."""
         return _SIGNS[self.sign](value, self.limit)
 
 
 @frozen
 class Target:
-    """What a figure must reach, and what it should."""
+    """The bound that a figure must reach, and the one that it should."""
 
     figure: Figure
     must: Bound
@@ -89,11 +89,11 @@ class Target:
     digits: int = 2
 
     def shown(self, value: float) -> str:
-        """A value of this figure with its unit."""
+        """Return a value of this figure with its unit."""
         return f"{number(value, self.digits)}{self.unit}"
 
     def wanted(self, bound: Bound) -> str:
-        """A bound of this figure, as the report says it."""
+        """Return a bound of this figure as the report shows it."""
         return f"{bound.sign} {self.shown(bound.limit)}"
 
 
@@ -109,19 +109,19 @@ TARGETS = (
     Target(Figure.P95_SCRAPED, Bound("<", 50), Bound("<", 15), " ms"),
     Target(Figure.CALLS, Bound("<", 0.2), Bound("<", 0.05), digits=3),
     Target(Figure.RSS_LOAD, Bound("<", 90), Bound("<", 60), " MB", digits=1),
-    # "Flat" is within the noise of an allocator, and so is a ratio of 1.0.
+    # A flat curve still shows the noise of the allocator, and so does a ratio of 1.0.
     Target(Figure.RSS_MILLION, Bound("<", 1.05), Bound("<", 1.02)),
     Target(Figure.CPU_DEPTH, Bound("<", 1.1), Bound("<", 1.05)),
 )
-"""What webhookd is built to reach."""
+"""The targets of webhookd."""
 
 
 @frozen
 class Section:
     """One table of the report.
 
-    ``measured`` is what it says of the targets' figures. ``problems`` are sentences that make its figures
-    void: an event that was not found in the queue, a request that was never sent.
+    ``measured`` has the figures with a target. ``problems`` are sentences that make its figures invalid: an
+    event that was not found in the queue, a request that was never sent.
     """
 
     title: str

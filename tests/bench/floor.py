@@ -1,4 +1,4 @@
-"""What no change of webhookd can get below: Redis with our script alone, and llhttp under Twisted alone."""
+"""The lower limit for any change: Redis with only our script, and Twisted with only llhttp."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .outputs import read_redis_benchmark
 from .servers import QUEUE, BenchRedis, Echo
 
 _JOBS = 100_000
-_RANDOM = "__rand_int__"  # redis-benchmark puts 12 digits in its place, others at each
+_RANDOM = "__rand_int__"  # redis-benchmark replaces each with 12 random digits
 _CLIENTS = 8
 
 
 def floor(cores: Cores, *, duration_s: int) -> Section:
-    """One row each."""
+    """Measure the script with three batch sizes, and the bare protocol."""
     with BenchRedis(cores.redis) as redis, redis.client() as client:
         rows = [_script(cores, redis, client, batch) for batch in (1, 32, 128)]
     rows.append(_echo(cores, duration_s))
     return Section(
         title="The floor",
-        note="The script of webhookd from redis-benchmark with 3 kB a job, without any HTTP; and llhttp in a "
+        note="webhookd's script, called by redis-benchmark with 3 kB per job, without HTTP; and llhttp in a "
         "bare Twisted protocol that reads each 3 kB, answers, and queues nothing.",
         header=["", "jobs or requests/s", "CPU µs, Redis", "CPU µs, server"],
         rows=rows,
@@ -39,7 +39,7 @@ def floor(cores: Cores, *, duration_s: int) -> Section:
 
 
 def _script(cores: Cores, redis: BenchRedis, client: Any, batch: int) -> list[str]:
-    """Calls with so many jobs each; the ids of list, hash and lock differ, which costs Redis the same."""
+    """Call the script with ``batch`` jobs. The ids of list, hash and lock differ: Redis has the same work."""
     redis.empty()
     keys, arguments = add_jobs_arguments(
         QueueKeys("bull", QUEUE), [_job()] * batch, lock_ttl_ms=3_600_000, wire=Wire.AUTO, set_by="bench:3001"
@@ -57,7 +57,7 @@ def _script(cores: Cores, redis: BenchRedis, client: Any, batch: int) -> list[st
     rate = read_redis_benchmark(done.stdout) * batch
     cpu_us = (used.cpu_us - before.cpu_us) / jobs
     return [
-        f"script, {batch} {'job' if batch == 1 else 'jobs'} a call",
+        f"script, {batch} {'job' if batch == 1 else 'jobs'} per call",
         number(rate, 0),
         number(cpu_us, 1),
         "",

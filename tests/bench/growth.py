@@ -1,4 +1,4 @@
-"""What becomes of the cost of a request as something grows: bodies, the queue, connections, duplicates."""
+"""The cost of a request as something grows: bodies, the queue, connections, duplicates."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ class _World:
         self.server = self.start(stack, cores.server, *options)
 
     def start(self, stack: ExitStack, core: int, *options: str) -> Server:
-        """One more webhookd, warm."""
+        """Start one more webhookd, and warm it up."""
         server: Server = stack.enter_context(Webhookd(core, self.redis, *options))
         close_loop(self.wrk, self.redis, [server], _WARM)
         return server
 
     def run(self, shape: Shape, *servers: Server) -> Run:
-        """One run into an empty queue."""
+        """Run the load into an empty queue."""
         self.redis.empty()
         return close_loop(self.wrk, self.redis, servers or [self.server], shape)
 
 
 def _section(title: str, note: str, runs: Mapping[str, Sequence[Run]], **more: Any) -> Section:
-    """A table with a row for each step of growth; the first is what the ratio of CPU is against."""
+    """Return a table with a row for each step of growth; the ratio of CPU is against the first row."""
     first, *_ = runs.values()
     cpu_of_first = [run.cpu_us_per_request for run in first]
     rows = []
@@ -64,7 +64,7 @@ def _section(title: str, note: str, runs: Mapping[str, Sequence[Run]], **more: A
 
 
 def bodies(cores: Cores) -> Section:
-    """Larger and larger messages."""
+    """Measure larger and larger messages."""
     shapes = {
         "3 kB": Shape(_DURATION_S, body=sample_body()),
         "1 kB": Shape(_DURATION_S, body=body_of(1_000)),
@@ -79,19 +79,19 @@ def bodies(cores: Cores) -> Section:
 
 
 def connections(cores: Cores) -> Section:
-    """More and more senders at once."""
+    """Measure more and more senders at once."""
     counts = {f"{count:,} connections": count for count in (8, 64, 512, 4000)}
     with ExitStack() as stack:
         world = _World(cores, stack)
         runs = rounds(
             _ROUNDS, list(counts), lambda name: world.run(Shape(_DURATION_S, connections=counts[name]))
         )
-    note = "A closed loop: with more connections each waits longer for its turn, and the calls are larger."
+    note = "A closed loop: with more connections each waits longer, and the batches are larger."
     return _section("Growth: connections", note, runs)
 
 
 def duplicates(cores: Cores) -> Section:
-    """Events that were there before."""
+    """Measure repeated events."""
     repeats = {"none": 1, "50 %": 2, "100 %": ALWAYS_THE_SAME}
     with ExitStack() as stack:
         world = _World(cores, stack)
@@ -103,15 +103,13 @@ def duplicates(cores: Cores) -> Section:
 
 
 def replicas(cores: Cores) -> Section:
-    """A second process beside the first, each with a load generator of its own."""
+    """Measure two processes, each with its own load generator."""
     with ExitStack() as stack:
         world = _World(cores, stack)
         second = world.start(stack, cores.second_server)
         servers = {"1 replica": [world.server], "2 replicas": [world.server, second]}
         runs = rounds(_ROUNDS, list(servers), lambda name: world.run(Shape(_DURATION_S), *servers[name]))
-    note = (
-        "Each replica has its own load generator; where cores are shared (see below), so is what they can do."
-    )
+    note = "Each replica has its own load generator. Processes on the same core (see below) share its speed."
     return _section("Growth: replicas", note, runs)
 
 
@@ -124,10 +122,10 @@ secret = ["{SECRET}"]
 
 
 def signature(cores: Cores, *, servers: int, count: int) -> Section:
-    """The same signed requests to a source that checks them, and to one that has no secret.
+    """Send the same signed requests to a source that checks them, and to one that has no secret.
 
-    Both are of one process: two processes of the same program differ by about as much as a signature costs,
-    by where their memory happens to lie. The runs are short: both of a round see the same machine.
+    Both sources are in one process: two processes of the same program differ by about the cost of a
+    signature, because of their memory layout. The runs are short, so both of a round see the same machine.
     """
     runs = pooled([_signature_runs(cores, count) for _ in range(servers)])
     of_cpu = share(
@@ -138,9 +136,9 @@ def signature(cores: Cores, *, servers: int, count: int) -> Section:
     body = sample_body()
     digest_us = alone_us(lambda: sha256(body).digest())
     note = (
-        "The same requests, each with its valid signature, to two sources of one server: one has the secret, "
-        f"the other has none. Checking is {of_cpu.text(1)} % of the CPU. {servers} servers. Each check needs "
-        f"a SHA-256 of the body, which takes {number(digest_us, 1)} µs in a loop of its own, "
+        "The same requests with valid signatures, to two sources of one server: one has the secret, the "
+        f"other has none. Checking is {of_cpu.text(1)} % of the CPU. {servers} servers. Each check needs "
+        f"a SHA-256 of the body, which takes {number(digest_us, 1)} µs in a separate loop, "
         f"{number(100 * digest_us / checked_us, 1)} %."
     )
     return _section("Signature", note, runs, measured={Figure.SIGNATURE: of_cpu.median})
@@ -169,7 +167,7 @@ end
 
 
 def _fill(client: Any, count: int) -> None:
-    """So many small jobs wait: list entries and hashes."""
+    """Add ``count`` small waiting jobs: list entries and hashes."""
     fill = client.register_script(_FILL)
     key = f"bull:{QUEUE}:"
     for first in range(0, count, _FILL_AT_ONCE):
@@ -177,7 +175,7 @@ def _fill(client: Any, count: int) -> None:
 
 
 def _take_back(client: Any, left: int) -> None:
-    """Remove the newest jobs until so many are left."""
+    """Remove the newest jobs until ``left`` remain."""
     wait = f"bull:{QUEUE}:wait"
     newest = client.lrange(wait, 0, jobs_waiting(client) - left - 1)
     client.ltrim(wait, len(newest), -1)
@@ -189,7 +187,7 @@ def _take_back(client: Any, left: int) -> None:
 
 
 def waiting_jobs(cores: Cores, *, count: int, duration_s: int) -> Section:
-    """Queues that nobody works on, each in a Redis of its own."""
+    """Measure queues of waiting jobs without workers, each in a separate Redis."""
     depths = {"0 waiting": 0, "10^4 waiting": 10**4, "10^6 waiting": 10**6}
     with ExitStack() as stack:
         worlds = {name: _World(cores, stack) for name in depths}
@@ -210,9 +208,9 @@ def waiting_jobs(cores: Cores, *, count: int, duration_s: int) -> Section:
         runs = rounds(count, list(depths), measure)
     cpu = {name: [run.cpu_us_per_request for run in each] for name, each in runs.items()}
     growth = ratios(cpu["10^6 waiting"], cpu["0 waiting"])
-    note = "Each depth has a Redis and a webhookd of its own; what a run adds is taken back after it."
+    note = "Each depth has its own Redis and webhookd. After each run, the jobs that it added are removed."
     return _section("Growth: waiting jobs", note, runs, measured={Figure.CPU_DEPTH: growth.median})
 
 
-#: What needs only a few short runs.
+#: The sections that need only a few short runs.
 SHORT: Sequence[Callable[[Cores], Section]] = (bodies, connections, replicas, duplicates)

@@ -1,4 +1,4 @@
-// An open loop of webhooks, each with an id of its own:
+// An open loop of webhooks, each with a new id:
 //
 //   k6 run -e URL=… -e BODY=FILE -e FIRST_ID=… -e RATE=… -e DURATION_S=… k6.js
 //
@@ -22,7 +22,7 @@ export const options = {
       rate,
       timeUnit: '1s',
       duration: `${__ENV.DURATION_S}s`,
-      // Enough for answers of half a second at 1,000 requests/s: k6 drops what it has no free user for.
+      // Enough for answers of half a second at 1,000 requests/s: k6 drops a request if it has no free user.
       preAllocatedVUs: 500,
       maxVUs: 4 * rate,
     },

@@ -1,4 +1,4 @@
-"""One run of load against a running server, and all that is read off the machine meanwhile."""
+"""One run of load against a running server, and what is measured on the machine during the run."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ _SETTLE_S = 0.25
 _DRAIN_S = 60.0
 _SIGNATURES_PER_S = 25_000  # more than any server here can take
 
-# Where two cores are all there is, k6 shares its own with Redis: each time that Go collects the garbage of
-# some hundred JavaScript machines, both stand still, and what is then measured is k6.
+# With only two cores, k6 shares its core with Redis. Each time that Go collects the garbage of some hundred
+# JavaScript machines, both stop, and the bench would measure k6.
 _K6_ENVIRONMENT = {"GOGC": "off", "GOMEMLIMIT": "4GiB"}
 
 ALWAYS_THE_SAME = 10**12
-"""A ``repeat`` that no run gets to the end of."""
+"""A ``repeat`` that no run reaches."""
 
 
 @frozen
 class Shape:
-    """A closed loop: so many connections, each of which sends a request when it has the last one's answer.
+    """A closed loop: each connection sends a request when it has the answer to the last one.
 
-    Each id is sent ``repeat`` times, to the source behind ``path``. ``signed`` sends valid signatures, and
-    not only something of their size.
+    Each id is sent ``repeat`` times, to the source at ``path``. If ``signed``, the signatures are valid, not
+    only of the right size.
     """
 
     duration_s: int
@@ -55,7 +55,7 @@ class Shape:
 
 @frozen
 class Run:
-    """What one run gave. CPU times are in microseconds, user and system, of whole processes."""
+    """The result of one run. CPU times are in microseconds, user and system, of whole processes."""
 
     answers: Answers
     jobs: int
@@ -73,14 +73,14 @@ class Run:
 
 @frozen
 class RedisUsage:
-    """What Redis had done so far: CPU in microseconds, and calls of scripts."""
+    """The work of Redis so far: CPU in microseconds, and script calls."""
 
     cpu_us: float
     calls: int
 
     @classmethod
     def of(cls, client: Any) -> RedisUsage:
-        """Ask it."""
+        """Read it from ``INFO``."""
         cpu = client.info("cpu")
         commands = client.info("commandstats")
         scripts = ("cmdstat_eval", "cmdstat_evalsha", "cmdstat_fcall")
@@ -91,23 +91,23 @@ class RedisUsage:
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of a process with all its threads."""
+    """Return user and system time of a process with all its threads."""
     return read_cpu_ticks(Path(f"/proc/{pid}/stat").read_text()) / _TICKS_PER_S
 
 
 def rss_mb(pid: int) -> float:
-    """What a process holds in memory, in MB of 10^6 bytes."""
+    """Return the resident memory of a process, in MB of 10^6 bytes."""
     return read_kilobytes(Path(f"/proc/{pid}/status").read_text(), "VmRSS") * 1024 / 1e6
 
 
 @frozen
 class Wrk:
-    """A closed loop that runs on a core of its own."""
+    """The load generator of the closed loops, on one core."""
 
     core: int
 
     def start(self, stack: ExitStack, port: int, shape: Shape, loop: int = 0) -> subprocess.Popen[str]:
-        """Start it, maybe as one loop of several; ``stack`` removes its files."""
+        """Start one loop, perhaps of several; ``stack`` removes its files."""
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="webhookd-bench-")))
         request, first = Request.of(shape.body, shape.path), first_id(loop)
         arguments = [str(request.write(directory)), str(first), str(shape.repeat)]
@@ -125,13 +125,13 @@ class Wrk:
         return process
 
     def run(self, port: int, shape: Shape) -> Answers:
-        """Run it to its end."""
+        """Run one loop to its end."""
         with ExitStack() as stack:
             return read_wrk(self.start(stack, port, shape).communicate()[0])
 
 
 def close_loop(wrk: Wrk, redis: BenchRedis, servers: Sequence[Server], shape: Shape) -> Run:
-    """One closed loop for each server, all at the same time, into one queue."""
+    """Run one closed loop for each server, all at the same time, into one queue."""
     with redis.client() as client, ExitStack() as stack:
         waiting, usage, cpu = jobs_waiting(client), RedisUsage.of(client), _cpu_s(servers)
         processes = [wrk.start(stack, server.port, shape, loop) for loop, server in enumerate(servers)]
@@ -139,7 +139,7 @@ def close_loop(wrk: Wrk, redis: BenchRedis, servers: Sequence[Server], shape: Sh
         answers = together([read_wrk(process.communicate()[0]) for process in processes])
         jobs = jobs_settled(client, servers) - waiting
         used, cpu = RedisUsage.of(client), _cpu_s(servers) - cpu
-    # wrk cuts off what is under way at its end: such a request may be a job, and cost its time, uncounted.
+    # wrk drops the requests in progress at its end: they may become jobs, and cost time, but are not counted.
     requests = max(jobs if shape.repeat == 1 else answers.ok, 1)
     return Run(
         answers=answers,
@@ -153,11 +153,11 @@ def close_loop(wrk: Wrk, redis: BenchRedis, servers: Sequence[Server], shape: Sh
 
 
 def complaints(answers: Answers, jobs: int, repeat: int, under_way: int) -> list[str]:
-    """What makes a run void, in words: each event that was answered with 2xx must be one job in the queue."""
+    """Return why a run is invalid: each event that was answered with 2xx must be one job in the queue."""
     least, most = -(-answers.ok // repeat), -(-(answers.ok + under_way) // repeat)
     found = []
     if not least <= jobs <= most:
-        found.append(f"{answers.ok:,} answers of 2xx, and {jobs:,} jobs where {least:,} to {most:,} must be")
+        found.append(f"{answers.ok:,} answers of 2xx, and {jobs:,} jobs instead of {least:,} to {most:,}")
     if answers.ok < answers.requests:
         found.append(f"{answers.requests - answers.ok:,} of {answers.requests:,} answers were not 2xx")
     if answers.unsent:
@@ -166,7 +166,7 @@ def complaints(answers: Answers, jobs: int, repeat: int, under_way: int) -> list
 
 
 def together(answers: Sequence[Answers]) -> Answers:
-    """What several load generators saw at the same time; of the latencies, the worst of each."""
+    """Combine the answers of several load generators; of each latency, take the worst."""
     return Answers(
         requests=sum(each.requests for each in answers),
         ok=sum(each.ok for each in answers),
@@ -180,7 +180,7 @@ def together(answers: Sequence[Answers]) -> Answers:
 
 
 def open_loop(core: int, port: int, per_second: int, duration_s: int) -> Answers:
-    """So many requests start each second, by k6; all are answered when it returns."""
+    """Start ``per_second`` requests each second with k6; return when all are answered."""
     with TemporaryDirectory(prefix="webhookd-bench-") as directory:
         body = Path(directory) / "body.json"
         body.write_bytes(sample_body())
@@ -205,12 +205,12 @@ def open_loop(core: int, port: int, per_second: int, duration_s: int) -> Answers
 
 
 def jobs_waiting(client: Any) -> int:
-    """How many jobs wait in the queue."""
+    """Return the number of waiting jobs."""
     return int(client.llen(f"bull:{QUEUE}:wait"))
 
 
 def jobs_settled(client: Any, servers: Sequence[Server]) -> int:
-    """How many jobs wait in the queue, once no server holds any back and no more come."""
+    """Return the number of waiting jobs, once all spools are empty and no more jobs come."""
     wait_until(lambda: not any(server.holds_jobs() for server in servers), "the spools are empty", _DRAIN_S)
     before, now = -1, jobs_waiting(client)
     while now != before:
@@ -220,13 +220,13 @@ def jobs_settled(client: Any, servers: Sequence[Server]) -> int:
 
 
 def jobs_since(client: Any, first: int) -> int:
-    """How many jobs of webhookd wait whose message has this id or a later one."""
+    """Return the number of webhookd's waiting jobs whose message has this id or a later one."""
     ids = client.lrange(f"bull:{QUEUE}:wait", 0, -1)
     return sum(int(job_id.rpartition(b".")[2]) >= first for job_id in ids)
 
 
 def hashes_of_jobs(client: Any) -> int:
-    """How many jobs have a hash; the queue's one other hash is ``meta``."""
+    """Return the number of jobs with a hash; the queue's only other hash is ``meta``."""
     return sum(1 for _ in client.scan_iter(f"bull:{QUEUE}:*", count=10_000, _type="hash")) - 1
 
 
@@ -235,7 +235,7 @@ def _cpu_s(servers: Sequence[Server]) -> float:
 
 
 def _highest_rss_mb(servers: Sequence[Server], processes: Sequence[subprocess.Popen[str]]) -> float:
-    """The most that one server held while the processes ran."""
+    """Return the most memory that one server had while the processes ran."""
     highest = 0.0
     while any(process.poll() is None for process in processes):
         highest = max(highest, *(rss_mb(server.pid) for server in servers))

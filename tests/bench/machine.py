@@ -1,4 +1,4 @@
-"""The machine that the bench runs on: who gets which core, and what the report says of it."""
+"""The machine that the bench runs on: the core of each process, and its description in the report."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _NODE_MODULES = Path(__file__).with_name("peers") / "node_modules"
 
 @frozen
 class Cores:
-    """Which core each part has.
+    """The core of each part.
 
-    With two cores, all that is not the server under test shares the other one. What it costs there is not
-    counted as the server's, but a closed loop cannot be faster than that core lets it be.
+    With two cores, everything except the server under test shares the other one. Its cost does not count as
+    the server's, but that core limits a closed loop.
     """
 
     server: int
@@ -36,14 +36,14 @@ class Cores:
 
     @classmethod
     def of(cls, cores: Sequence[int]) -> Cores:
-        """Give out the cores that there are: at least two."""
+        """Assign the available cores, at least two."""
         if len(cores) < 2:
             raise MissingTool("the bench needs two cores: one for the server under test, one for the rest")
         first, second, *more = cores
         return cls(first, second, more[0] if more else second, more[1] if len(more) > 1 else second)
 
     def text(self) -> str:
-        """The layout, for the report."""
+        """Return the layout for the report."""
         return (
             f"the server under test on core {self.server}, Redis on core {self.redis}, "
             f"load generator and nginx on core {self.load}, a second replica on core {self.second_server}"
@@ -51,7 +51,7 @@ class Cores:
 
 
 def prepare() -> Cores:
-    """Give out the cores, stay on the load generator's ourselves, and allow thousands of connections."""
+    """Assign the cores, stay on the load generator's core, and allow thousands of connections."""
     cores = Cores.of(sorted(os.sched_getaffinity(0)))
     os.sched_setaffinity(0, {cores.load})
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -60,12 +60,12 @@ def prepare() -> Cores:
 
 
 def pinned(core: int, argv: Sequence[str]) -> list[str]:
-    """A command that runs on one core; its process id is the command's own."""
+    """Return the command on one core; the process id stays that of the command."""
     return [find_tool("taskset", "it is in Debian's package util-linux"), "-c", str(core), *argv]
 
 
 def describe_machine() -> str:
-    """Processor, cores and memory; no names."""
+    """Return processor, cores and memory, without names."""
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     memory = read_kilobytes(Path("/proc/meminfo").read_text(), "MemTotal") / 2**20
     return (
@@ -75,13 +75,13 @@ def describe_machine() -> str:
 
 
 def describe_load() -> str:
-    """How busy the machine was before the bench began."""
+    """Return the load of the machine before the bench."""
     return f"load average before the run: {os.getloadavg()[0]:.2f}"
 
 
 def describe_versions(webhookd: str) -> str:
-    """What was measured, and with what."""
-    # One that pyenv builds without optimizations takes a quarter more time than Debian's, which is in /usr.
+    """Return the versions of what was measured, and of the tools."""
+    # A CPython that pyenv builds without optimizations takes a quarter more time than Debian's in /usr.
     python = f"CPython {platform.python_version()} in {sys.base_prefix}"
     own = [f"webhookd {webhookd}", python, f"Twisted {version('twisted')}"]
     said = [f"{name} {_version_of(command)}" for name, command in _PROGRAMS.items()]
@@ -104,7 +104,7 @@ def _npm_version(package: str) -> str:
 
 
 def _version_of(command: Sequence[str]) -> str:
-    """The first version in what a program says of itself; wrk exits with 1 after it."""
+    """Return the first version in a program's output; wrk prints it and exits with 1."""
     path = find_tool(command[0], "see tests/debian-packages.txt")
     done = subprocess.run([path, *command[1:]], capture_output=True, text=True, check=False)
     found = re.search(r"\d+\.\d+(\.\d+)?", done.stdout + done.stderr)

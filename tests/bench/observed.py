@@ -1,4 +1,4 @@
-"""What it costs to be observed: the counting of events, a Prometheus in a hurry, and an open status page."""
+"""The cost of observation: counting events, frequent scrapes, and an open status page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Self
 
 from tests.faults.builds import Build, Edit
 from tests.support.process import Resource
-from webhookd.bullmq.script import Answer
+from webhookd.bullmq.script import AddResult
 from webhookd.histogram import BATCH_SIZES, DURATIONS_S, Histogram
 from webhookd.model import Outcome
 
@@ -28,22 +28,22 @@ from .machine import Cores
 from .servers import BenchRedis, Webhookd
 
 _SCRAPES_PER_SECOND = 50
-_SCRAPES_BESIDE_PAGE = 1 / 15
+_SCRAPES_WITH_PAGE = 1 / 15
 _PER_SECOND = 500
 _WARM_S = 2
-_BATCH = 16  # about what a call carries under load
+_BATCH = 16  # about the jobs of one call under load
 
 UNCOUNTED = Build(
     "without counting",
     (
         Edit(
             "http/site.py",
-            'self.requests[request.route, _METHODS.get(request.method, "other"), request.code] += 1',
+            'state.requests[request.route, _METHODS.get(request.method, "other"), request.code] += 1',
             "pass",
         ),
         Edit(
             "http/site.py",
-            "self.durations_s[request.route].observe(self.clock.seconds() - request.began_s)",
+            "state.durations_s[request.route].observe(state.clock.seconds() - request.began_s)",
             "pass",
         ),
         Edit("web.py", "self.events[source, event, receipt.outcome] += 1", "pass"),
@@ -51,16 +51,16 @@ UNCOUNTED = Build(
         Edit("redis/queue.py", "self.batch_sizes.observe(len(jobs))", "pass"),
         Edit(
             "redis/queue.py",
-            "self.answers.update(answer for answer in answers if isinstance(answer, Answer))",
+            "self.results.update(result for result in results if isinstance(result, AddResult))",
             "pass",
         ),
     ),
 )
-"""webhookd that counts nothing on the way of an event that is taken."""
+"""webhookd without the counters on the way of an accepted event."""
 
 
 class _Observed(Webhookd):
-    """One whose metrics can be had, on `ops_port`."""
+    """A webhookd with metrics on `ops_port`."""
 
     def __init__(self, core: int, redis: BenchRedis) -> None:
         super().__init__(core, redis)
@@ -71,7 +71,7 @@ class _Observed(Webhookd):
 
 
 class _Scraper(Resource):
-    """Asks for the metrics at a constant rate during the ``with`` block; ``seconds`` is what each took."""
+    """Fetches the metrics at a constant rate during the ``with`` block; ``seconds`` has the time of each."""
 
     def __init__(self, port: int, per_second: float) -> None:
         self.seconds: list[float] = []
@@ -103,7 +103,7 @@ class _Scraper(Resource):
 
 @contextmanager
 def _viewing(port: int) -> Iterator[None]:
-    """Read the status page's stream meanwhile, as a browser does."""
+    """Read the status page's stream during the ``with`` block, as a browser does."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10.0)
     connection.request("GET", "/status/events")
     connected = connection.sock
@@ -111,7 +111,7 @@ def _viewing(port: int) -> Iterator[None]:
     assert stream.status == 200
 
     def read() -> None:
-        with suppress(http.client.HTTPException):  # its end, which is ours
+        with suppress(http.client.HTTPException):  # we close the connection
             while stream.read1():
                 pass
 
@@ -125,9 +125,9 @@ def _viewing(port: int) -> Iterator[None]:
 
 
 def counting(cores: Cores, *, pairs: int, count: int) -> Section:
-    """The same requests to webhookd as it is, and to one that does not count.
+    """Send the same requests to webhookd, and to one that does not count.
 
-    Two processes of the same program differ by more than what is measured, so there are several pairs.
+    Two processes of the same program differ by more than the measured cost, so there are several pairs.
     """
     runs = pooled([_counting_pair(cores, count) for _ in range(pairs)])
     of_cpu = share(
@@ -138,7 +138,7 @@ def counting(cores: Cores, *, pairs: int, count: int) -> Section:
     of_median = 100 * alone_us / median(run.cpu_us_per_request for run in runs["counted"])
     note = (
         f"Counting is {of_cpu.text(1)} % of the CPU by these runs: {pairs} pairs of servers, {count} rounds "
-        f"each. In a loop of its own it takes {number(alone_us, 2)} µs an event, {number(of_median, 1)} %."
+        f"each. In a separate loop it takes {number(alone_us, 2)} µs per event, {number(of_median, 1)} %."
     )
     header = ["", *(column.name for column in COLUMNS)]
     rows = [medians(name, each, COLUMNS) for name, each in runs.items()]
@@ -147,13 +147,13 @@ def counting(cores: Cores, *, pairs: int, count: int) -> Section:
 
 
 def _counting_us() -> float:
-    """What an event's counters take where nothing else is done: the same objects, the same statements."""
+    """Return the microseconds of an event's counters alone, with the same objects and statements."""
     requests: Counter[tuple[str, str, int]] = Counter()
     events: Counter[tuple[str, str, str]] = Counter()
-    answers: Counter[Answer] = Counter()
+    results: Counter[AddResult] = Counter()
     durations_s = {"/webhook/chatwoot": Histogram(DURATIONS_S)}
     calls_s, batch_sizes = Histogram(DURATIONS_S), Histogram(BATCH_SIZES)
-    batch = [Answer.ADDED] * _BATCH
+    batch = [AddResult.ADDED] * _BATCH
 
     def count_call() -> None:
         for _ in batch:
@@ -162,7 +162,7 @@ def _counting_us() -> float:
             events["chatwoot", "message_created", Outcome.QUEUED] += 1
         calls_s.observe(0.002)
         batch_sizes.observe(_BATCH)
-        answers.update(answer for answer in batch if isinstance(answer, Answer))
+        results.update(result for result in batch if isinstance(result, AddResult))
 
     return alone_us(count_call) / _BATCH
 
@@ -196,11 +196,11 @@ class _Uncounted(Webhookd):
 
 
 def scraped(cores: Cores, *, duration_s: int) -> Section:
-    """An open loop, with nobody who looks, with a Prometheus and an open page, and with too many scrapes."""
+    """Run an open loop without observers, with a Prometheus and an open page, and with many scrapes."""
     rows, problems, p95_ms = [], [], []
     for name, per_second, is_viewed in (
-        ("nobody looks", 0, False),
-        ("status page, scraped every 15 s", _SCRAPES_BESIDE_PAGE, True),
+        ("no observer", 0, False),
+        ("status page, scraped every 15 s", _SCRAPES_WITH_PAGE, True),
         (f"{_SCRAPES_PER_SECOND} scrapes/s", _SCRAPES_PER_SECOND, False),
     ):
         with ExitStack() as stack:
@@ -230,8 +230,8 @@ def scraped(cores: Cores, *, duration_s: int) -> Section:
         )
         problems += [f"{name}: {problem}" for problem in complaints(answers, jobs, repeat=1, under_way=0)]
     return Section(
-        title=f"Looked at, at {_PER_SECOND} requests/s",
-        note=f"An open loop for {duration_s} s, and beside it clients of the ops endpoint.",
+        title=f"Observed, at {_PER_SECOND} requests/s",
+        note=f"An open loop for {duration_s} s, and at the same time clients of the ops endpoint.",
         header=["", *LATENCIES, "CPU", "scrapes/s", "slowest scrape ms"],
         rows=rows,
         measured={Figure.P95_SCRAPED: p95_ms[-1]},

@@ -1,4 +1,4 @@
-"""What the tools and the kernel say, read into numbers. Pure."""
+"""Parsers for the output of the tools and the kernel. Pure."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from attrs import frozen
 
 _WRK_MARK = "BENCH "
-"""What wrk.lua puts before its one line of JSON, among all that wrk itself prints."""
+"""The prefix of wrk.lua's one line of JSON in the output of wrk."""
 
 
 class Unreadable(Exception):
-    """A tool did not say what it was asked for."""
+    """The output of a tool has not the expected form."""
 
 
 @frozen
 class Answers:
-    """What a load generator saw: ``ok`` answers of 2xx; ``unsent`` requests failed or came too late."""
+    """The result of a load generator: ``ok`` answers of 2xx; ``unsent`` requests failed or were late."""
 
     requests: int
     ok: int
@@ -37,7 +37,7 @@ class Answers:
 
 
 def read_wrk(output: str) -> Answers:
-    """What ``wrk -s wrk.lua`` printed."""
+    """Read the output of ``wrk -s wrk.lua``."""
     line = re.search(rf"^{_WRK_MARK}(.+)$", output, re.MULTILINE)
     if line is None:
         raise Unreadable(f"wrk gave no result:\n{output[-2000:]}")
@@ -55,7 +55,7 @@ def read_wrk(output: str) -> Answers:
 
 
 def read_k6(output: str) -> Answers:
-    """What ``k6 run k6.js`` printed: the metrics of its summary, as JSON."""
+    """Read the output of ``k6 run k6.js``: the metrics of its summary, as JSON."""
     try:
         metrics: Mapping[str, Any] = json.loads(output)
         latency = metrics["http_req_duration"]["values"]
@@ -78,16 +78,16 @@ def read_k6(output: str) -> Answers:
 
 
 def read_cpu_ticks(stat: str) -> int:
-    """User and system time of a process with all its threads, in clock ticks, from ``/proc/PID/stat``.
+    """Read user and system time of a process with all its threads, in clock ticks, from ``/proc/PID/stat``.
 
-    The second field, the program's name in parentheses, may hold blanks and parentheses of its own.
+    The second field is the program's name in parentheses, which may contain spaces and parentheses.
     """
     fields = stat.rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
 
 
 def read_kilobytes(status: str, name: str) -> int:
-    """One line such as ``VmRSS`` of ``/proc/PID/status`` or ``/proc/meminfo``."""
+    """Read one line such as ``VmRSS`` of ``/proc/PID/status`` or ``/proc/meminfo``."""
     line = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
     if line is None:
         raise Unreadable(f"no {name}")
@@ -95,7 +95,7 @@ def read_kilobytes(status: str, name: str) -> int:
 
 
 def read_redis_benchmark(output: str) -> float:
-    """Calls a second, from ``redis-benchmark --csv``: the first of seven numbers behind the command."""
+    """Read calls per second from ``redis-benchmark --csv``: the first of seven numbers after the command."""
     numbers = re.search(r',"([0-9.]+)"(,"[0-9.]+"){6}$', output.strip())
     if numbers is None:
         raise Unreadable(f"redis-benchmark gave no result:\n{output[-2000:]}")

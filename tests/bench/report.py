@@ -11,18 +11,18 @@ from .figures import TARGETS, Bound, Figure, Section, Target
 
 @frozen
 class Verdict:
-    """Whether a figure reached what it must, and what it should; None where it was not measured."""
+    """The measured value of a target, or None if it was not measured."""
 
     target: Target
     value: float | None
 
     @property
     def misses_must(self) -> bool:
-        """Whether this alone makes ``make bench-check`` fail."""
+        """True if this alone makes ``make bench-check`` fail."""
         return self.value is not None and not self.target.must.holds(self.value)
 
     def row(self) -> list[str]:
-        """A row of the first table."""
+        """Return a row of the first table."""
         shown = "not measured" if self.value is None else self.target.shown(self.value)
         return [self.target.figure.value, shown, self._said(self.target.must), self._said(self.target.aim)]
 
@@ -36,7 +36,7 @@ class Verdict:
 
 
 def judge(sections: Sequence[Section]) -> list[Verdict]:
-    """Hold each target against what the sections measured."""
+    """Compare each target with the figures of the sections."""
     measured: dict[Figure, float] = {}
     for section in sections:
         measured.update(section.measured)
@@ -44,15 +44,15 @@ def judge(sections: Sequence[Section]) -> list[Verdict]:
 
 
 def problems_of(sections: Sequence[Section]) -> list[str]:
-    """What makes figures void, each with its table."""
+    """Return the problems that make figures invalid, each with its table."""
     return [f"{section.title}: {problem}" for section in sections for problem in section.problems]
 
 
 def render(sections: Sequence[Section], facts: Mapping[str, str]) -> str:
-    """The whole report: the targets and ratios first, the method last."""
+    """Return the whole report: the targets and ratios first, the method last."""
     targets = _table(["", "measured", "must", "aim"], [verdict.row() for verdict in judge(sections)])
     problems = problems_of(sections)
-    void = ["## What makes figures void", "\n".join(f"* {each}" for each in problems)] if problems else []
+    invalid = ["## Invalid figures", "\n".join(f"* {each}" for each in problems)] if problems else []
     tables = [
         block
         for section in sections
@@ -61,8 +61,8 @@ def render(sections: Sequence[Section], facts: Mapping[str, str]) -> str:
     said = "\n".join(f"* {name}: {fact}" for name, fact in facts.items())
     blocks = [
         _HEAD,
-        *void,
-        "## What was to be reached",
+        *invalid,
+        "## Targets",
         targets,
         *tables,
         "## How it was measured",
@@ -78,24 +78,23 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 _HEAD = """\
-# How fast it is
+# Benchmarks
 
-Written by `make bench`: do not edit. Every figure is from one run of it on one machine; figures of other runs
-and machines differ, ratios much less."""
+Written by `make bench`: do not edit. All figures are from one run on one machine. On other machines the
+figures differ, the ratios much less."""
 
 _METHOD = """\
-The peers are `tests/bench/peers/express.js` and `fastify.js`: what one would write instead of webhookd, with
-`SET lock NX PX 5000` and BullMQ's own `queue.add`, in production mode, with the same job options. They parse
-the body and do nothing else: no signature, no limits beyond the body's, no spool, no health.
+The peers are `tests/bench/peers/express.js` and `fastify.js`: what a user would write instead of webhookd,
+with `SET lock NX PX 5000` and BullMQ's own `queue.add`, in production mode, with the same job options. They
+parse the body and do nothing else: no signature, no limits except for the body, no spool, no health.
 
-* All servers use one Redis, without persistence, and are measured by turns; each round begins with another.
-  A ratio is taken within a round, and then the median of the rounds, so that a slow minute of the machine
-  hits both sides.
+* All servers use one Redis, without persistence, and take turns; each round begins with another server. A
+  ratio is computed within a round, and then the median of the rounds, so that a slow minute of the machine
+  affects both sides.
 * CPU is user and system time of the whole process with all its threads, from `/proc/PID/stat`, divided by the
   jobs that were then in the queue. Redis's is from `INFO cpu`, its script calls from `INFO commandstats`.
-* The closed loops are wrk with one thread and 32 keep-alive connections, where nothing else is said; the open
-  ones are k6. A request is Chatwoot's `message_created` with Chatwoot's headers, and has a message id that no
-  run has used before.
-* After each run the jobs in the queue are counted: each answer of 2xx must be one job, and every answer 2xx.
-  wrk cuts off what is under way when its time is over, so there may be as many jobs more as connections.
-* RSS is the highest that was seen during the run. MB are 10^6 bytes."""
+* The closed loops are wrk with one thread and 32 keep-alive connections, unless stated otherwise; the open
+  loops are k6. A request is Chatwoot's `message_created` with Chatwoot's headers, and has a new message id.
+* After each run the jobs in the queue are counted: every answer must be 2xx, and each must be one job. wrk
+  drops the requests in progress when its time is over, so there may be one more job per connection.
+* RSS is the highest value during the run. MB are 10^6 bytes."""

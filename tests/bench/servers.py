@@ -1,4 +1,4 @@
-"""What is measured, and what it is measured with: child processes, each on its core."""
+"""The servers under test and their helpers: child processes, each on its core."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ QUEUE = "chatwoot"
 
 
 class Server(Protocol):
-    """A process that takes webhooks."""
+    """A process that accepts webhooks."""
 
     name: str
     port: int
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
 
     def holds_jobs(self) -> bool:
-        """Whether events that it has answered are not in Redis yet."""
+        """Return True while answered events are not yet in Redis."""
 
 
 class BenchRedis(RedisServer):
-    """Debian's Redis, without persistence: the same for all, and its disk is not what is measured."""
+    """Debian's Redis, the same for all, without persistence: the bench does not measure its disk."""
 
     def __init__(self, core: int) -> None:
         super().__init__(config=["maxmemory-policy noeviction"])
@@ -43,13 +43,13 @@ class BenchRedis(RedisServer):
         return pinned(self._core, super().argv())
 
     def empty(self) -> None:
-        """Throw all jobs and locks away."""
+        """Delete all jobs and locks."""
         with self.client(socket_timeout=60.0) as client:
             client.flushall()
 
 
 class Webhookd(Daemon):
-    """webhookd as it is installed, with its defaults."""
+    """The installed webhookd with its defaults."""
 
     patience: Mapping[str, str] = {}
 
@@ -61,7 +61,7 @@ class Webhookd(Daemon):
         return pinned(self._core, super().argv())
 
     def holds_jobs(self) -> bool:
-        """Whether the spool has records."""
+        """Return True if the spool has records."""
         return bool(json.loads(self.get("/health").body)["spool"]["records"])
 
 
@@ -93,7 +93,7 @@ class Peer(_Listener):
         return pinned(self._core, [node, str(peers / f"{self.name}.js")])
 
     def holds_jobs(self) -> bool:
-        """What it has answered is in Redis."""
+        """Return False: the peers answer when the job is in Redis."""
         return False
 
     def environ(self) -> Mapping[str, str]:
@@ -107,7 +107,7 @@ class Peer(_Listener):
 
 
 class Echo(_Listener):
-    """The floor of `tests.bench.echo`."""
+    """The bare protocol of `tests.bench.echo`."""
 
     def __init__(self, core: int) -> None:
         super().__init__("echo")
@@ -118,7 +118,7 @@ class Echo(_Listener):
 
 
 _NGINX_CONF = """\
-# One process, so that its end is the end of all.
+# One process, so that nothing is left when it ends.
 daemon off;
 master_process off;
 pid {directory}/nginx.pid;
@@ -151,7 +151,7 @@ http {{
 
 
 class Nginx(_Listener):
-    """Debian's nginx before some replicas."""
+    """Debian's nginx in front of some replicas."""
 
     def __init__(self, core: int, replicas: Sequence[Server]) -> None:
         super().__init__("nginx")

@@ -1,4 +1,4 @@
--- A closed loop of webhooks, each with an id of its own:
+-- A closed loop of webhooks, each with a new id:
 --
 --   wrk -s wrk.lua URL -- REQUEST FIRST_ID REPEAT [SIGNATURES]
 --
@@ -6,7 +6,7 @@
 -- ids count up from FIRST_ID, and each is sent REPEAT times. SIGNATURES is a file with the signatures of the
 -- bodies, 64 digits each, in that order; without it, all are zeros.
 --
--- `wrk.format` and a `response` function would cost more than the request itself: neither is used.
+-- It does not use `wrk.format` or a `response` function: they would cost more than the request itself.
 
 local head, middle, tail
 local first_id, times, signatures

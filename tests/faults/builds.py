@@ -1,7 +1,7 @@
-"""Builds of webhookd with something in them that no release has: crash points, or a defect.
+"""Builds of webhookd with crash points, or with a defect, that no release has.
 
-A build is a copy of the installed package with a few edits of its source, each of which must fit exactly
-once: one that fits no longer ends the run, and does not silently test nothing.
+A build is a copy of the installed package with a few edits of its source. Each edit must fit exactly once:
+an edit that no longer fits ends the run, so that no run silently tests nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.support.daemon import installed_twistd
 
 @frozen
 class Edit:
-    """In one file of the package, ``new`` in place of the one ``old``."""
+    """One edit of one file of the package: ``new`` replaces the only ``old``."""
 
     file: str
     old: str
@@ -41,13 +41,13 @@ class Build:
     modules: Mapping[str, str] = field(factory=dict)
 
     def __add__(self, other: Build) -> Build:
-        """A build with the edits of both."""
+        """Return a build with the edits of both."""
         return Build(
             f"{self.name}, {other.name}", self.edits + other.edits, {**self.modules, **other.modules}
         )
 
     def make(self, directory: Path) -> Mapping[str, str]:
-        """Make it below a directory; the environment in which the installed twistd runs it."""
+        """Make the build below a directory; return the environment in which the installed twistd runs it."""
         package = directory / "webhookd"
         shutil.copytree(_installed_package(), package, ignore=shutil.ignore_patterns("__pycache__"))
         for edit in self.edits:
@@ -66,10 +66,10 @@ def _installed_package() -> Path:
 # -- crash points -------------------------------------------------------------------------------------------
 
 CRASH_AT = "WEBHOOKD_CRASH_AT"
-"""The environment variable with the crash point that counts: ``NAME:PASSES:SECONDS:ACTION``."""
+"""The environment variable that selects a crash point: ``NAME:PASSES:SECONDS:ACTION``."""
 
 _CRASH_POINTS = '''\
-"""Where the fault bench has the daemon die: no release has this module."""
+"""The points at which the fault bench kills the daemon: no release has this module."""
 
 import os
 import signal
@@ -80,7 +80,7 @@ _left = int(_passes)
 
 
 def point(name):
-    """Pass a crash point; at the one and the pass that count, wait a little, and die."""
+    """Pass a crash point; at the selected point and pass, wait a little, and die."""
     global _left
     if name == _name:
         _left -= 1
@@ -92,7 +92,7 @@ def point(name):
 
 
 def _pass(name: str) -> str:
-    """A statement that passes a crash point, for any place where there is one statement more."""
+    """Return a statement that passes a crash point."""
     return f'__import__("webhookd.crash").crash.point("{name}")'
 
 
@@ -110,7 +110,7 @@ CRASH_POINTS = (
 )
 
 _COMMIT = 'connection.execute("COMMIT")'
-_ANSWER = "def _answer_receipt(receipt: Receipt) -> Response:\n"
+_ANSWER = "        event = receipt.event if receipt.event in EVENTS"
 
 CRASHING = Build(
     "with crash points",
@@ -126,8 +126,8 @@ CRASHING = Build(
         Edit(  # the answer is written within this turn of the reactor
             "web.py",
             _ANSWER,
-            f"{_ANSWER}    from twisted.internet import reactor\n"
-            f"    reactor.callLater(0.02, lambda: {_pass('after ack')})\n",
+            "        from twisted.internet import reactor\n"
+            f"        reactor.callLater(0.02, lambda: {_pass('after ack')})\n{_ANSWER}",
         ),
     ),
     {"crash.py": _CRASH_POINTS},
@@ -152,10 +152,10 @@ ACKNOWLEDGES_EARLY = Build(
     (
         Edit(
             "delivery.py",
-            "        return self._spool.append(job).addCallback(self._tell)",
+            "        return self._spool.append(job).addCallback(self._note_spooled)",
             "        from twisted.internet.defer import succeed\n"
             "        from webhookd.model import Outcome\n"
-            "        self._spool.append(job).addCallback(self._tell)\n"
+            "        self._spool.append(job).addCallback(self._note_spooled)\n"
             "        return succeed(Receipt(Outcome.SPOOLED, job.id, job.name))",
         ),
     ),
@@ -179,8 +179,8 @@ CHECKS_THEN_ADDS = Build(
             "        ]\n"
             "        if any(found):\n"
             "            new = [job for job, is_there in zip(jobs, found) if not is_there]\n"
-            "            answers = iter(await self._add(connection, new) if new else [])\n"
-            "            return [Answer.LOCK_HELD if is_there else next(answers) for is_there in found]\n"
+            "            results = iter(await self._add(connection, new) if new else [])\n"
+            "            return [AddResult.LOCK_HELD if is_there else next(results) for is_there in found]\n"
             "        keys, arguments",
         ),
     ),
@@ -206,17 +206,17 @@ REUSES_CONNECTIONS = Build(
     "uses a connection again after a deadline",
     (
         Edit(
-            "redis/pool.py",
-            "            if reason.unknown or reason.kind in _ASK_AGAIN:",
+            "redis/connection.py",
+            "            if reason.unknown or reason.kind in ASK_AGAIN:",
             "            if reason.kind is RedisErrorKind.TIMEOUT:\n"
             "                self.replyQueue.waiting.pop(0)  # txredisapi would remember who waited\n"
-            "            elif reason.unknown or reason.kind in _ASK_AGAIN:",
+            "            elif reason.unknown or reason.kind in ASK_AGAIN:",
         ),
     ),
 )
 
 _PLAIN = '''\
-"""A drain that does as if nobody could have added a job before."""
+"""A drain that adds jobs without a check for duplicates."""
 
 from twisted.internet.defer import ensureDeferred
 from webhookd.bullmq.keys import QueueKeys

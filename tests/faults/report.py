@@ -56,7 +56,7 @@ _TAIL = """
 * P5: nothing restarts a daemon whose event loop is blocked. The row shows that it loses nothing.
 * P6, memory limit: the kernel sends SIGKILL, as in P1 and M3.
 * D2: a spool is one file, which includes its index. A checksum of each record finds the damage of these rows.
-  SQLite's write-ahead log has its own checksums (`tests/unit/spool/test_queue.py`). In the last commits, a
+  SQLite's write-ahead log has its own checksums (`tests/unit/spool/test_salvage.py`). In the last commits, a
   flipped bit looks like the result of a crash, and these commits are lost.
 * R19: MOVED needs a cluster of several nodes: `tests/integration/test_cluster.py`.
 

@@ -1,1 +1,1 @@
-"""Tests that need big tools: `make image-test`."""
+"""Tests that need large tools: `make image-test`."""

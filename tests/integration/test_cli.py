@@ -1,4 +1,4 @@
-"""The operator's command against a running daemon, and against everything that is none."""
+"""The command against a running daemon, and against servers that are not webhookd."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ ESCAPE = "\x1b["
 
 @pytest.fixture(scope="module")
 def redis() -> Iterator[RedisServer]:
-    """One for all these tests: none of them does it harm."""
+    """One server for all these tests: none of them damages it."""
     with RedisServer("redis-7.0") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def daemon(redis: RedisServer) -> Iterator[Daemon]:
-    """One that wants signatures, or a token."""
+    """A daemon that requires a signature or a token."""
     environ = {"WEBHOOK_SECRET": f"old,{SECRET}", "WEBHOOK_TOKEN": "open-sesame"}
     with Daemon("--redis", redis.url, *DIRECT, environ=environ) as daemon:
         yield connected(daemon)
@@ -50,7 +50,7 @@ def daemon(redis: RedisServer) -> Iterator[Daemon]:
 
 @pytest.fixture
 def new_jobs(redis: RedisServer) -> Callable[[], set[str]]:
-    """The ids of the jobs since the test's beginning."""
+    """Return the ids of the jobs since the start of the test."""
     queue = Queue(redis.client(), KEYS)
     before = set(queue.held_ids())
     return lambda: set(queue.held_ids()) - before
@@ -111,7 +111,7 @@ def test_a_progress_bar_where_it_takes_over_a_second(daemon: Daemon) -> None:
 
 
 def test_what_sign_signs_is_accepted(daemon: Daemon, tmp_path: Path) -> None:
-    """The curl command has all that a request needs: another client sends the same."""
+    """The curl command has everything that a request needs."""
     path = tmp_path / "a body.json"
     path.write_bytes(SAMPLES["message_created"].body)
     arguments = ("sign", str(path), "--url", daemon.url, "--secret", SECRET, "--curl")
@@ -142,7 +142,7 @@ def test_the_whole_report(daemon: Daemon) -> None:
 
 
 def test_it_starts_without_twisted() -> None:
-    """Containers start it every few seconds."""
+    """Containers run it every few seconds."""
     code = (
         "import sys; from webhookd.cli.main import main; import webhookd.cli.health;"
         "print([name for name in sys.modules if name.startswith(('twisted', 'cryptography'))])"
@@ -156,7 +156,7 @@ def test_it_starts_without_twisted() -> None:
 
 
 class Listener:
-    """A server that takes each connection, says the same to all, and hangs up; or that never takes one."""
+    """A server that sends the same bytes to each client and hangs up, or one that never accepts."""
 
     def __init__(self, says: bytes | None) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -175,13 +175,13 @@ class Listener:
                 connection.sendall(says)
 
     def close(self) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)  # so that the thread wakes up
+        self._socket.shutdown(socket.SHUT_RDWR)  # wakes up the thread
         self._socket.close()
 
 
 @frozen
 class Wrong:
-    """What does not answer as webhookd does, and what `send` and `health` say of it."""
+    """The bytes of a server that is not webhookd, and what ``send`` and ``health`` say about it."""
 
     says: bytes | None
     send: str
@@ -200,9 +200,7 @@ WRONG = {
         "the connection ended before the answer",
         "200, but not as webhookd answers",
     ),
-    "no TLS": Wrong(
-        b"220 mail.example ESMTP\r\n", "no TLS, or a certificate that is not trusted", "SSL", "https:"
-    ),
+    "no TLS": Wrong(b"220 mail.example ESMTP\r\n", "no TLS, or an untrusted certificate", "SSL", "https:"),
     "html": Wrong(
         b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n<p/>",
         "OK, and not from webhookd",
@@ -223,7 +221,7 @@ WRONG = {
 
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("name", WRONG)
-async def test_whoever_answers_instead(name: str) -> None:
+async def test_a_server_that_is_not_webhookd(name: str) -> None:
     wrong = WRONG[name]
     with closing(Listener(wrong.says)) as listener:
         url = listener.url.replace("http:", wrong.scheme)
@@ -233,9 +231,9 @@ async def test_whoever_answers_instead(name: str) -> None:
             lambda _number: Post(b"{}", {}),
             deadline_s=0.2 if name == "silent" else 5,
         )
-        (answer,) = await sender.send([0], rate=None)
-        assert answer.outcome == wrong.send
-        if wrong.health:  # (who is silent costs 3 s: see test_image.py)
+        (reply,) = await sender.send([0], rate=None)
+        assert reply.outcome == wrong.send
+        if wrong.health:  # silence would take 3 s: see test_image.py
             result = await deferToThread(run_command, "health", "--url", url)
             assert_one_line(result, 1 if wrong.health[0].isdigit() else 3, wrong.health)
 
@@ -246,16 +244,16 @@ async def test_a_bounded_number_is_under_way(rate: float | None, at_least: int, 
     under_way = []
 
     def make(number: int) -> Post:
-        under_way.append(number + 1 - len(sender.answers))
+        under_way.append(number + 1 - len(sender.replies))
         return Post(b"{}", {})
 
     with closing(Listener(None)) as listener:
         sender = Sender(the_reactor(), listener.url, make, deadline_s=0.2)
-        answers = await sender.send(range(at_most + 10), rate)
+        replies = await sender.send(range(at_most + 10), rate)
 
     assert at_least <= max(under_way) <= at_most
-    assert len(answers) == at_most + 10
-    assert {answer.status for answer in answers} == {None}
+    assert len(replies) == at_most + 10
+    assert {reply.status for reply in replies} == {None}
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], code: int, words: str) -> None:
@@ -268,13 +266,13 @@ def assert_one_line(result: subprocess.CompletedProcess[str], code: int, words: 
     assert SECRET not in line
 
 
-def test_where_nobody_answers() -> None:
+def test_no_reply() -> None:
     with closing(ReservedPort()) as port:
         refused = f"http://127.0.0.1:{port.number}"
         for part, url, code, words in (
             ("send", refused, 3, "connection refused"),
             ("health", refused, 3, "Connection refused"),
-            ("send", "http://no.such.host.invalid", 3, "there is no such host"),
+            ("send", "http://no.such.host.invalid", 3, "no such host"),
             ("health", "http://no.such.host.invalid", 3, "no.such.host.invalid/health/live: "),
             ("send", "ftp://127.0.0.1", 2, "--url"),
             ("health", "127.0.0.1:3001", 2, "--url"),
@@ -294,7 +292,7 @@ def test_what_the_daemon_refuses(daemon: Daemon) -> None:
 
     many = run_command("send", "--url", daemon.url, "--repeat", "5", "--json")
     assert many.returncode == 1
-    assert "5 of 5 were not taken: 401 missing_signature" in many.stderr
+    assert "5 of 5 were not accepted: 401 missing_signature" in many.stderr
     assert json.loads(many.stdout)["answers"][0]["count"] == 5
 
 
@@ -325,7 +323,7 @@ def test_colours_on_a_terminal_alone(daemon: Daemon) -> None:
 
 
 def test_a_reader_that_has_seen_enough() -> None:
-    """``| head``: no complaint."""
+    """``| head`` leads to no error message."""
     with subprocess.Popen(
         [command(), "send", "--list"],
         env=environ_of({}),

@@ -1,4 +1,4 @@
-"""`webhookd spool` against real daemons, dead ones, and spools that are in a bad way."""
+"""`webhookd spool` with running daemons, dead ones, and damaged or inaccessible spools."""
 
 from __future__ import annotations
 
@@ -9,35 +9,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from attrs import frozen
-from twisted.internet.defer import Deferred
 
 from tests.integration.conftest import StartDaemon
 from tests.support.bullmq import Queue
 from tests.support.daemon import Daemon, installed_twistd
 from tests.support.process import find_tool, wait_until
 from tests.support.servers import RedisServer
-from tests.support.spools import as_after_a_crash, inline, make_job
+from tests.support.spools import as_after_a_crash, inline, make_job, now
 from tests.support.webhooks import Webhook, connected, outcome, post, webhook
 from webhookd.bullmq.keys import QueueKeys
 from webhookd.spool.database import SpoolLimits
 from webhookd.spool.directory import SpoolRoot
 from webhookd.spool.queue import Spool, Spools
 
-_T = TypeVar("_T")
-
 NO_REDIS = "redis://127.0.0.1:1/0"
 KEYS = QueueKeys("bull", "chatwoot")
-# As root, too, a directory's mode is to count.
+# The mode of a directory must count for root, too.
 UNPRIVILEGED = ("--bounding-set", "-dac_override,-dac_read_search")
 
 
 @frozen
 class Ended:
-    """What a command said, and how it ended."""
+    """The output and the exit code of a command."""
 
     code: int
     out: str
@@ -50,7 +47,7 @@ class Ended:
 
 
 def spool(root: Path, *arguments: str, redis: str = NO_REDIS) -> Ended:
-    """Run `webhookd spool`; no privilege lets it into what its user may not read."""
+    """Run `webhookd spool`, without the privilege to read what file modes forbid."""
     argv = [find_tool("setpriv", "it is in Debian's package util-linux")]
     if os.geteuid() == 0:
         argv += UNPRIVILEGED
@@ -69,7 +66,7 @@ def spool(root: Path, *arguments: str, redis: str = NO_REDIS) -> Ended:
 
 
 def exported(ended: Ended) -> list[str]:
-    """The ids of the jobs in an export."""
+    """Return the ids of the jobs in an export."""
     assert ended.code == 0, ended
     return sorted(json.loads(line)["id"] for line in ended.out.splitlines())
 
@@ -150,7 +147,7 @@ def test_two_replicas_one_killed_and_redis_away(tmp_path: Path, start_daemon: St
             assert run("drain", "--replica", name, "--json").json == {name: 1}
             assert sorted(queue.held_ids()) == ids(events)
             assert queue.faults() == []
-        assert not directory.exists(), "it is empty, and nobody's"
+        assert not directory.exists(), "it is empty, and no replica holds it"
 
 
 def rows_id(run: Any, name: str) -> str:
@@ -196,7 +193,7 @@ def test_looking_and_requeuing_under_load_loses_and_doubles_nothing(
         for event in refused:
             client.delete(KEYS.job(event.job_id))
         run("drain")
-        run("requeue-dead", "--all")  # those that were sent once more before their way was free
+        run("requeue-dead", "--all")  # those that were sent again before their keys were free
         assert run("drain").code == 0
         queue = Queue(client, KEYS)
         assert sorted(queue.held_ids()) == ids(refused + events)
@@ -205,15 +202,7 @@ def test_looking_and_requeuing_under_load_loses_and_doubles_nothing(
         assert sorted(added) == ids(refused + events)
 
 
-# -- what cannot be ----------------------------------------------------------------------------------------
-
-
-def now(deferred: Deferred[_T]) -> _T:
-    """The result of an operation of a spool that works inline."""
-    results: list[Any] = []
-    deferred.addBoth(results.append)
-    (result,) = results
-    return result  # type: ignore[no-any-return]
+# -- what fails -------------------------------------------------------------------------------------------
 
 
 def opened(root: Path, redis: str = NO_REDIS) -> Spool:
@@ -225,7 +214,7 @@ def opened(root: Path, redis: str = NO_REDIS) -> Spool:
 
 
 def stopped(root: Path, redis: str = NO_REDIS) -> Path:
-    """The directory of a stopped replica, with three events and a dead letter."""
+    """Return the directory of a stopped replica, with three events and a dead letter."""
     made = opened(root, redis)
     for number in range(4):
         now(made.append(make_job(number)))
@@ -235,7 +224,7 @@ def stopped(root: Path, redis: str = NO_REDIS) -> Path:
     return made.directory.path
 
 
-def test_what_is_purged_is_gone_and_nothing_is_without_a_yes(tmp_path: Path) -> None:
+def test_a_purge_deletes_and_needs_a_yes(tmp_path: Path) -> None:
     root = tmp_path / "spool"
     directory = stopped(root)
     refused = spool(root, "purge", "--live")
@@ -259,7 +248,7 @@ def garbage(root: Path) -> Iterator[None]:
 
 @contextmanager
 def cut_off(root: Path) -> Iterator[None]:
-    """A replica died, and a bit flipped in its WAL."""
+    """A replica was killed, and a bit of its WAL flipped."""
     dying = opened(root.with_name("dying"))
     for number in range(8):
         now(dying.append(make_job(number)))
@@ -305,7 +294,7 @@ def foreign(root: Path) -> Iterator[None]:
 
 @contextmanager
 def silent(root: Path) -> Iterator[None]:
-    """A daemon that cannot listen for questions, and does all the rest."""
+    """A daemon that cannot open its control socket, and works otherwise."""
     (stopped(root) / "control").mkdir()
     with Daemon("--redis", NO_REDIS, "--spool", str(root)) as daemon:
         wait_until(lambda: "`webhookd spool` cannot ask" in daemon.log, "it warns")
@@ -353,15 +342,13 @@ CHANGING = ("drain", "requeue", "purge")
         (another_users, SOME_FAIL | {"verify": 3}, "Permission denied"),
         (another_users_root, SOME_FAIL, "Permission denied"),
         (foreign, {"list": 0, "export": 0} | dict.fromkeys(CHANGING, 2), "for another Redis"),
-        (silent, SOME_FAIL, "answers no questions"),
+        (silent, SOME_FAIL, "does not answer"),
         (hanging, SOME_FAIL, "its disk may hang"),
         (no_redis, {"drain": 3}, "refused"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_what_cannot_be_is_one_line(
-    tmp_path: Path, condition: Any, codes: Mapping[str, int], reason: str
-) -> None:
+def test_a_failure_is_one_line(tmp_path: Path, condition: Any, codes: Mapping[str, int], reason: str) -> None:
     root = tmp_path / "spool"
     with condition(root), ThreadPoolExecutor(4) as pool:
         ended = dict(zip(codes, pool.map(lambda name: spool(root, *COMMANDS[name]), codes), strict=True))
@@ -370,5 +357,5 @@ def test_what_cannot_be_is_one_line(
         if one.code:
             *above, last = (one.out if one.code == 1 else one.err).strip().splitlines()
             assert reason in last, one
-            # A verdict has a line for the replica, and a drain tells that Redis is away while it waits.
+            # A verdict has a line for the replica, and a drain warns that Redis is away while it waits.
             assert len(above) == (one.code == 1 or (name == "drain" and condition is no_redis)), one

@@ -1,4 +1,4 @@
-"""The compose file by the specification, and the start script with a ``docker`` that only takes notes."""
+"""The compose file against its specification, and the start script with a ``docker`` that takes notes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXAMPLE = DOCKER.parent / ".env.example"
 
 
 def example() -> Mapping[str, str]:
-    """What .env.example sets."""
+    """Return the settings of .env.example."""
     lines = [line for line in EXAMPLE.read_text().splitlines() if re.match("[A-Z]", line)]
     return dict(line.split("=", 1) for line in lines)
 
@@ -33,10 +33,10 @@ def example() -> Mapping[str, str]:
 def configuration(
     environ: Mapping[str, str] | None = None, path: Path = COMPOSE, profiles: Sequence[str] = ()
 ) -> Any:
-    """The compose file with its variables filled in, checked against the specification."""
+    """Return the compose file with its variables filled in, checked against the specification."""
     program = str(Path(sys.executable).with_name("podman-compose"))
     with TemporaryDirectory() as directory:
-        podman = Path(directory, "podman")  # it is asked for its version first, and then needed no more
+        podman = Path(directory, "podman")  # podman-compose only asks for its version
         podman.write_text("#!/bin/sh\necho podman version 4.3.1\n")
         podman.chmod(0o755)
         chosen = [f"--profile={profile}" for profile in profiles]
@@ -49,7 +49,9 @@ def configuration(
         ).stdout
     content = yaml.safe_load(text)
     for service in content["services"].values():
-        if "deploy" in service:  # what was filled in is a text here, where Compose itself makes it a number
+        if (
+            "deploy" in service
+        ):  # podman-compose leaves a variable's value a string; Compose makes it a number
             service["deploy"]["replicas"] = int(service["deploy"]["replicas"])
     PyCompose.from_yaml(yaml.safe_dump(content)).validate()
     return content
@@ -58,8 +60,19 @@ def configuration(
 # -- the compose file ---------------------------------------------------------------------------------------
 
 
-def test_the_compose_file_is_one() -> None:
+def test_the_compose_file_is_valid() -> None:
     assert configuration()["services"].keys() == {"webhook-api", "nginx", "redis"}
+
+
+def test_the_image_is_the_published_one_and_can_be_built() -> None:
+    replica = configuration()["services"]["webhook-api"]
+    repository = re.search(
+        r'^_URL = "https://github.com/(\S+)"$', (DOCKER.parent / "setup.py").read_text(), re.MULTILINE
+    )
+
+    assert repository
+    assert replica["image"] == f"ghcr.io/{repository[1]}:latest"
+    assert (DOCKER / replica["build"]["context"] / replica["build"]["dockerfile"]).exists()
 
 
 def test_a_typo_would_be_found(tmp_path: Path) -> None:
@@ -70,7 +83,7 @@ def test_a_typo_would_be_found(tmp_path: Path) -> None:
         configuration(path=typo)
 
 
-def test_the_example_shows_the_defaults_of_all_there_is_to_set() -> None:
+def test_the_example_shows_the_default_of_each_setting() -> None:
     assert configuration(example()) == configuration()
     names = set(re.findall(r"\$\{(\w+)", COMPOSE.read_text()))
     assert names <= example().keys() | {"REDIS_URL"}
@@ -83,9 +96,10 @@ def test_the_example_shows_the_defaults_of_all_there_is_to_set() -> None:
     } <= names
 
 
-def test_what_is_set_gets_where_it_belongs() -> None:
+def test_settings_reach_their_services() -> None:
     services = configuration(
         {
+            "WEBHOOK_VERSION": "1.2.3",
             "WEBHOOK_PORT": "4001",
             "WEBHOOK_API_REPLICAS": "5",
             "WEBHOOK_JOB_CREATE_LOCK_TTL": "7000",
@@ -96,6 +110,7 @@ def test_what_is_set_gets_where_it_belongs() -> None:
     )["services"]
     replica, nginx = services["webhook-api"], services["nginx"]
 
+    assert replica["image"] == "ghcr.io/webhookd/webhookd:1.2.3"
     assert replica["deploy"]["replicas"] == 5
     assert replica["environment"]["WEBHOOK_PORT"] == "4001"
     assert replica["environment"]["WEBHOOK_JOB_CREATE_LOCK_TTL"] == "7000"
@@ -105,14 +120,14 @@ def test_what_is_set_gets_where_it_belongs() -> None:
     assert nginx["environment"]["WEBHOOK_MAX_BODY"] == replica["environment"]["WEBHOOK_MAX_BODY"] == "1000000"
 
 
-def test_the_daemon_knows_all_that_it_is_given() -> None:
+def test_the_daemon_knows_each_setting_that_it_gets() -> None:
     known = {name for option in OPTIONS for name in option.environment}
     known |= {f"{name}_FILE" for option in OPTIONS if option.secret for name in option.environment}
 
     assert configuration()["services"]["webhook-api"]["environment"].keys() <= known
 
 
-def test_the_tools_are_no_part_of_the_start_and_only_for_this_machine() -> None:
+def test_the_tools_do_not_start_by_default_and_are_only_for_this_machine() -> None:
     environ = {"WEBHOOK_QUEUE": "events", "BULL_BOARD_LOGIN": "operator:secret"}
     services = configuration(environ, profiles=["tools"])["services"]
     board = services["bull-board"]
@@ -127,13 +142,13 @@ def test_the_tools_are_no_part_of_the_start_and_only_for_this_machine() -> None:
     assert environment.keys() < settings
 
 
-def test_replicas_can_be_many_and_end_in_peace() -> None:
+def test_several_replicas_can_run_and_have_time_to_stop() -> None:
     replica = configuration()["services"]["webhook-api"]
 
     assert "container_name" not in replica
     assert "ports" not in replica
     grace_s = int(replica["stop_grace_period"].removesuffix("s"))
-    assert grace_s > int(replica["environment"]["WEBHOOK_DRAIN_TIMEOUT"]) + 10  # answering what was accepted
+    assert grace_s > int(replica["environment"]["WEBHOOK_DRAIN_TIMEOUT"]) + 10  # to answer accepted requests
 
 
 @pytest.mark.parametrize("name", ["webhook-api", "nginx", "redis", "bull-board"])
@@ -143,18 +158,18 @@ def test_every_container_has_little_to_lose(name: str) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    if name != "webhook-api":  # whose image says so itself
+    if name != "webhook-api":  # its image sets the user
         assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", service["user"])
 
 
-def test_each_waits_for_the_one_that_it_needs() -> None:
+def test_each_service_waits_for_the_one_that_it_needs() -> None:
     services = configuration()["services"]
 
     assert services["nginx"]["depends_on"] == {"webhook-api": {"condition": "service_healthy"}}
     assert services["webhook-api"]["depends_on"] == {"redis": {"condition": "service_healthy"}}
 
 
-def test_what_it_mounts_is_there() -> None:
+def test_mounted_files_exist() -> None:
     content = configuration()
     mounted = [
         volume.partition(":")[0] for service in content["services"].values() for volume in service["volumes"]
@@ -178,7 +193,7 @@ esac
 
 
 class Shell:
-    """The start script in a copy of its directory, with a docker that writes down what it is told."""
+    """The start script in a copy of its directory, with a docker that writes down its commands."""
 
     def __init__(self, directory: Path) -> None:
         self.docker = directory / "project" / "docker"
@@ -203,7 +218,7 @@ class Shell:
 
     @property
     def commands(self) -> list[str]:
-        """What docker was told, without the compose file's name."""
+        """The commands that docker got, without the compose file's name."""
         notes = self.notes.read_text().replace(f" --file {self.docker / 'docker-compose.yml'}", "")
         return [line for line in notes.splitlines() if line != "compose version"]
 
@@ -213,12 +228,20 @@ def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path)
 
 
-def test_it_starts_waits_and_says_where_it_listens(shell: Shell) -> None:
+def test_it_starts_waits_and_prints_the_address(shell: Shell) -> None:
     result = shell.run()
 
     assert result.returncode == 0, result.stderr
     assert shell.commands[0] == "compose up --detach --build --wait --wait-timeout 120 webhook-api nginx"
-    assert result.stdout.startswith("3 replicas take webhooks on http://127.0.0.1:3000/webhook/chatwoot\n")
+    assert result.stdout.startswith("3 replicas accept webhooks on http://127.0.0.1:3000/webhook/chatwoot\n")
+
+
+def test_it_can_pull_the_image_instead_of_building_it(shell: Shell) -> None:
+    assert shell.run("--pull").returncode == 0
+    assert shell.commands[:2] == [
+        "compose pull webhook-api",
+        "compose up --detach --no-build --wait --wait-timeout 120 webhook-api nginx",
+    ]
 
 
 def test_settings_come_from_the_env_file(shell: Shell) -> None:
@@ -229,7 +252,7 @@ def test_settings_come_from_the_env_file(shell: Shell) -> None:
     assert f"--env-file {shell.docker}/../.env up" in shell.commands[0]
 
 
-def test_the_secrets_are_made_once_and_are_nobodys_business(shell: Shell) -> None:
+def test_the_secrets_are_made_once_and_stay_private(shell: Shell) -> None:
     assert shell.run().returncode == 0
     secrets = [shell.docker / "secrets" / name for name in ("webhook_secret", "webhook_token")]
     first = [secret.read_text() for secret in secrets]
@@ -244,7 +267,7 @@ def test_the_secrets_are_made_once_and_are_nobodys_business(shell: Shell) -> Non
     assert first[1] not in again.stdout + again.stderr
 
 
-def test_what_does_not_get_healthy_is_said(shell: Shell) -> None:
+def test_a_start_that_does_not_get_healthy_fails(shell: Shell) -> None:
     result = shell.run(UP_EXIT_CODE="1", WEBHOOK_START_TIMEOUT="7")
 
     assert result.returncode == 1
@@ -273,7 +296,7 @@ def test_an_unknown_option_is_refused(shell: Shell) -> None:
     assert shell.commands == []
 
 
-def test_without_docker_it_says_so(shell: Shell) -> None:
+def test_it_reports_a_missing_docker(shell: Shell) -> None:
     (shell.path / "docker").unlink()
 
     result = shell.run()

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from tests.support.bullmq import T0_MS, Queue, dump
 from tests.support.process import Resource, node
 from tests.support.servers import FLAVOURS, RedisServer
-from webhookd.bullmq.script import Answer, Wire
+from webhookd.bullmq.script import AddResult, Wire
 from webhookd.model import Job
 
 LINES = {"bullmq5": Wire.V5, "bullmq6": Wire.V6}
@@ -131,16 +131,16 @@ class Bench:
         answers = queue.add(*(_encoded(queue, job, now_ms, defaults) for job in jobs), wire=wire)
         for job, answer in zip(jobs, answers, strict=True):
             job_id = job["options"]["jobId"]
-            assert answer is (is_known[job_id] or Answer.ADDED)
-            if answer is Answer.ADDED:
+            assert answer is (is_known[job_id] or AddResult.ADDED)
+            if answer is AddResult.ADDED:
                 assert self.ours.get(queue.keys.create_lock(job_id)) == queue.set_by.encode()
-                is_known[job_id] = Answer.LOCK_HELD
+                is_known[job_id] = AddResult.LOCK_HELD
 
-    def _is_known(self, queue: Queue, job: Mapping[str, Any]) -> Answer | None:
+    def _is_known(self, queue: Queue, job: Mapping[str, Any]) -> AddResult | None:
         job_id = job["options"]["jobId"]
         if self.ours.exists(queue.keys.create_lock(job_id)):
-            return Answer.LOCK_HELD
-        return Answer.JOB_EXISTS if self.ours.exists(queue.keys.job(job_id)) else None
+            return AddResult.LOCK_HELD
+        return AddResult.JOB_EXISTS if self.ours.exists(queue.keys.job(job_id)) else None
 
 
 def _encoded(queue: Queue, job: Mapping[str, Any], now_ms: int, defaults: Mapping[str, object]) -> Job:
@@ -441,7 +441,7 @@ def test_pause_in_a_mixed_fleet(
         if version:
             client.hset(queue.keys.meta, "version", version)
 
-        assert queue.add(queue.job("b.1"), queue.job("b.2")) == [Answer.ADDED] * 2
+        assert queue.add(queue.job("b.1"), queue.job("b.2")) == [AddResult.ADDED] * 2
         fleet[resumed_by].run(client, [opening, RESUME])
 
         expected = [*(f"a.{i}" for i in range(before)), "b.1", "b.2"]

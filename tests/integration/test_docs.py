@@ -1,7 +1,7 @@
-"""Every command in the docs is run, page by page, as by somebody who reads it from top to bottom.
+"""Run each command in the docs, page by page, as a reader would from top to bottom.
 
-It is run in a clean copy of the repository, with the installed webhookd. What cannot be run here stands in
-`ELSEWHERE`, with what stands in for it: a new command is run, or fails.
+The commands run in a clean copy of the repository, with the installed webhookd. `ELSEWHERE` lists those that
+cannot run here, with the tests that replace them. Any other command must succeed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ TRANSLATION = "README.pt-BR.md"
 DOCKER = "there is no Docker here: test_compose.py checks the file, and runs the script with a stand-in"
 KUBERNETES = "there is no cluster here: test_kubernetes.py checks the files against its schemas"
 NGINX = "this is the machine's own nginx: test_nginx.py reloads one"
-SYSTEMD = "it wants a machine of its own: test_systemd.py has systemd judge the units, and starts them"
-INSTALLED = "`make test` has done it, and so does test_newcomer.py in a clean copy"
+SYSTEMD = "it needs a separate machine: test_systemd.py verifies the units with systemd, and starts them"
+RELEASED = "it publishes: test_install.py builds, checks and installs what is released"
+INSTALLED = "`make test` has done it, and test_newcomer.py does it in a clean copy"
 
 ELSEWHERE: Mapping[str, str] = {
     "docker/start-webhook-api.sh": DOCKER,
@@ -48,28 +49,37 @@ ELSEWHERE: Mapping[str, str] = {
     "systemctl daemon-reload": SYSTEMD,
     "systemctl enable --now webhookd@3001.socket webhookd@3001.service": SYSTEMD,
     "systemctl restart webhookd@3001.service": SYSTEMD,
-    "pip install .": INSTALLED,
+    "python3 -m venv ~/webhookd-venv && ~/webhookd-venv/bin/pip install .": INSTALLED,
     "npm --prefix docs/worker/node ci": INSTALLED,
+    ".venv-dev/bin/towncrier build --yes": RELEASED,
+    'git tag --sign vX.Y.Z --message "webhookd X.Y.Z"': RELEASED,
+    "git push origin vX.Y.Z": RELEASED,
+    "python3 -m venv ~/released && ~/released/bin/pip install webhookd==X.Y.Z": RELEASED,
+    "~/released/bin/webhookd doctor": RELEASED,
+    "docker run --rm ghcr.io/webhookd/webhookd:X.Y.Z --version": RELEASED,
+    "gh release view vX.Y.Z": RELEASED,
+    "docker buildx imagetools create --tag ghcr.io/webhookd/webhookd:latest"
+    " ghcr.io/webhookd/webhookd:GOOD": RELEASED,
 }
 
 DAEMON = re.compile(r"make run|([A-Z_]+=\S+ )*twistd .*")
 WORKER = re.compile(r".*\bnode docs/worker/node/worker\.js")
 OTHER_TARGET = re.compile(r"make (?!run$|help$).*")
-"""Make is only asked whether there is such a target: it would be the test run itself, or another hour."""
+"""Only checked for existence: such a target is the test run itself, or takes another hour."""
 
 ANY_DAEMON = "REDIS_URL=redis://127.0.0.1:6379/0 twistd -n --pidfile= webhookd --port 3001 --token TOKEN"
-"""For a page that has commands for a daemon, and none that starts it."""
+"""Started for a page with commands that need a daemon and none that starts it."""
 
 
 def pages() -> list[str]:
-    """All pages with commands in them."""
+    """Return all pages that contain commands."""
     found = [path for glob in ("*.md", "docs/*.md", "docs/worker/*.md") for path in REPOSITORY.glob(glob)]
     names = sorted(str(path.relative_to(REPOSITORY)) for path in found)
     return [name for name in names if commands(name)]
 
 
 class Reader:
-    """Enters commands: a daemon runs on until the next one, and a worker ends once it was seen to work."""
+    """Enters commands. A daemon runs until the next one starts; a worker ends once it waits for jobs."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
@@ -97,7 +107,7 @@ class Reader:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is in the repository and nothing else, with the venvs that `make` would make."""
+    """A clean copy of the repository, with the venvs that ``make`` would create."""
     copy = copy_repository(tmp_path_factory.mktemp("docs") / "webhookd")
     (copy / ".venv-dev").symlink_to(REPOSITORY / ".venv-dev")
     (copy / ".venv").mkdir()
@@ -111,8 +121,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def reader(copy: Path) -> Iterator[Reader]:
-    """Somebody with a clone of it, and a Redis that is as it should be."""
-    shutil.rmtree(copy / "var", ignore_errors=True)  # what the reader of another page has left
+    """A reader with a clone of the repository and a correctly configured Redis."""
+    shutil.rmtree(copy / "var", ignore_errors=True)  # left by the reader of another page
     port = ReservedPort()
     safe = ["appendonly yes", "appendfsync always", "maxmemory-policy noeviction"]
     with RedisServer(config=safe) as redis:
@@ -134,7 +144,7 @@ def reader(copy: Path) -> Iterator[Reader]:
 
 
 def shapes(lines: Iterable[str]) -> set[str]:
-    """Lines but for their numbers, and for the width of their columns."""
+    """Return the lines without their numbers and the width of their columns."""
     return {" ".join(re.sub(r"\d+", "0", line).split()) for line in lines}
 
 

@@ -1,4 +1,4 @@
-"""`webhookd doctor`: each check, where what it looks for is really so."""
+"""``webhookd doctor``: each check, in a situation that it looks for."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def by_check(results: Sequence[Result]) -> dict[str, Finding]:
 
 
 async def examine(server: RedisServer, **options: str) -> Mapping[str, Finding]:
-    """What the doctor finds about a Redis and its queue."""
+    """Return what the doctor finds about a Redis and its queue."""
     return by_check(await check_redis(the_reactor(), configured(**{"redis": server.url, **options})))
 
 
-async def examine_ports(**options: str) -> Mapping[str, Finding]:
-    return by_check(await check_ports(the_reactor(), configured(**options)))
+def examine_ports(**options: str) -> Mapping[str, Finding]:
+    return by_check(check_ports(configured(**options)))
 
 
 def assert_found(findings: Mapping[str, Finding], check: str, level: Level, words: str) -> None:
-    """It is found, with something to do about it."""
+    """Assert that the check found it, with advice."""
     finding = findings[check]
     assert (finding.level, words in finding.detail) == (level, True), finding
     assert bool(finding.advice) == (level in (WARN, FAIL))
@@ -78,7 +78,7 @@ async def test_all_is_well_under_the_daemons_own_user_and_stays_as_it_was(flavou
         before = {key: admin.dump(key) for key in admin.keys("*")}
 
         url = f"redis://webhookd:change-me@127.0.0.1:{server.port}/0"
-        findings = await examine(server, redis=url, redis_deadline="1.5")  # on a busy machine, too
+        findings = await examine(server, redis=url, redis_deadline="1.5")  # a busy machine is slow
 
         assert {name: one.level for name, one in findings.items()} == dict.fromkeys(findings, OK)
         assert set(findings) == {"connection", *SERVER, *QUEUE}
@@ -87,7 +87,7 @@ async def test_all_is_well_under_the_daemons_own_user_and_stays_as_it_was(flavou
 
 @frozen
 class Fault:
-    """What is found, by check: its level, and some of its words. Then, what makes it so."""
+    """The expected level and words of each check, and the situation that leads to them."""
 
     found: Mapping[str, tuple[Level, str]]
     config: Sequence[str] = SAFE
@@ -100,7 +100,7 @@ class Fault:
 
 
 def limited(found: Mapping[str, tuple[Level, str]], rights: str, keys: str = "~*") -> Fault:
-    """A user who may do everything but for something."""
+    """Return a fault: a user who lacks some rights."""
     config = (*SAFE, f"user hook on >secret {keys} resetchannels +@all {rights}")
     return Fault(found, config, url="redis://hook:secret@127.0.0.1:{port}/0")
 
@@ -110,7 +110,7 @@ FAULTS = (
     Fault({"connection": (FAIL, "NOAUTH")}, ["requirepass right"]),
     Fault({"connection": (FAIL, "out of range")}, ["databases 2"], url="redis://127.0.0.1:{port}/7"),
     Fault({"persistence": (FAIL, "a restart loses jobs")}, []),
-    Fault({"persistence": (FAIL, "but for those of the last snapshot")}, ["save 60 1"]),
+    Fault({"persistence": (FAIL, "except those of the last snapshot")}, ["save 60 1"]),
     Fault({"persistence": (FAIL, "a crash loses jobs")}, ["appendonly yes", "appendfsync no"]),
     Fault({"eviction": (FAIL, "allkeys-lru evicts")}, [*SAFE, "maxmemory-policy allkeys-lru"]),
     Fault({"memory": (FAIL, "of 1 MiB used"), "script": (FAIL, "OOM")}, [*SAFE, "maxmemory 900kb"]),
@@ -160,7 +160,7 @@ async def test_a_redis_with_a_fault(fault: Fault) -> None:
 
     for check, (level, words) in fault.found.items():
         assert_found(findings, check, level, words)
-    if "connection" in fault.found:  # and the rest is no cascade of errors
+    if "connection" in fault.found:  # and no cascade of errors follows
         rest = {findings[check] for check in (*SERVER, *QUEUE)}
         assert rest == {Finding(Level.SKIPPED, "needs Redis")}
 
@@ -179,7 +179,7 @@ async def test_a_slow_way_to_redis(redis: RedisServer, latency_s: float, level: 
         url = f"redis://127.0.0.1:{proxy.port}"
         findings = await examine(redis, redis=url, redis_deadline="0.013")
 
-    assert findings["connection"].level in (level, FAIL)  # a busy machine adds to it
+    assert findings["connection"].level in (level, FAIL)  # a busy machine adds latency
     assert_found(findings, "script", WARN, "of --redis-deadline")
 
 
@@ -192,7 +192,7 @@ async def test_a_redis_that_hangs(redis: RedisServer) -> None:
 
 
 class OldRedis(RedisServer):
-    """Our oldest Redis, which says that it is older still."""
+    """Our oldest Redis, which reports an even older version."""
 
     def argv(self) -> Sequence[str]:
         _, *rest = super().argv()
@@ -260,7 +260,7 @@ def test_a_spool_that_is_well_and_left_as_it_was(tmp_path: Path) -> None:
     made = examine_spool(spool)
 
     for found in (new, made):
-        assert found["fsync"].level in (OK, WARN)  # as busy as the disk is
+        assert found["fsync"].level in (OK, WARN)  # depends on the load of the disk
         assert {one.level for name, one in found.items() if name != "fsync"} == {OK}
     assert list(spool.iterdir()) == []
 
@@ -287,7 +287,7 @@ def test_a_spool_on_a_disk_that_is_too_small(tmp_path: Path) -> None:
     with mounted_tmpfs(tmp_path, "size=100m"):
         assert_found(examine_spool(tmp_path), "space", WARN, "100 MiB free")
     with mounted_tmpfs(tmp_path, "size=1m"):
-        assert_found(examine_spool(tmp_path), "space", FAIL, "takes nothing")
+        assert_found(examine_spool(tmp_path), "space", FAIL, "takes no events")
 
 
 def test_a_spool_that_is_not_the_daemons_alone(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_a_spool_that_is_not_the_daemons_alone(tmp_path: Path) -> None:
 def test_a_spool_that_others_left(tmp_path: Path) -> None:
     settings = configured(spool=str(tmp_path))
     SpoolRoot(tmp_path, settings.destination).take().release()
-    assert_found(examine_spool(tmp_path), "contents", WARN, "1 of replicas that ended")
+    assert_found(examine_spool(tmp_path), "contents", WARN, "1 of stopped replicas")
 
     SpoolRoot(tmp_path, "another Redis").take().release()
     assert_found(examine_spool(tmp_path), "contents", WARN, "1 for another Redis")
@@ -310,34 +310,30 @@ def test_a_spool_that_others_left(tmp_path: Path) -> None:
 # -- the ports ----------------------------------------------------------------------------------------------
 
 
-@pytest_twisted.ensureDeferred
-async def test_a_port_that_is_free(port: int) -> None:
-    findings = await examine_ports(endpoint=f"tcp:{port}", ops_endpoint="unix:/run/ops")
+def test_a_port_that_is_free(port: int) -> None:
+    findings = examine_ports(endpoint=f"tcp:{port}", ops_endpoint="unix:/run/ops")
 
-    assert findings["webhooks"] == Finding(OK, f"port {port} is free: webhookd does not run here")
+    assert findings["webhooks"] == Finding(OK, f"port {port} is free: webhookd is not running")
     assert findings["ops"].level is OK
 
 
-@pytest_twisted.ensureDeferred
-async def test_a_port_that_another_program_has(redis: RedisServer) -> None:
+def test_a_port_that_another_program_has(redis: RedisServer) -> None:
     taken = f"tcp:{redis.port}:interface=127.0.0.1"
-    findings = await examine_ports(endpoint=taken, ops_endpoint=taken)
+    findings = examine_ports(endpoint=taken, ops_endpoint=taken)
 
-    assert_found(findings, "webhooks", FAIL, "another program's")
-    assert_found(findings, "ops", WARN, "another program's")
+    assert_found(findings, "webhooks", FAIL, "another program")
+    assert_found(findings, "ops", WARN, "another program")
 
 
-@pytest_twisted.ensureDeferred
-async def test_a_port_of_another_machine() -> None:
-    findings = await examine_ports(endpoint="tcp:3001:interface=192.0.2.1", ops_endpoint="off")
+def test_a_port_of_another_machine() -> None:
+    findings = examine_ports(endpoint="tcp:3001:interface=192.0.2.1", ops_endpoint="off")
 
     assert_found(findings, "webhooks", FAIL, "Cannot assign requested address")
 
 
-@pytest_twisted.ensureDeferred
-async def test_a_daemon_that_is_well(redis: RedisServer, start_daemon: StartDaemon) -> None:
+def test_a_daemon_that_is_well(redis: RedisServer, start_daemon: StartDaemon) -> None:
     daemon = connected(start_daemon("--redis", redis.url))
-    findings = await examine_ports(port=str(daemon.port), interface="127.0.0.1", ops_endpoint="off")
+    findings = examine_ports(port=str(daemon.port), interface="127.0.0.1", ops_endpoint="off")
 
     assert findings["webhooks"].level is OK
     assert findings["webhooks"].detail.endswith(": ok")
@@ -347,12 +343,11 @@ async def test_a_daemon_that_is_well(redis: RedisServer, start_daemon: StartDaem
     ("spool", "level", "words"),
     [("spool", WARN, ": degraded"), ("off", FAIL, ": unavailable")],
 )
-@pytest_twisted.ensureDeferred
-async def test_a_daemon_that_is_not_well(
+def test_a_daemon_that_is_not_well(
     port: int, start_daemon: StartDaemon, spool: str, level: Level, words: str
 ) -> None:
     daemon = start_daemon("--redis", f"redis://127.0.0.1:{port}", "--spool", spool)
-    findings = await examine_ports(port=str(daemon.port), interface="127.0.0.1", ops_endpoint="off")
+    findings = examine_ports(port=str(daemon.port), interface="127.0.0.1", ops_endpoint="off")
 
     assert_found(findings, "webhooks", level, words)
 
@@ -361,7 +356,7 @@ async def test_a_daemon_that_is_not_well(
 
 
 def test_a_machine_with_every_fault_of_its_own(tmp_path: Path) -> None:
-    """The limits, the disk's speed, and the configuration; in a network namespace of its own."""
+    """Low limits, a slow disk and a doubtful configuration, in a separate network namespace."""
     with RedisServer(config=SAFE, unix_socket=True) as server, FaultySync(server).faulty("SLOW"):
         environ = {**FaultySync(server).environ, "WEBHOOK_PROT": "1"}
         limits = 'echo 16 >/proc/sys/net/core/somaxconn; ulimit -n 256; exec "$0" "$@"'
@@ -402,7 +397,9 @@ def test_exit_codes_and_words(tmp_path: Path, redis: RedisServer, port: int) -> 
     assert len(ended["no configuration"].stderr.splitlines()) == 1
     for one in ended.values():
         assert "Traceback" not in one.stdout + one.stderr
-        assert all(len(line) <= 80 or "/" in line for line in one.stdout.splitlines())  # a path is not broken
+        assert all(
+            len(line) <= 80 or "/" in line for line in one.stdout.splitlines()
+        )  # paths are not wrapped
     assert not (tmp_path / "var").exists()
 
 

@@ -1,4 +1,4 @@
-"""The embedded server, for real: it comes up, keeps its data, comes back, and goes with its daemon."""
+"""A real embedded server: it starts, keeps its data, is started again, and ends with its daemon."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_twisted
@@ -23,9 +23,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs, formatEvent
 
+from tests.support.daemon import Daemon
+from tests.support.http import connect, read_response
 from tests.support.process import ChildProcess, ReservedPort, wait_until
 from tests.support.servers import FLAVOURS, server_binary
+from tests.support.webhooks import outcome, post, webhook
 from webhookd.model import ConfigError
+from webhookd.reactor import IReactor
 from webhookd.redis.embedded import _BECOME_SERVER, EmbeddedValkey, find_server
 
 DEADLINE_S = 30.0
@@ -39,7 +43,7 @@ def directory() -> Iterator[Path]:
 
 
 def turn(delay_s: float = 0.01) -> Deferred[None]:
-    """Let the reactor work for a moment."""
+    """Return to the reactor for a moment."""
     return deferLater(reactor, delay_s, lambda: None)
 
 
@@ -52,7 +56,7 @@ async def eventually(condition: Callable[[], bool], what: str) -> None:
 
 
 def build(directory: Path, executable: str = VALKEY, port: int | None = None) -> EmbeddedValkey:
-    return EmbeddedValkey(reactor, executable, directory, port)
+    return EmbeddedValkey(cast(IReactor, reactor), executable, directory, port)
 
 
 def client(port: int) -> redis.Redis:
@@ -60,7 +64,7 @@ def client(port: int) -> redis.Redis:
 
 
 def answers(port: int) -> bool:
-    """Whether a server on the port takes commands: up, and done with loading."""
+    """Return True if a server on the port executes commands: it runs and has loaded its data."""
     try:
         with client(port) as connection:
             return bool(connection.ping())
@@ -79,12 +83,12 @@ def server_pid(port: int) -> int:
 
 
 def is_there(pid: int) -> bool:
-    """Whether a process exists, be it as a dead one that nobody has waited for."""
+    """Return True if a process exists, even as a zombie."""
     return Path(f"/proc/{pid}").exists()
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; a dead one that nobody has waited for does not."""
+    """Return True if a process runs and is no zombie."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -264,26 +268,33 @@ def test_a_note_that_is_no_port_is_passed_over(directory: Path, note: str) -> No
 DAEMON = """
 import sys
 from pathlib import Path
+from twisted.application.service import Service
 from twisted.internet import reactor
 from twisted.logger import globalLogBeginner, textFileLogObserver
 from webhookd.redis.embedded import EmbeddedValkey
 
+class Client(Service):
+    def startService(self):
+        print("a client may connect", flush=True)
+
 globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)])
 service = EmbeddedValkey(reactor, sys.argv[1], Path(sys.argv[2]))
+service.addService(Client())
 service.startService()
 reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
 reactor.run()
 """
 
 
-class Daemon(ChildProcess):
-    """A process that does nothing but run an embedded server."""
+class ServerDaemon(ChildProcess):
+    """A process that only runs an embedded server."""
 
     name = "daemon"
 
     def __init__(self, data: Path) -> None:
         super().__init__()
         self._data = data
+        self._starts = 0
 
     def argv(self) -> Sequence[str]:
         return [sys.executable, "-c", DAEMON, VALKEY, str(self._data)]
@@ -296,26 +307,29 @@ class Daemon(ChildProcess):
     def port(self) -> int:
         return int((self._data / "port").read_text())
 
+    def launch(self) -> None:
+        super().launch()
+        self._starts += 1
+
     def is_ready(self) -> bool:
-        with suppress(FileNotFoundError, ValueError):
-            return answers(self.port)
-        return False
+        """Return True if the server of this start answers; that of a killed daemon may do so, too."""
+        return self.log.count("a client may connect") == self._starts and answers(self.port)
 
 
 @pytest.fixture
-def daemon(directory: Path) -> Iterator[Daemon]:
-    with Daemon(directory) as process:
+def daemon(directory: Path) -> Iterator[ServerDaemon]:
+    with ServerDaemon(directory) as process:
         yield process
 
 
-def test_a_killed_daemon_takes_its_server_with_it(daemon: Daemon) -> None:
+def test_a_killed_daemon_takes_its_server_with_it(daemon: ServerDaemon) -> None:
     pid = server_pid(daemon.port)
     daemon.kill()
     wait_until(lambda: not is_alive(pid), "the server is gone")
     assert not answers(daemon.port)
 
 
-def test_a_killed_daemon_comes_back_at_once_with_port_and_data(daemon: Daemon) -> None:
+def test_a_killed_daemon_comes_back_at_once_with_port_and_data(daemon: ServerDaemon) -> None:
     port = daemon.port
     for number in range(5):
         ask(port, "RPUSH", "numbers", str(number))
@@ -325,19 +339,19 @@ def test_a_killed_daemon_comes_back_at_once_with_port_and_data(daemon: Daemon) -
     assert ask(port, "LRANGE", "numbers", "0", "-1") == [b"0", b"1", b"2", b"3", b"4"]
 
 
-def test_a_daemon_that_is_told_to_end_ends_its_server_first(daemon: Daemon) -> None:
+def test_a_daemon_that_gets_sigterm_ends_its_server_first(daemon: ServerDaemon) -> None:
     pid = server_pid(daemon.port)
     assert daemon.stop() == 0
     assert not is_alive(pid)
 
 
-def test_a_ctrl_c_does_not_reach_the_server_itself(daemon: Daemon) -> None:
+def test_a_ctrl_c_does_not_reach_the_server_itself(daemon: ServerDaemon) -> None:
     assert os.getsid(server_pid(daemon.port)) != os.getsid(daemon.pid)
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_server_waits_for_that_of_a_killed_daemon(directory: Path) -> None:
-    with Daemon(directory) as killed:
+    with ServerDaemon(directory) as killed:
         port = killed.port
         ask(port, "SET", "key", "value")
         leftover = server_pid(port)
@@ -359,7 +373,7 @@ async def test_a_server_waits_for_that_of_a_killed_daemon(directory: Path) -> No
 
 
 def processes_in(directory: Path) -> list[int]:
-    """The processes that have the directory in their command line, or as where they work."""
+    """Return the processes that name the directory in their command line, or work in it."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -370,7 +384,7 @@ def processes_in(directory: Path) -> list[int]:
 
 
 def become(daemon_pid: int, lock: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run what makes a child the server, with another program in its place, by a parent with odd signals."""
+    """Run the child's code with another program as the server, and a parent that blocks signals."""
 
     def odd_signals() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -392,15 +406,85 @@ def test_the_server_inherits_neither_signals_nor_secrets(tmp_path: Path) -> None
     result = become(os.getpid(), tmp_path / "lock", "/bin/sh", "-c", shell)
     lines = [line.split() for line in result.stdout.splitlines()]
     facts = {line[0]: line[1] for line in lines if len(line) > 1}
-    glibc_own = 0b11 << 31  # signals 32 and 33, which no program can set; whoever spawned us may ignore them
+    glibc_own = 0b11 << 31  # signals 32 and 33, which no program can set; our parent may ignore them
     assert int(facts["SigBlk:"], 16) & ~glibc_own == 0
     assert int(facts["SigIgn:"], 16) & ~glibc_own == 0
     assert facts["Umask:"] == "0077"
     assert "hush" not in result.stdout
 
 
-def test_the_server_is_not_started_where_the_daemon_is_gone_already(tmp_path: Path) -> None:
+def test_the_server_is_not_started_if_the_daemon_is_gone_already(tmp_path: Path) -> None:
     result = become(os.getppid(), tmp_path / "lock", "/bin/echo", "started")
     assert result.returncode == 1
     assert result.stdout == ""
     assert "the daemon ended first" in result.stderr
+
+
+# -- the daemon with its own server -------------------------------------------------------------------------
+
+
+def lines_above_info(log: str) -> list[str]:
+    return [line for line in log.splitlines() if line.split(maxsplit=2)[1] not in ("debug", "info")]
+
+
+@pytest.fixture
+def first_run() -> Iterator[Daemon]:
+    """The installed daemon, not yet started."""
+    daemon = Daemon("--redis", "embedded:")
+    yield daemon
+    print(daemon.log)
+    daemon.close()
+
+
+def test_the_first_event_of_a_first_run_is_queued_and_the_log_has_no_wrinkle(first_run: Daemon) -> None:
+    first_run.launch()
+    wait_until(lambda: "listening for webhooks" in first_run.log, "the daemon listens")
+    response = post(first_run.port, webhook())
+
+    assert outcome(response) == (202, "queued")
+    assert first_run.stop() == 0
+    (warning,) = lines_above_info(first_run.log)
+    assert "neither a secret nor a token" in warning
+
+
+def test_an_event_that_comes_before_the_server_is_queued(first_run: Daemon) -> None:
+    first_run.launch()
+    wait_until(lambda: can_connect(first_run.port), "the port is open")
+
+    assert outcome(post(first_run.port, webhook())) == (202, "queued")
+
+
+def can_connect(port: int) -> bool:
+    with suppress(OSError):
+        connect(port).close()
+        return True
+    return False
+
+
+@pytest.fixture
+def squatted() -> Iterator[Daemon]:
+    """A daemon whose server never answers: another program has its port."""
+    with socket.create_server(("127.0.0.1", 0)) as squatter:
+        daemon = Daemon("--redis", f"embedded:{squatter.getsockname()[1]}", "--drain-timeout", "0")
+        yield daemon
+        print(daemon.log)
+        daemon.close()
+
+
+def test_a_server_that_does_not_answer_does_not_hold_up_events_for_long(squatted: Daemon) -> None:
+    squatted.start()
+
+    assert "does not answer after 3 s: webhooks are accepted without it" in squatted.log
+    assert outcome(post(squatted.port, webhook())) == (202, "spooled")
+
+
+def test_a_stop_before_the_server_answers_loses_no_event(squatted: Daemon) -> None:
+    squatted.launch()
+    wait_until(lambda: "Embedded server is down" in squatted.log, "the daemon runs without its server")
+    with connect(squatted.port) as connection:
+        connection.sendall(webhook().request)
+
+        assert squatted.stop() == 0
+
+        assert outcome(read_response(connection)) == (202, "spooled")
+    assert "Traceback" not in squatted.log

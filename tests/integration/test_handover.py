@@ -1,4 +1,4 @@
-"""After an outage of Redis, under senders that never pause: the spool comes to its end."""
+"""After an outage of Redis, the spool becomes empty, although the senders never pause."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ _OUTAGE_S = 0.5
 _PATIENCE_S = 60.0
 
 
-def test_events_go_to_redis_again_while_the_load_goes_on(
-    redis: RedisServer, start_daemon: StartDaemon
-) -> None:
+def test_events_go_to_redis_again_under_load(redis: RedisServer, start_daemon: StartDaemon) -> None:
     daemon = connected(start_daemon("--redis", redis.url))
     ended = Event()
     latest: dict[int, str] = {}

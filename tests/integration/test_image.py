@@ -1,4 +1,4 @@
-"""What can be said of the image without building it (``make image-test`` does), and its health check."""
+"""The image's files, without a build (``make image-test`` builds it), and its health check."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def test_the_dockerfile_is_clean() -> None:
 
 
 def pinned(path: Path) -> Mapping[str, str]:
-    """The versions in a requirements file, by normalised name."""
+    """Return the versions in a requirements file, by normalised name."""
     found = re.findall(r"^([\w.-]+)(?:\[\w+\])?==([^ \n]+)", path.read_text(), re.MULTILINE)
     return {re.sub("[-_.]+", "-", name).lower(): version for name, version in found}
 
 
-def test_the_image_holds_what_the_tests_ran_with() -> None:
+def test_the_image_has_the_versions_that_the_tests_use() -> None:
     runtime = pinned(REPOSITORY / "requirements.txt")
 
     expected = {name: version for name, version in runtime.items() if name not in EMBEDDED_SERVER}
@@ -51,7 +51,7 @@ def test_each_requirement_has_its_hashes(name: str) -> None:
             assert following.startswith("    --hash=sha256:"), line
 
 
-def test_the_context_holds_what_the_dockerfile_copies() -> None:
+def test_the_context_has_the_files_that_the_dockerfile_copies() -> None:
     ignore = (REPOSITORY / ".dockerignore").read_text()
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
 
@@ -64,7 +64,7 @@ def test_the_context_holds_what_the_dockerfile_copies() -> None:
 
 
 def ask(daemon: Daemon, *arguments: str, **environ: str) -> int:
-    """The exit code of the image's health check."""
+    """Return the exit code of the image's health check."""
     webhookd = installed_twistd().with_name("webhookd")
     return subprocess.run(
         [webhookd, "health", *arguments],
@@ -89,14 +89,14 @@ def test_health_is_an_exit_code(redis: RedisServer, start_daemon: StartDaemon) -
     assert ask(daemon, "--live") == 3
 
 
-def test_a_wrong_question_is_neither(redis: RedisServer, start_daemon: StartDaemon) -> None:
+def test_a_usage_error_is_neither(redis: RedisServer, start_daemon: StartDaemon) -> None:
     daemon = start_daemon("--redis", redis.url)
 
     assert ask(daemon, "--lively") == 2
     assert ask(daemon, WEBHOOK_PORT="http") == 2
 
 
-def test_it_asks_where_the_daemon_listens(redis: RedisServer, start_daemon: StartDaemon) -> None:
+def test_it_asks_the_address_of_the_daemon(redis: RedisServer, start_daemon: StartDaemon) -> None:
     daemon = start_daemon("--redis", redis.url)
 
     assert ask(daemon, WEBHOOK_PORT="", PORT=str(daemon.port)) == 0

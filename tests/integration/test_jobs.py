@@ -1,4 +1,4 @@
-"""`webhookd jobs`: what is in the queues, and why an event is a job, or not."""
+"""``webhookd jobs``: the jobs in the queues, and why an event became a job or did not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECRET = "a private message"
 
 @pytest.fixture
 def queue(redis: RedisServer) -> Iterator[Queue]:
-    """A queue with one created message and three updates that wait; another message is done and removed."""
+    """A queue with one created message and three updates. The job of another message is done and removed."""
     with redis.client() as client:
         queue = Queue(client, KEYS, set_by=f"{T0_MS} host-a:3001")
         jobs = [queue.job(job_id, name="message_created", data=f'{{"content":"{SECRET}"}}', attempts=3)
@@ -103,9 +103,9 @@ def test_why_a_job_that_is_gone_is_refused_as_a_duplicate_and_how_it_is_forgotte
         start_command("jobs", "show", GONE, *options),
     ]
     unconfirmed, still_there, never, shown = (one.end() for one in started)
-    assert (unconfirmed.returncode, "say --yes" in unconfirmed.stderr) == (2, True)
+    assert (unconfirmed.returncode, "use --yes" in unconfirmed.stderr) == (2, True)
     assert (still_there.returncode, "still in chatwoot (waiting)" in still_there.stderr) == (1, True)
-    assert (never.returncode, "no lock is held" in never.stderr) == (1, True)
+    assert (never.returncode, "has no lock" in never.stderr) == (1, True)
     assert (shown.returncode, "not in Redis" in shown.stdout) == (1, True)
     assert queue.client.exists(KEYS.create_lock(GONE), KEYS.create_lock(CREATED)) == 2
 
@@ -130,9 +130,9 @@ def test_what_cannot_be_found(redis: RedisServer) -> None:
     started = {
         "has no job and no lock of chatwoot.message_created.7.1\n": start_command(*find),
         "message_updated.7.1.*": start_command(*find, "--event", "message_updated"),
-        "not made of an inbox": start_command(*find, "--event", "contact_created"),
+        "contain no inbox": start_command(*find, "--event", "contact_created"),
         "the ids of contact_updated": start_command(*find[:-1], "7", "--event", "contact_updated"),
-        "is no delivery id": start_command(*find, "--event", "message_updated", "--delivery", "x"),
+        "is not a delivery id": start_command(*find, "--event", "message_updated", "--delivery", "x"),
         "there is no source 'other'": start_command(*find, "--source", "other"),
         "'meta' cannot be a job id": start_command("jobs", "show", "meta", "--redis", redis.url),
     }
@@ -143,7 +143,7 @@ def test_what_cannot_be_found(redis: RedisServer) -> None:
 
 
 def test_the_user_of_an_operator_and_that_of_the_daemon() -> None:
-    """Those rights, and no others, are what the file's comment says."""
+    """Each user has exactly the rights that the comment in the file describes."""
     lines = ACL_FILE.read_text().splitlines()
     (daemons,) = (line for line in lines if line.startswith("user webhookd"))
     (operators,) = (line.lstrip("# ") for line in lines if line.startswith("#") and "user operator" in line)

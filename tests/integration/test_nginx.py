@@ -39,7 +39,7 @@ from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, PATH, connected, outcome, post, post_at_once, webhook, webhooks
 from webhookd.bullmq.keys import QueueKeys
 from webhookd.config import OPTIONS
-from webhookd.http import IDLE_TIMEOUT_S
+from webhookd.http.channel import IDLE_TIMEOUT_S
 
 JSON = {"Content-Type": "application/json"}
 

@@ -28,8 +28,10 @@ from webhookd.bullmq.script import Wire
 from webhookd.model import Job, Outcome, QueueUnavailable, Receipt, RedisErrorKind
 from webhookd.reactor import the_reactor
 from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker
-from webhookd.redis.pool import RedisConnection, RedisPool
-from webhookd.redis.queue import QueueSettings, RedisQueue
+from webhookd.redis.connection import RedisConnection
+from webhookd.redis.pool import RedisPool
+from webhookd.redis.queue import RedisQueue
+from webhookd.redis.settings import QueueSettings
 from webhookd.redis.url import RedisUrl
 
 KEYS = QueueKeys("bull", "chatwoot")

@@ -21,10 +21,10 @@ from tests.support.bullmq import Queue, dump
 from tests.support.process import wait_until
 from tests.support.servers import FLAVOURS, ClusterNode, RedisServer
 from webhookd.bullmq.keys import QueueKeys
-from webhookd.bullmq.script import Answer, Refused, Wire
+from webhookd.bullmq.script import AddError, AddResult, Wire
 from webhookd.model import Job
 
-ADDED, LOCK_HELD, JOB_EXISTS = Answer.ADDED, Answer.LOCK_HELD, Answer.JOB_EXISTS
+ADDED, LOCK_HELD, JOB_EXISTS = AddResult.ADDED, AddResult.LOCK_HELD, AddResult.JOB_EXISTS
 
 COMMANDS = (
     *("eval", "type", "exists", "hmget", "llen", "incrby", "hset", "del", "hmset", "xadd", "xdel"),
@@ -61,12 +61,12 @@ def one_of_each_kind(queue: Queue) -> list[Job]:
     ]
 
 
-def add_or_error(queue: Queue, jobs: Sequence[Job]) -> list[Answer | Refused]:
+def add_or_error(queue: Queue, jobs: Sequence[Job]) -> list[AddResult | AddError]:
     """Return the answers. If the whole call fails, its error is the answer for each job."""
     try:
         return queue.add(*jobs)
     except RedisError as error:
-        return [Refused(_reply_text(error))] * len(jobs)
+        return [AddError(_reply_text(error))] * len(jobs)
 
 
 def _reply_text(error: RedisError) -> str:
@@ -82,7 +82,7 @@ def _reply_text(error: RedisError) -> str:
 def assert_accepted_once(queue: Queue, jobs: Sequence[Job]) -> None:
     """Check that the same jobs are accepted after a failure, and that each is there once."""
     answers = queue.add(*jobs)
-    assert not [answer for answer in answers if isinstance(answer, Refused)]
+    assert not [answer for answer in answers if isinstance(answer, AddError)]
     assert sorted(queue.held_ids()) == sorted({job.id for job in jobs})
     assert queue.faults() == []
 
@@ -102,7 +102,7 @@ def test_each_job_has_its_answer_in_order(queue: Queue, client: Any) -> None:
     names = ("a.new", "a.locked", "a.strange", "a.known", "a.new")
     answers = queue.add(*map(queue.job, names))
 
-    strange = Refused("WRONGTYPE bull:q:a.strange is a string, not a hash")
+    strange = AddError("WRONGTYPE bull:q:a.strange is a string, not a hash")
     assert answers == [ADDED, LOCK_HELD, strange, JOB_EXISTS, LOCK_HELD]
     assert queue.held_ids() == ["a.new", "a.known", "a.locked"]
 
@@ -211,7 +211,7 @@ def test_a_cluster_takes_hash_tagged_queues_alone(flavour: str) -> None:
 def refusal(queue: Queue, jobs: Sequence[Job]) -> str:
     """Return the error, which must be the same for all jobs."""
     (answer,) = set(add_or_error(queue, jobs))
-    assert isinstance(answer, Refused)
+    assert isinstance(answer, AddError)
     return answer.reason
 
 
@@ -254,13 +254,13 @@ def test_memory_that_runs_out_during_a_call(queue: Queue, client: Any) -> None:
         for number in range(100):
             jobs = [queue.job(f"a.{number}-{i}", data=f'"{"x" * 50_000}"') for i in range(4)]
             answers = add_or_error(queue, jobs)
-            if isinstance(answers[0], Refused):
+            if isinstance(answers[0], AddError):
                 break
             assert answers == [ADDED] * 4
             added += [job.id for job in jobs]
     finally:
         client.config_set("maxmemory", "0")
-    assert isinstance(answers[0], Refused)
+    assert isinstance(answers[0], AddError)
     assert answers[0].reason.startswith("OOM ")
     assert sorted(queue.held_ids()) == sorted(added)
     assert queue.faults() == []
@@ -294,7 +294,7 @@ def test_a_job_in_the_place_of_something_else(queue: Queue, client: Any) -> None
 
     *refused, answer = queue.add(*jobs, good)
 
-    assert [answer.reason.split()[0] for answer in refused if isinstance(answer, Refused)] == [
+    assert [answer.reason.split()[0] for answer in refused if isinstance(answer, AddError)] == [
         "WRONGTYPE"
     ] * 5
     assert answer is ADDED
@@ -326,7 +326,7 @@ def test_a_counter_that_is_no_number(queue: Queue, client: Any) -> None:
     answers = queue.add(prioritized, plain)
 
     assert answers[1] is ADDED
-    assert isinstance(answers[0], Refused)
+    assert isinstance(answers[0], AddError)
     assert queue.faults() == []
     client.delete(queue.keys.pc)
     assert_accepted_once(queue, [prioritized, plain])
@@ -353,7 +353,7 @@ def test_the_rights_that_suffice(server: RedisServer, queue: Queue, client: Any)
         assert limited.add(*jobs) == [ADDED] * 5
         assert limited.add(*jobs) == [LOCK_HELD] * 5
         client.hset(queue.keys.meta, mapping={"concurrency": "1", "opts.maxLenEvents": "many"})
-        assert isinstance(add_or_error(limited, [queue.job("b.1")])[0], Refused)
+        assert isinstance(add_or_error(limited, [queue.job("b.1")])[0], AddError)
         assert queue.faults() == []
 
 
@@ -363,7 +363,7 @@ def test_a_right_that_is_missing(server: RedisServer, queue: Queue, client: Any,
         jobs = one_of_each_kind(queue)
         answers = add_or_error(Queue(producer), jobs)
 
-        reasons = [answer.reason for answer in answers if isinstance(answer, Refused)]
+        reasons = [answer.reason for answer in answers if isinstance(answer, AddError)]
         assert all(reason.startswith("NOPERM ") for reason in reasons)
         assert queue.faults() == []
         grant(client, f"+{command}")
@@ -398,7 +398,7 @@ def test_a_right_that_some_jobs_need(server: RedisServer, queue: Queue, client: 
         limited = Queue(producer)
         lifo, plain = queue.job("a.lifo", lifo=True), queue.job("a.plain")
         refused, added = limited.add(lifo, plain)
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, AddError)
         assert refused.reason.startswith("NOPERM ")
         assert added is ADDED
         assert queue.faults() == []

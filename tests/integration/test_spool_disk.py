@@ -1,4 +1,4 @@
-"""The spool on disks that are really full, read-only, or broken, and in processes that are really killed."""
+"""The spool on real disks that are full, read-only, or broken, and in real processes that are killed."""
 
 from __future__ import annotations
 
@@ -10,33 +10,19 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
-from twisted.internet.defer import Deferred
 
 from tests.support.crash_spool import FINGERPRINT
 from tests.support.process import ChildProcess, find_tool, wait_until
-from tests.support.spools import inline, make_job, numbers
+from tests.support.spools import inline, make_job, now, numbers
 from webhookd.model import Outcome, SpoolUnavailable
 from webhookd.spool.database import SpoolLimits
 from webhookd.spool.directory import SpoolRoot
 from webhookd.spool.queue import Spool, Spools
 
-_T = TypeVar("_T")
-
 REPOSITORY = Path(__file__).parents[2]
 KILLS = 10
-
-
-def now(deferred: Deferred[_T]) -> _T:
-    """The result of an operation of a spool that works inline."""
-    results: list[Any] = []
-    deferred.addCallbacks(results.append, lambda failure: results.append(failure.value))
-    (result,) = results
-    if isinstance(result, Exception):
-        raise result
-    return result  # type: ignore[no-any-return]
 
 
 def open_spool(root: Path, **limits: int) -> Spool:
@@ -45,7 +31,7 @@ def open_spool(root: Path, **limits: int) -> Spool:
 
 
 def append_until_refused(spool: Spool, first: int, data: bytes) -> tuple[list[int], str]:
-    """The numbers of the jobs that were acknowledged, and why the next one was not."""
+    """Return the numbers of the acknowledged jobs, and the reason why the next one was refused."""
     acknowledged: list[int] = []
     for number in range(first, first + 100_000):
         try:
@@ -80,7 +66,7 @@ class CrashingSpool(ChildProcess):
         return self.count("acknowledged") > 0
 
     def lines(self, word: str) -> list[str]:
-        """What followed a word in the lines that are whole."""
+        """Return the rest of the complete lines that begin with a word."""
         return [line.partition(" ")[2] for line in self.log.split("\n")[:-1] if line.startswith(f"{word} ")]
 
     def count(self, word: str) -> int:
@@ -95,7 +81,7 @@ class CrashingSpool(ChildProcess):
 
 
 def check_after_kill(child: CrashingSpool, root: Path) -> list[int]:
-    """What the spool holds, which must be what the dead child was told, and what it was not told about."""
+    """Check that the spool holds what the dead child got an answer for; return all that it holds."""
     spool = open_spool(root)
     found = held(spool)
     records = spool.stats.records
@@ -129,7 +115,7 @@ def test_kill_9_loses_and_doubles_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def preload(tmp_path: Path) -> tuple[Mapping[str, str], Path]:
-    """The environment of a process on a failing disk, and the file that makes it fail."""
+    """Return the environment of a process on a failing disk, and the file that makes it fail."""
     library, control = tmp_path / "failing_disk.so", tmp_path / "fail"
     compiler = find_tool("gcc", "apt-get install gcc libc6-dev")
     source = REPOSITORY / "tests/support/failing_disk.c"
@@ -179,7 +165,7 @@ def run(program: str, *arguments: str) -> None:
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Mount]:
-    """Mounts file systems of the test's own, one at a time; needs root, and fails without."""
+    """Return a function that mounts file systems, one at a time; fails without root."""
     place = tmp_path / "mounted"
     place.mkdir()
 
@@ -193,7 +179,7 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
 
 
 def test_a_full_disk(mount: Mount) -> None:
-    """Others fill the disk to its last byte, and clear up later."""
+    """Other programs fill the disk to its last byte, and free it later."""
     place = mount("-t", "tmpfs", "-o", "size=4m", "tmpfs")
     filler = place / "filler"
     filler.write_bytes(bytes(2 << 20))
@@ -238,7 +224,7 @@ def test_the_last_of_a_disk_is_left_free(mount: Mount) -> None:
 
 
 def test_a_disk_that_was_remounted_read_only(tmp_path: Path, mount: Mount) -> None:
-    """The kernel does so itself when it finds its own file system broken; what was acknowledged is there."""
+    """The kernel does this when it finds its file system broken; acknowledged events survive."""
     image = tmp_path / "image"
     with image.open("wb") as file:
         file.truncate(16 << 20)
@@ -264,7 +250,7 @@ def test_a_disk_that_was_remounted_read_only(tmp_path: Path, mount: Mount) -> No
 
 
 def test_flipped_bits_anywhere_cost_little(tmp_path: Path) -> None:
-    """Whatever byte is hit: the spool opens, takes events, and holds nearly all, each once and as it was."""
+    """Any byte may be hit: the spool opens, accepts events, and holds nearly all, each once and unchanged."""
     root = tmp_path / "spool"
     spool = open_spool(root)
     count = 300

@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from webhookd.bullmq.keys import QueueKeys
 from webhookd.bullmq.options import JobOptions
-from webhookd.bullmq.script import ADD_JOBS, Answer, Refused, Wire, add_jobs_arguments, read_reply
+from webhookd.bullmq.script import ADD_JOBS, AddError, AddResult, Wire, add_jobs_arguments, read_reply
 from webhookd.model import Job
 
 T0_MS = 1_700_000_000_000
@@ -42,7 +42,7 @@ class Queue:
             lifo=job_options.lifo,
         )
 
-    def add(self, *jobs: Job, wire: Wire = Wire.AUTO) -> list[Answer | Refused]:
+    def add(self, *jobs: Job, wire: Wire = Wire.AUTO) -> list[AddResult | AddError]:
         """Call the script once."""
         keys, argv = add_jobs_arguments(
             self.keys, jobs, lock_ttl_ms=self.lock_ttl_ms, wire=wire, set_by=self.set_by

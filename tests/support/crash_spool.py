@@ -1,9 +1,9 @@
-"""A program that uses a spool as hard as it can, says what it was told, and is meant to be killed.
+"""A program that puts a load on a spool and prints its answers, until a test kills it.
 
     python -m tests.support.crash_spool ROOT FIRST_NUMBER
 
-It appends jobs in groups and removes some of the oldest now and then. One line for each thing that happened,
-written at once: `acknowledged N`, `removing N`, `removed N`, `refused REASON`.
+It appends jobs in groups, and removes some of the oldest from time to time. It prints one line for each step
+at once: `acknowledged N`, `removing N`, `removed N`, `refused REASON`.
 """
 
 from __future__ import annotations

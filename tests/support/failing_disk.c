@@ -1,6 +1,6 @@
-/* A disk that fails on demand: preloaded into a process, it lets calls on the spool's database files fail.
+/* A disk that fails on demand: preloaded into a process, it makes calls on the spool's database files fail.
  *
- * While the file named by FAILING_DISK exists, it says which calls, and with which errno: "sync 5", "write 28".
+ * While the file in FAILING_DISK exists, it names the calls and the errno: "sync 5", "write 28".
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

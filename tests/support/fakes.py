@@ -1,4 +1,4 @@
-"""Fakes of one idea each; tests/unit/project/test_fakes.py checks them against our interfaces."""
+"""Fakes with one behaviour each; tests/unit/project/test_fakes.py checks them against the interfaces."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ UNKNOWN = QueueUnavailable(RedisErrorKind.TIMEOUT, "no answer", unknown=True)
 @implementer(IJobSink)
 @define(eq=False)
 class AcceptingSink:
-    """Takes each job, and adds it once; ``queue`` holds the numbers of the jobs in order."""
+    """Accepts each job once; ``queue`` holds the numbers of the jobs in order."""
 
     queue: list[int] = Factory(list)
 
@@ -48,7 +48,7 @@ class AcceptingSink:
 @implementer(IJobSink)
 @define(eq=False)
 class RefusingSink:
-    """Takes no job; ``asked`` holds the numbers of the jobs that it was asked to take."""
+    """Refuses every job; ``asked`` holds their numbers."""
 
     error: Exception = NOT_SENT
     asked: list[int] = Factory(list)
@@ -61,7 +61,7 @@ class RefusingSink:
 @implementer(IJobSink)
 @define(eq=False)
 class PickySink:
-    """Fails the jobs of some numbers, each with its error, and takes the rest."""
+    """Refuses the jobs in ``errors``, each with its error, and accepts the others."""
 
     errors: Mapping[int, Exception]
     accepting: AcceptingSink = Factory(AcceptingSink)
@@ -74,7 +74,7 @@ class PickySink:
 @implementer(IJobSink)
 @define(eq=False)
 class SilentSink:
-    """Answers only when the test says so, and is asked for each job once at a time."""
+    """Answers only when the test says so; accepts one call for a job at a time."""
 
     waiting: dict[int, Deferred[Receipt]] = Factory(dict)
 
@@ -85,7 +85,7 @@ class SilentSink:
         return self.waiting[number]
 
     def accept(self) -> list[int]:
-        """Take all that waits, and return the numbers."""
+        """Accept all waiting jobs, and return their numbers."""
         waiting, self.waiting = self.waiting, {}
         for number, receipt in waiting.items():
             job = make_job(number)
@@ -93,7 +93,7 @@ class SilentSink:
         return list(waiting)
 
     def refuse(self, error: Exception) -> list[int]:
-        """Fail all that waits, and return the numbers."""
+        """Refuse all waiting jobs, and return their numbers."""
         waiting, self.waiting = self.waiting, {}
         for receipt in waiting.values():
             receipt.errback(error)
@@ -103,7 +103,7 @@ class SilentSink:
 @implementer(ISpool)
 @define(eq=False)
 class MemorySpool:
-    """A spool without a disk. With ``problem`` set nothing works; with ``busy`` an append is under way."""
+    """A spool without a disk; if ``problem`` is set, nothing works; if ``busy``, an append is in progress."""
 
     max_records: int = 1_000_000
     problem: str | None = None
@@ -132,7 +132,7 @@ class MemorySpool:
 
     @property
     def numbers(self) -> list[int]:
-        """The numbers of the jobs in it."""
+        """Return the numbers of the jobs in it."""
         return [job_number(record.job) for record in self.records]
 
     def append(self, job: Job) -> Deferred[Receipt]:
@@ -170,20 +170,6 @@ class MemorySpool:
                 self.dead.append((job_number(record.job), reason))
         return self.remove([sequence])
 
-    def check(self) -> Deferred[None]:
-        problem = self._why_no_append()
-        return succeed(None) if problem is None else fail(SpoolUnavailable(problem))
-
-    def expire_dead(self) -> Deferred[int]:
-        if self.problem is not None:
-            return fail(SpoolUnavailable(self.problem))
-        expired, self.dead = self.dead, []
-        return succeed(len(expired))
-
-    def close(self) -> Deferred[None]:
-        self.problem = "closed"
-        return succeed(None)
-
     def _why_no_append(self) -> str | None:
         if self.problem is None and len(self.records) >= self.max_records:
             return "full"
@@ -192,7 +178,7 @@ class MemorySpool:
 
 @define
 class Log:
-    """What is logged while a test runs."""
+    """The log of a test."""
 
     events: list[LogEvent] = Factory(list)
 
@@ -206,9 +192,9 @@ class Log:
         return log
 
     def at(self, level: LogLevel) -> list[str]:
-        """The lines of one level."""
+        """Return the lines of one level."""
         return [formatEvent(event) for event in self.events if event["log_level"] is level]
 
     def everything(self) -> str:
-        """All that was logged, as text, with all that the events carry."""
+        """Return everything that was logged, as text, with all values of the events."""
         return "\n".join(f"{formatEvent(event)} {event!r}" for event in self.events)

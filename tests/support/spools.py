@@ -1,4 +1,4 @@
-"""Spools for tests: in one thread, or held back, on disks that fail when told to."""
+"""Spools for tests: they work at once, or when the test says so, on disks that fail on demand."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import Any, TypeVar
 from attrs import Factory, define
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
 from webhookd.model import Job, SpoolRecord
 from webhookd.spool.database import SpoolDatabase, SpoolLimits
 from webhookd.spool.directory import SpoolRoot
-from webhookd.spool.queue import Run, Spools
+from webhookd.spool.queue import DeferToThread, Spools
 
 _T = TypeVar("_T")
 
 
 def make_job(number: int, *, queue: str = "chatwoot", data: bytes = b'{"event":"message_created"}') -> Job:
-    """A job whose id and receipt time tell its number."""
+    """Make a job whose id and receipt time contain a number."""
     return Job(
         queue=queue,
         id=f"chatwoot.message_created.7.{number}",
@@ -33,13 +34,23 @@ def make_job(number: int, *, queue: str = "chatwoot", data: bytes = b'{"event":"
 
 
 def job_number(job: Job) -> int:
-    """The number of a job of `make_job`."""
+    """Return the number of a job of `make_job`."""
     return int(job.id.rpartition(".")[2])
 
 
 def inline(work: Callable[[], _T], /) -> Deferred[_T]:
-    """Do the spool's work at once, where it is asked for."""
+    """Do the spool's work at once, in the calling thread."""
     return maybeDeferred(work)
+
+
+def now(deferred: Deferred[_T]) -> _T:
+    """Return the result of an operation of a spool that works `inline`, or raise its error."""
+    results: list[Any] = []
+    deferred.addBoth(results.append)
+    (result,) = results
+    if isinstance(result, Failure):
+        result.raiseException()
+    return result  # type: ignore[no-any-return]
 
 
 @define
@@ -54,12 +65,12 @@ class HeldBack:
         return done
 
     def step(self) -> None:
-        """Do the one piece of work that was held back first."""
+        """Do the oldest piece of work."""
         work, done = self._held.pop(0)
         maybeDeferred(work).chainDeferred(done)
 
     def go(self) -> None:
-        """Do what is held back, and what comes of it, until nothing is left."""
+        """Do all work, including what it leads to."""
         while self._held:
             self.step()
 
@@ -68,7 +79,7 @@ class HeldBack:
 class Disk:
     """A disk with a given free space, on which commits fail while ``error_code`` is set.
 
-    With ``fails_late``, the commit is on disk before it fails: SQLite cannot always tell.
+    With ``fails_late``, the commit is on disk before it fails: SQLite does not always know.
     """
 
     free_bytes: int = 1 << 40
@@ -96,12 +107,12 @@ class Disk:
         return sqlite3.connect(path, factory=Connection, isolation_level=None, check_same_thread=False)
 
     def make_database(self, path: Path, limits: SpoolLimits) -> SpoolDatabase:
-        """A spool's database on this disk."""
+        """Make a spool's database on this disk."""
         return SpoolDatabase(path, limits, lambda _: self.free_bytes, self.connect)
 
 
 class Replica:
-    """One replica's start below a spool root. Any number can live in one process: flock does not mind."""
+    """One replica below a spool root; any number can be in one process, because flock allows that."""
 
     def __init__(
         self,
@@ -109,7 +120,7 @@ class Replica:
         *,
         fingerprint: str = "redis://here/0 bull chatwoot",
         limits: SpoolLimits = SpoolLimits(min_free_bytes=0),  # noqa: B008 - it is frozen
-        run: Run = inline,
+        run: DeferToThread = inline,
         disk: Disk | None = None,
         mountinfo: str = "",
     ) -> None:
@@ -123,14 +134,14 @@ class Replica:
 
 
 def numbers(records: Sequence[SpoolRecord]) -> list[int]:
-    """The numbers of the jobs of spool records."""
+    """Return the numbers of the jobs in records."""
     return [job_number(record.job) for record in records]
 
 
 def as_after_a_crash(root: Path, copy: Path) -> Path:
-    """A copy of a spool root as it is on disk at this moment: what the death of its replicas leaves behind.
+    """Copy a spool root as it is on disk now: this is what the replicas leave if they are killed.
 
-    (Within one process, SQLite would not open a file that it has open; and closing it tidies up.)
+    (In one process, SQLite would not open a file twice, and closing the file would clean up.)
     """
     shutil.copytree(root, copy)
     return copy

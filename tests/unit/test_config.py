@@ -1,4 +1,4 @@
-"""Every option under all its names, and one line for everything that is wrong."""
+"""Every option under all its names, and a one-line error for each mistake."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from attrs import frozen
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from webhookd.bullmq.options import JobOptions
 from webhookd.bullmq.script import Wire
+from webhookd.cli.main import main
 from webhookd.config import (
     ALL_OPTIONS,
     DEFAULT,
@@ -28,6 +30,7 @@ from webhookd.config import (
 )
 from webhookd.model import ConfigError
 from webhookd.redis.url import RedisUrl
+from webhookd.service import Options
 
 OPTION = {option.name: option for option in OPTIONS}
 SECRET = "s3cret"
@@ -35,7 +38,7 @@ SECRET = "s3cret"
 
 @frozen
 class Value:
-    """One value of an option: as a string, as TOML, and as it is in the `Config`."""
+    """One value of an option: as a string, as TOML, and as parsed in the `Config`."""
 
     text: str
     toml: str
@@ -210,10 +213,8 @@ def on_command_line(option: Option, value: str) -> Mapping[str, object]:
 
 
 def value_of(config: Config, option: Option) -> object:
-    if option.per_source:
-        field = {"secret": "secrets", "token": "tokens"}.get(option.name, option.name)
-        return getattr(config.sources[DEFAULT_SOURCE], field)
-    return getattr(config, option.field)
+    holder = config.sources[DEFAULT_SOURCE] if option.per_source else config
+    return getattr(holder, option.field)
 
 
 class ConfigCase(SynchronousTestCase):
@@ -236,7 +237,7 @@ class ConfigCase(SynchronousTestCase):
         command_line: Mapping[str, object] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> str:
-        """There is one line for the operator, which begins with the culprit and shows no secret."""
+        """Assert that the error is one line that begins with the culprit and shows no secret."""
         error = self.assertRaises(ConfigError, resolve, command_line or {}, environment or {})
         message = str(error)
         self.assertTrue(message.startswith(culprit), message)
@@ -277,6 +278,24 @@ class TableTests(SynchronousTestCase):
             self.assertTrue(option.environment[0].startswith("WEBHOOK_") or option.name == "redis")
 
 
+class HelpTests(SynchronousTestCase):
+    def test_the_help_names_the_default_and_the_variables(self) -> None:
+        for name, words in (
+            ("port", "[env var: WEBHOOK_PORT, PORT; default: 3001]"),
+            ("interface", "[env var: WEBHOOK_INTERFACE; default: (all)]"),
+            ("redis", "[env var: REDIS_URL, REDIS_URL_FILE; default: redis://127.0.0.1:6379/0]"),
+            ("token", "[env var: WEBHOOK_TOKEN, WEBHOOK_TOKEN_FILE; default: (none)]"),
+        ):
+            self.assertTrue(OPTION[name].full_help.endswith(words), OPTION[name].full_help)
+
+    def test_both_commands_show_it(self) -> None:
+        for usage in (Options().getUsage(), CliRunner().invoke(main, ["config", "--help"]).stdout):
+            shown = " ".join(usage.split())
+            for option in ALL_OPTIONS:
+                for words in (*option.variables, f"default: {option.shown_default}", option.full_help):
+                    self.assertIn(" ".join(words.split()), shown)
+
+
 class PrecedenceTests(ConfigCase):
     def test_the_defaults(self) -> None:
         config = resolve({}, {})
@@ -293,7 +312,7 @@ class PrecedenceTests(ConfigCase):
                     ("file", self.from_toml(f"{option.name} = {value.toml}")),
                 ):
                     if place == "file" and option.name == "wire" and value.text == "AUTO":
-                        continue  # there the value is a number
+                        continue  # its TOML value is another one
                     with self.subTest(f"{option.name} {value.text} {place}"):
                         parsed = Wire.AUTO if value.text == "AUTO" else value.parsed
                         self.assertEqual(value_of(config, option), parsed)
@@ -419,8 +438,8 @@ class FileTests(ConfigCase):
             (f"secret_file = '{SECRET}'", "secret_file"),
             ("[webhook]\nport = 1", "webhook"),
             ("[source.x]", "source"),
-            (r'"a\nb" = 1', r"'a\nb'"),
-            (r'"\u001b[31m" = 1', r"'\x1b[31m'"),
+            (r'"a\nb" = 1', r"a\nb"),
+            (r'"\u001b[31m" = 1', r"\x1b[31m"),
         ):
             with self.subTest(key):
                 self.assert_toml_refused(f"{key}: there is no such option", content)

@@ -1,4 +1,4 @@
-"""Where a job goes, and how the spool is drained: against fakes that answer at once, or when told to."""
+"""The delivery policy and the drain, against fakes that answer at once or on demand."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class DeliveryTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.spool = MemorySpool()
         self.breaker_permits = True
-        self.told = 0
+        self.notices = 0
 
     def spooled(self) -> None:
-        self.told += 1
+        self.notices += 1
 
     def delivery(self, sink: IJobSink, spool: ISpool | None = None) -> JobDelivery:
         return JobDelivery(
@@ -68,7 +68,7 @@ class DeliveryTests(SynchronousTestCase):
         sink = AcceptingSink()
         self.assertEqual(self.deliver(sink), Outcome.QUEUED)
         self.assertEqual(self.deliver(sink), Outcome.ALREADY_QUEUED)
-        self.assertEqual((sink.queue, self.spool.numbers, self.told), ([1], [], 0))
+        self.assertEqual((sink.queue, self.spool.numbers, self.notices), ([1], [], 0))
 
     def test_nobody_is_told_before_redis_is(self) -> None:
         sink = SilentSink()
@@ -81,7 +81,7 @@ class DeliveryTests(SynchronousTestCase):
         sink = RefusingSink()
         self.spool.append(make_job(1))
         self.assertEqual(self.deliver(sink, 2), Outcome.SPOOLED)
-        self.assertEqual((sink.asked, self.spool.numbers, self.told), ([], [1, 2], 1))
+        self.assertEqual((sink.asked, self.spool.numbers, self.notices), ([], [1, 2], 1))
 
     def test_behind_what_is_on_its_way_into_the_spool(self) -> None:
         sink = RefusingSink()
@@ -97,7 +97,7 @@ class DeliveryTests(SynchronousTestCase):
         sink = AcceptingSink()
         self.breaker_permits = False
         self.assertEqual(self.deliver(sink), Outcome.SPOOLED)
-        self.assertEqual((sink.queue, self.told), ([], 1))
+        self.assertEqual((sink.queue, self.notices), ([], 1))
 
     def test_whatever_redis_did_not_take_is_spooled(self) -> None:
         for error in NOT_SENT, UNKNOWN, _REFUSED, ZeroDivisionError():
@@ -112,16 +112,16 @@ class DeliveryTests(SynchronousTestCase):
         sink.refuse(UNKNOWN)
         outcomes = [self.successResultOf(receipt).outcome for receipt in receipts]
         self.assertEqual(outcomes, [Outcome.SPOOLED] * 3)
-        self.assertEqual((self.spool.numbers, self.told), ([3, 1, 2], 3))
+        self.assertEqual((self.spool.numbers, self.notices), ([3, 1, 2], 3))
 
     def test_a_spool_that_takes_nothing_is_no_reason_to_refuse(self) -> None:
-        """Out of order in Redis, behind an open breaker, is better than lost."""
+        """Out of order in Redis, with an open breaker, is better than lost."""
         self.spool.append(make_job(1))
         self.spool.problem = "broken"
         for self.breaker_permits in True, False:
             sink = AcceptingSink()
             self.assertEqual(self.deliver(sink, 2), Outcome.QUEUED)
-            self.assertEqual((sink.queue, self.told), ([2], 0))
+            self.assertEqual((sink.queue, self.notices), ([2], 0))
 
     def test_when_neither_takes_it_that_is_an_error(self) -> None:
         self.spool.problem = "broken"
@@ -145,7 +145,7 @@ class DeliveryTests(SynchronousTestCase):
         sink = AcceptingSink()
         receipt = self.delivery(sink).deliver_through_spool(make_job(1))
         self.assertEqual(self.successResultOf(receipt).outcome, Outcome.SPOOLED)
-        self.assertEqual((sink.queue, self.spool.numbers, self.told), ([], [1], 1))
+        self.assertEqual((sink.queue, self.spool.numbers, self.notices), ([], [1], 1))
 
 
 class ResendTests(SynchronousTestCase):
@@ -181,7 +181,7 @@ class DrainCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.spool: MemorySpool = MemorySpool()
-        self.worth_asking_in_s: float | None = 0.0
+        self.worth_asking_in_s = 0.0
 
     def drain(self, sink: IJobSink, spool: ISpool | None = None) -> Drain:
         return Drain(self.clock, spool or self.spool, sink, lambda: self.worth_asking_in_s)
@@ -198,7 +198,7 @@ class DrainCase(SynchronousTestCase):
         return self.successResultOf(opening)
 
     def assert_at_rest(self) -> None:
-        """Nothing is left behind that would still happen."""
+        """No delayed call is left."""
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
@@ -268,7 +268,7 @@ class DrainTests(DrainCase):
         self.assertEqual((self.spool.dead, self.spool.numbers), ([(1, "WRONGTYPE")], [2]))
 
     def test_it_pauses_as_long_as_it_is_told_within_bounds(self) -> None:
-        for told_s, pause_s in (0.0, 0.1), (0.05, 0.1), (3.0, 3.0), (60.0, 5.0), (None, 5.0):
+        for told_s, pause_s in (0.0, 0.1), (0.05, 0.1), (3.0, 3.0), (60.0, 5.0):
             self.worth_asking_in_s = told_s
             self.fill(1)
             sink = RefusingSink()
@@ -374,7 +374,7 @@ class UntilEmptyTests(DrainCase):
 
 
 class StopTests(DrainCase):
-    """Wherever it is stopped: what was not removed stays, nothing is asked any more, and nobody waits."""
+    """At each point: what was not removed stays, Redis is no longer asked, and no waiter hangs."""
 
     def stop(self, drain: Drain, waiter: Deferred[None]) -> None:
         self.assertNoResult(waiter)
@@ -433,7 +433,7 @@ class StopTests(DrainCase):
 
 
 class HandoverTests(DrainCase):
-    """What becomes of jobs that come while the last of the spool is moved."""
+    """Jobs that arrive while the last jobs of the spool move."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -483,7 +483,7 @@ class HandoverTests(DrainCase):
         self.assertEqual(self.spool.numbers, [1, 2])
 
     def test_nobody_waits_where_many_are_left_or_redis_is_away(self) -> None:
-        for count, worth_asking_in_s in (513, 0.0), (1, 1.0), (1, None):
+        for count, worth_asking_in_s in (513, 0.0), (1, 1.0):
             self.setUp()
             self.worth_asking_in_s = worth_asking_in_s
             self.fill(*range(count))
@@ -520,7 +520,7 @@ class LiveAndSpooledTests(DrainCase):
         receipts.append(delivery.deliver(make_job(5)))  # while the drain pauses
         disk.go()
         sink.errors = {}
-        self.clock.advance(0.1)  # the drain goes on
+        self.clock.advance(0.1)  # the drain continues
         receipts.append(delivery.deliver(make_job(6)))
         disk.go()
         self.clock.advance(0.1)

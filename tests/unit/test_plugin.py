@@ -1,4 +1,4 @@
-"""The plugin is one statement; these tests hold it to what twistd expects of it."""
+"""The plugin: one statement, which must meet twistd's expectations."""
 
 from __future__ import annotations
 

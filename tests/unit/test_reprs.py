@@ -1,4 +1,4 @@
-"""What objects say of themselves, in a traceback or a log, holds no secret and nothing that people wrote."""
+"""The reprs of objects, in a traceback or a log, contain no secrets and no message content."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class ReprTests(SynchronousTestCase):
         self.assert_silent(config, *config.sources.values(), config.redis, RedisUrl.parse(SECRETS["redis"]))
         self.assert_silent(RedisEndpoint(cast(IReactor, None), config.redis, print))
 
-    def test_who_is_let_in(self) -> None:
+    def test_authentication(self) -> None:
         rule = Authenticator((CANARY,), (CANARY,), 300)
         options = resolve({}, {}).sources["chatwoot"].job_options
-        source = intake.Source(rule, None, "chatwoot", options)
+        source = intake.SourcePolicy(rule, None, "chatwoot", options)
         takes = intake.Intake({"chatwoot": source}, intake.payload, chatwoot.hash_of_body, lambda _job: None)  # type: ignore[arg-type, return-value]
         self.assert_silent(rule, source, takes)
 
-    def test_what_a_request_shows(self) -> None:
+    def test_credentials(self) -> None:
         canary = CANARY.encode()
         self.assert_silent(Credentials(signature=canary, authorization=canary, token=canary))
 
-    def test_what_people_wrote(self) -> None:
+    def test_message_content(self) -> None:
         body = CANARY.encode()
         self.assert_silent(
             Delivery("chatwoot", body, None, 0), Job("chatwoot", "id", "event", body, b"{}", 0)

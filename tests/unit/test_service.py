@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import signal
 import sys
 import tempfile
 import time
@@ -14,30 +12,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import twisted.internet
-from twisted.application.service import Application, IService, Service
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.defer import Deferred, fail
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort
-from twisted.internet.testing import MemoryReactorClock, RaisingMemoryReactor
+from twisted.application.service import IService
+from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import ILogObserver, LogLevel
 from twisted.trial.unittest import SynchronousTestCase
-from twisted.web.resource import Resource
-from zope.interface import implementer
 
 import webhookd
 from tests.support.fakes import Log
 from tests.support.web_client import MemoryClient
 from webhookd.config import ALL_OPTIONS
-from webhookd.daemon.parts import Daemon, Listener
-from webhookd.daemon.process import end_on_signals, raise_descriptor_limit
-from webhookd.http import MAX_CONNECTIONS, WebhookSite
-from webhookd.model import ConfigError
-from webhookd.reactor import IReactor
-from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker
+from webhookd.daemon.parts import Daemon
+from webhookd.http import WebhookSite
 from webhookd.samples import SAMPLES, SECRET
-from webhookd.service import Options, log_breaker, makeService, max_connections
+from webhookd.service import Options, makeService
 
 SAMPLE = SAMPLES["message_created"]
 QUIET = ("--spool", "off", "--redis", "unix:///nowhere/redis.sock")
@@ -125,7 +112,7 @@ class OptionsTests(OptionsCase):
         self.assertEqual(self.assertRaises(SystemExit, self.options, "--version").code, 0)
         self.assertEqual(stdout.getvalue(), f"webhookd {webhookd.__version__}\n")
 
-    def test_the_log_goes_where_twistd_was_told_if_it_was(self) -> None:
+    def test_the_log_goes_to_twistds_logfile_if_there_is_one(self) -> None:
         options = self.options()
         self.assertTrue(ILogObserver.providedBy(options.log_observer))
         options.parent = Options()
@@ -179,10 +166,13 @@ class MakeServiceTests(OptionsCase):
             ["LogWindows", "ReactorLag", "RedisPool", "Listener"],
         )
 
-    def test_an_embedded_server_starts_before_who_connects_to_it(self) -> None:
-        parts = self.parts("--spool", "off", "--ops-endpoint", "off", "--redis", "embedded:")
+    def test_the_pool_of_an_embedded_server_is_its_client(self) -> None:
+        daemon = self.make("--spool", "off", "--ops-endpoint", "off", "--redis", "embedded:")
+        assert isinstance(daemon, Daemon)
+        parts = {type(part).__name__: part for part in daemon}
 
-        self.assertEqual(parts, ["LogWindows", "ReactorLag", "EmbeddedValkey", "RedisPool", "Listener"])
+        self.assertEqual(list(parts), ["LogWindows", "ReactorLag", "EmbeddedValkey", "Listener"])
+        self.assertEqual([type(part).__name__ for part in cast(Any, parts["EmbeddedValkey"])], ["RedisPool"])
 
     def test_a_spool_that_cannot_be_made_is_no_reason_not_to_start(self) -> None:
         with tempfile.NamedTemporaryFile() as file:
@@ -195,12 +185,12 @@ class MakeServiceTests(OptionsCase):
         self.assertEqual(self.reactor.tcpClients, [])
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
-    def test_timers_run_on_a_clock_that_nobody_sets(self) -> None:
+    def test_timers_run_on_the_monotonic_clock(self) -> None:
         self.make("--spool", "off")
 
         self.assertIs(self.reactor.seconds, time.monotonic)
 
-    def test_it_listens_where_it_is_told(self) -> None:
+    def test_it_listens_on_its_port(self) -> None:
         self.make(*QUIET, "--port", "80").privilegedStartService()
 
         self.assertEqual(
@@ -213,7 +203,7 @@ class MakeServiceTests(OptionsCase):
         for site in self.listen().values():
             self.assertFalse(site.displayTracebacks)
 
-    def test_an_event_goes_all_the_way_and_is_refused_where_nothing_can_take_it(self) -> None:
+    def test_an_event_goes_all_the_way_and_is_refused_at_its_end(self) -> None:
         site = self.listen("--secret", SECRET, "--tolerance", str(2**40))[3001]
         response = MemoryClient(site, self.reactor).exchange(
             "POST", "/webhook/chatwoot", SAMPLE.headers, SAMPLE.body
@@ -249,7 +239,7 @@ class MakeServiceTests(OptionsCase):
             client = MemoryClient(site, self.reactor)
             self.assertEqual(client.exchange("POST", "/webhook/chatwoot", body=size * b"x").status, status)
 
-    def test_health_is_told_on_both_ports_and_webhooks_are_taken_on_one(self) -> None:
+    def test_health_is_on_both_ports_and_webhooks_on_one(self) -> None:
         sites = self.listen()
         for port in (3001, 9101):
             client = MemoryClient(sites[port], self.reactor)
@@ -300,241 +290,3 @@ class MakeServiceTests(OptionsCase):
         for fallback, word in (("hash", "hash of the body"), ("none", "becomes two jobs")):
             self.make("--spool", "off", "--id-fallback", fallback)
             self.assertIn(word, self.log.at(LogLevel.info)[-1])
-
-
-class Part(Service):
-    """A part that takes as long to stop as the test wants."""
-
-    def __init__(self, name: str, diary: list[str], stop: Callable[[], Any] = lambda: None) -> None:
-        self.title = name
-        self._diary = diary
-        self._stop = stop
-
-    def startService(self) -> None:
-        super().startService()
-        self._diary.append(f"start {self.title}")
-
-    def stopService(self) -> Any:
-        super().stopService()
-        self._diary.append(f"stop {self.title}")
-        return self._stop()
-
-
-class DaemonTests(SynchronousTestCase):
-    def setUp(self) -> None:
-        self.diary: list[str] = []
-
-    def daemon(self, **parts: Callable[[], Any]) -> Daemon:
-        daemon = Daemon(None, lambda: self.diary.append("end begins"))
-        for name, stop in parts.items():
-            Part(name, self.diary, stop).setServiceParent(daemon)
-        daemon.startService()
-        return daemon
-
-    def test_parts_stop_one_after_another_in_the_reverse_order_of_their_start(self) -> None:
-        stopping: dict[str, Deferred[None]] = {name: Deferred() for name in "abc"}
-        daemon = self.daemon(**{name: lambda name=name: stopping[name] for name in stopping})
-        self.assertEqual(self.diary, ["start a", "start b", "start c"])
-        self.diary.clear()
-
-        stopped = daemon.stopService()
-        self.assertEqual(self.diary, ["end begins", "stop c"])
-        stopping["c"].callback(None)
-        self.assertEqual(self.diary, ["end begins", "stop c", "stop b"])
-        stopping["b"].callback(None)
-        self.assertNoResult(stopped)
-        stopping["a"].callback(None)
-
-        self.successResultOf(stopped)
-        self.assertEqual(self.diary, ["end begins", "stop c", "stop b", "stop a"])
-        self.assertFalse(daemon.running)
-
-    def test_a_part_that_fails_to_stop_does_not_keep_the_others_from_it(self) -> None:
-        def raise_at_once() -> None:
-            raise ZeroDivisionError
-
-        daemon = self.daemon(a=lambda: None, b=lambda: fail(ZeroDivisionError()), c=raise_at_once)
-        self.diary.clear()
-
-        self.successResultOf(daemon.stopService())
-
-        self.assertEqual(self.diary, ["end begins", "stop c", "stop b", "stop a"])
-        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
-
-    def test_a_part_that_cannot_start_ends_the_process_with_one_line(self) -> None:
-        class Broken(Service):
-            def startService(self) -> None:
-                raise ConfigError("there is no server")
-
-        daemon = Daemon(None, lambda: None)
-        Broken().setServiceParent(daemon)
-
-        self.assertEqual(
-            self.assertRaises(SystemExit, daemon.startService).code, "webhookd: there is no server"
-        )
-
-    def test_it_brings_its_log_observer_to_twistd(self) -> None:
-        @implementer(ILogObserver)
-        class Observer:
-            def __call__(self, event: object) -> None:
-                pass
-
-        observer = Observer()
-        for given, found in ((observer, observer), (None, None)):
-            application = Application("webhookd")
-            Daemon(given, lambda: None).setServiceParent(application)
-            self.assertIs(ILogObserver(application, None), found)
-
-
-@implementer(IListeningPort)
-class Port:
-    """A port that is open until it is told to close."""
-
-    def __init__(self, address: object) -> None:
-        self.address = address
-        self.is_open = True
-
-    def startListening(self) -> None:
-        raise NotImplementedError
-
-    def stopListening(self) -> None:
-        self.is_open = False
-
-    def getHost(self) -> Any:
-        return self.address
-
-
-class ListeningReactor(MemoryReactorClock):
-    """Its ports say where they listen."""
-
-    def __init__(self, address: object = IPv4Address("TCP", "127.0.0.1", 80)) -> None:
-        super().__init__()
-        self.port = Port(address)
-
-    def listenTCP(self, *arguments: Any, **options: Any) -> Any:
-        return self.port
-
-
-class Slow(Resource):
-    """Never answers."""
-
-    isLeaf = True
-
-    def render(self, request: Any) -> int:
-        return 1  # NOT_DONE_YET
-
-
-class ListenerTests(SynchronousTestCase):
-    def setUp(self) -> None:
-        self.log = Log.of(self)
-        self.reactor = ListeningReactor()
-
-    def listener(self, reactor: Any, *, required: bool) -> Listener:
-        self.site = WebhookSite(Slow(), self.reactor, max_body_bytes=100, access_log=False)
-        endpoint = serverFromString(reactor, "tcp:80")
-        return Listener(self.reactor, endpoint, self.site, "webhooks", required=required)
-
-    def taken(self) -> RaisingMemoryReactor:
-        return RaisingMemoryReactor(listenException=CannotListenError("", 80, OSError(98, "in use")))
-
-    def test_a_port_that_is_required_and_taken_ends_the_start_with_one_line(self) -> None:
-        listener = self.listener(self.taken(), required=True)
-
-        message = str(self.assertRaises(SystemExit, listener.privilegedStartService).code)
-
-        self.assertTrue(message.startswith("webhookd: cannot listen for webhooks: "), message)
-        self.assertIn("80", message)
-        self.assertTrue(message.isprintable())
-
-    def test_another_that_is_taken_is_only_a_warning(self) -> None:
-        listener = self.listener(self.taken(), required=False)
-        listener.privilegedStartService()
-        listener.startService()
-
-        [warning] = self.log.at(LogLevel.warn)
-        self.assertIn("cannot listen for webhooks", warning)
-        self.successResultOf(listener.stopService())
-
-    def test_where_it_listens_is_logged(self) -> None:
-        for address, shown in (
-            (IPv4Address("TCP", "127.0.0.1", 80), "127.0.0.1:80"),
-            (IPv6Address("TCP", "::1", 80), "[::1]:80"),
-            (UNIXAddress(b"/run/webhookd.sock"), "/run/webhookd.sock"),
-        ):
-            with self.subTest(shown):
-                self.listener(ListeningReactor(address), required=True).privilegedStartService()
-                self.assertIn(shown, self.log.at(LogLevel.info)[-1])
-
-    def test_the_end_takes_no_more_connections_and_waits_for_those_that_are_busy(self) -> None:
-        listener = self.listener(self.reactor, required=True)
-        listener.privilegedStartService()
-        listener.startService()
-        client = MemoryClient(self.site, self.reactor)
-        client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
-
-        stopped = listener.stopService()
-        self.assertFalse(self.reactor.port.is_open)
-        self.reactor.advance(5)
-        self.assertNoResult(stopped)
-        self.reactor.advance(5)
-        self.reactor.advance(0)
-
-        self.successResultOf(stopped)
-        self.assertTrue(client.transport.is_aborted)
-        self.assertEqual(self.reactor.getDelayedCalls(), [])
-
-
-class DescriptorTests(SynchronousTestCase):
-    def test_senders_get_what_the_daemon_does_not_need_itself(self) -> None:
-        for descriptors, connections in ((64, 32), (1024, 824), (10**6, MAX_CONNECTIONS)):
-            self.assertEqual(max_connections(descriptors), connections)
-
-    def test_the_limit_is_raised_as_far_as_it_goes(self) -> None:
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
-
-        raised = raise_descriptor_limit()
-
-        self.assertEqual(resource.getrlimit(resource.RLIMIT_NOFILE), (limits[1], limits[1]))
-        self.assertEqual(raised, sys.maxsize if limits[1] == resource.RLIM_INFINITY else limits[1])
-
-
-class SignalTests(SynchronousTestCase):
-    def test_the_daemon_ends_once_however_often_it_is_told_to(self) -> None:
-        class Reactor(MemoryReactorClock):
-            stops = 0
-
-            def callFromThread(self, function: Callable[[], None], *_arguments: Any, **_options: Any) -> None:
-                function()
-
-            def stop(self) -> None:
-                self.stops += 1
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.addCleanup(signal.signal, number, signal.getsignal(number))
-        before = signal.getsignal(signal.SIGTERM)
-        reactor = Reactor()
-        end_on_signals(cast(IReactor, reactor))
-        self.assertIs(signal.getsignal(signal.SIGTERM), before)
-
-        for function, arguments, options in reactor.whenRunningHooks:
-            function(*arguments, **options)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
-            signal.raise_signal(number)
-
-        self.assertEqual(reactor.stops, 1)
-
-
-class BreakerLogTests(SynchronousTestCase):
-    def test_a_line_for_each_change(self) -> None:
-        log = Log.of(self)
-        breaker = CircuitBreaker(BreakerPolicy(failures_in_a_row=1, first_break_s=1.0), lambda: 0.5)
-        breaker.listen(log_breaker)
-        for at_s in (0.0, 20.0):
-            permit = breaker.permit(at_s)
-            assert permit is not None
-            permit.failed(at_s)
-
-        self.assertEqual(log.at(LogLevel.warn)[0], "the circuit breaker is open, and was closed")
-        self.assertEqual(log.at(LogLevel.info), ["the circuit breaker is half_open, and was open"])

@@ -1,4 +1,4 @@
-"""The table of status codes, row by row, through the real routes and the real Site."""
+"""The table of status codes, row by row, through the real routes and the real site."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from twisted.web.resource import IResource, Resource
 
 from tests.support.http import Response, request_bytes
 from tests.support.web_client import MemoryClient
-from webhookd.http import WebhookSite
+from webhookd.http import InFlight, Shortcut, WebhookSite
 from webhookd.intake.auth import Credentials
 from webhookd.model import (
     BadRequest,
@@ -29,7 +29,6 @@ from webhookd.model import (
     Receipt,
     RedisErrorKind,
     SpoolUnavailable,
-    TooLarge,
     TooMany,
     Unauthorized,
     UnknownSource,
@@ -37,7 +36,7 @@ from webhookd.model import (
 )
 from webhookd.ops.status import load_page
 from webhookd.samples import SAMPLES
-from webhookd.web import HealthApp, InFlight, OpsApp, Shortcut, WebhookApp
+from webhookd.web import HealthApp, OpsApp, WebhookApp
 
 SAMPLE = SAMPLES["message_created"]
 NOW_MS = 1_788_264_005_123
@@ -46,13 +45,13 @@ MAX_BODY_BYTES = 10_000
 PEER = "192.168.1.1"  # that of a StringTransport
 QUEUED = Receipt(Outcome.QUEUED, SAMPLE.job_id, SAMPLE.event)
 
-UNAVAILABLE = {"error": {"code": "unavailable", "message": "the event could not be taken"}}
+UNAVAILABLE = {"error": {"code": "unavailable", "message": "the event could not be accepted"}}
 NOT_FOUND = {"error": {"code": "not_found", "message": "Not Found"}}
 NOT_ALLOWED = {"error": {"code": "method_not_allowed", "message": "Method Not Allowed"}}
 
 
 class WebCase(SynchronousTestCase):
-    """The receiver's routes on a connection in memory; `receipt` is what becomes of each delivery."""
+    """The receiver's routes on a connection in memory; `receipt` makes the receipt of each delivery."""
 
     receipt: Callable[[], Deferred[Receipt]]
     by_shortcut = True
@@ -111,7 +110,7 @@ class WebCase(SynchronousTestCase):
         return self.request("POST", path, {"Content-Type": "application/json"} | dict(headers or {}), body)
 
     def hold(self) -> list[Deferred[Receipt]]:
-        """From now on deliveries wait; returns their receipts, for the test to fire."""
+        """Let deliveries wait from now on, and return their receipts, for the test to fire."""
         pending: list[Deferred[Receipt]] = []
 
         def receipt() -> Deferred[Receipt]:
@@ -277,7 +276,6 @@ class RefusalTests(WebCase):
             (BadRequest, 400),
             (Unauthorized, 401),
             (UnknownSource, 404),
-            (TooLarge, 413),
             (UnsupportedMedia, 415),
         ):
             self.assert_refused(
@@ -292,14 +290,14 @@ class RefusalTests(WebCase):
             TooMany("too_many", "wait"), 429, {"error": {"code": "too_many", "message": "wait"}}, "3"
         )
 
-    def test_what_nothing_can_take_may_come_back_later_and_does_not_learn_why(self) -> None:
+    def test_an_event_that_cannot_be_accepted_may_come_back_later_without_learning_why(self) -> None:
         for kind in RedisErrorKind:
             self.assert_refused(QueueUnavailable(kind, "at 10.0.0.7", unknown=True), 500, UNAVAILABLE, "3")
         self.assert_refused(SpoolUnavailable("/var/spool is full"), 500, UNAVAILABLE, "3")
         self.assert_refused(JobRefused("WRONGTYPE"), 500, UNAVAILABLE, "3")
         self.assertEqual(self.flushLoggedErrors(), [])
 
-    def test_a_defect_is_logged_once_and_not_told(self) -> None:
+    def test_a_defect_is_logged_once_and_not_shown(self) -> None:
         for refuse in (self.raise_at_once, self.fail_with):
             with self.subTest(refuse.__name__):
                 refuse(ZeroDivisionError("a detail"))
@@ -309,16 +307,16 @@ class RefusalTests(WebCase):
                 self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
                 self.assert_nothing_in_flight()
 
-    def test_no_traceback_leaves_the_house(self) -> None:
+    def test_no_traceback_is_shown(self) -> None:
         self.assertFalse(self.site.displayTracebacks)
 
 
 class RefusalLineTests(WebCase):
     def refused(self, send: Callable[[], Response]) -> tuple[LogEvent, LogEvent | None]:
-        """The line about a request that is refused, and the one about a defect; both have its answer's id."""
+        """Return the log line of a refused request and that of its defect; both have the answer's id."""
         with capturedLogs() as events:
             name = send().headers["x-request-id"]
-        [line] = [event for event in events if event["log_namespace"] == "webhookd.http.site"]
+        [line] = [event for event in events if event["log_namespace"] == "webhookd.http.refusals"]
         defect = next((event for event in events if "log_failure" in event), None)
         self.assertEqual(line["request_id"], name)
         self.assertEqual(name if defect is None else defect["request_id"], name)
@@ -352,7 +350,7 @@ class RefusalLineTests(WebCase):
     def test_a_source_that_is_not_configured_is_none(self) -> None:
         self.raise_at_once(UnknownSource("unknown_source", "no"))
 
-        self.assertIsNone(self.refused(lambda: self.post(path=f"{PATH}/nobody"))[0]["source"])
+        self.assertIsNone(self.refused(lambda: self.post(path=f"{PATH}/unknown"))[0]["source"])
 
     def test_no_such_path_and_no_such_method(self) -> None:
         for method, path, status, code in (
@@ -383,7 +381,7 @@ class RefusalLineTests(WebCase):
 
 
 class MediaTypeTests(WebCase):
-    def test_json_and_silence_are_taken(self) -> None:
+    def test_json_and_no_media_type_are_accepted(self) -> None:
         for media_type in (
             "application/json",
             "application/json; charset=utf-8",
@@ -545,7 +543,7 @@ class RouteTests(WebCase):
 
 
 class HangUpTests(WebCase):
-    """A client that is gone in the turn of the reactor in which something happens to its request."""
+    """A client that hangs up in the turn of the reactor that handles its request."""
 
     def test_its_event_counts(self) -> None:
         client = self.connect()
@@ -556,14 +554,14 @@ class HangUpTests(WebCase):
         self.assertEqual(len(self.deliveries), 1)
         self.assert_nothing_in_flight()
 
-    def test_its_answer_is_thrown_away(self) -> None:
+    def test_its_answer_is_discarded(self) -> None:
         pending, client = self.hold(), self.connect()
         client.send(request_bytes("POST", PATH, {}, SAMPLE.body))
         pending[0].callback(QUEUED)
         client.hang_up()
 
         self.assertEqual(client.received, b"")
-        self.assertEqual(self.site.channels, set())
+        self.assertEqual(self.site.state.channels, set())
         self.assert_nothing_in_flight()
 
 
@@ -672,7 +670,7 @@ class HealthTests(WebCase):
                     self.assert_json(response, 405, NOT_ALLOWED)
                     self.assertEqual(response.headers["allow"], "GET, HEAD")
 
-    def test_a_defect_in_the_report_is_logged_and_not_told(self) -> None:
+    def test_a_defect_in_the_report_is_logged_and_not_shown(self) -> None:
         async def report() -> Mapping[str, Any]:
             raise ZeroDivisionError
 
@@ -693,7 +691,7 @@ class HealthTests(WebCase):
 
 
 class KleinReceiptTests(ReceiptTests):
-    """The long way, through Klein itself, answers the same."""
+    """Without the shortcut, through Klein itself, the answers are the same."""
 
     by_shortcut = False
 

@@ -1,4 +1,4 @@
-"""Tells ``twistd`` about the ``webhookd`` command."""
+"""The plugin through which ``twistd`` finds the ``webhookd`` command."""
 
 from twisted.application.service import ServiceMaker
 

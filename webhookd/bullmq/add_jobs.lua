@@ -1,6 +1,6 @@
 --[[
   Adds a batch of jobs to one BullMQ queue, each job id once, and leaves what Queue.add()
-  of BullMQ 5 or 6 would have left; beside each new job, its creation lock.
+  of BullMQ 5 or 6 would have left, and a creation lock for each new job.
 
   A job whose lock or hash exists is a duplicate. It has the effects that BullMQ gives to
   an add with a known job id, and no others: its lock is not extended.
@@ -19,14 +19,14 @@
     1     added
     2     duplicate: its lock is held
     3     duplicate: its hash exists
-    text  refused, with the error; nothing of the job is left, or where undoing failed too,
+    text  refused, with the error; nothing of the job is left, or if undoing failed too,
           the whole job without its lock, so that the same add again is a duplicate
 
   or an error for the whole call, and then no job was added: a key of the queue has another
   type (WRONGTYPE), Redis takes no writes (OOM, READONLY, MISCONF, ...), or each job failed
   (NOPERM). In either place, an error's first word is its code.
 
-  Redis does not roll a script back. So types are checked before the first write, whatever
+  Redis does not roll a script back. So types are checked before the first write, all that
   an add has written can be taken back, and the lock, which says "seen", comes last.
 
   An ACL must allow EVAL, EVALSHA, TYPE, EXISTS, HMGET, LLEN, INCRBY, INCR, HSET, HMSET, DEL,
@@ -54,7 +54,7 @@ local function with_code(message)
   return message
 end
 
--- Runs a command; raises a plain string where it fails.
+-- Runs a command; raises a plain string if it fails.
 local function call(...)
   local reply = redis.pcall(...)
   if type(reply) == 'table' and reply.err then
@@ -72,13 +72,13 @@ local function text(number)
   return string.format('%.17g', number)
 end
 
--- What the queue says, read once for all jobs: call look_at_queue() first.
+-- The state of the queue, read once for all jobs: call look_at_queue() first.
 local exists = {}
 local max_events, is_paused, target, needs_marker
 
 -- BullMQ 5 keeps the jobs of a paused queue in `paused`, BullMQ 6 in `wait`, and resume() of
 -- BullMQ 5 renames `paused` over `wait`: jobs in both lists are jobs lost. So a list that is
--- there gets the job, and the version counts only where neither is. In doubt it is `paused`,
+-- there gets the job, and the version counts only if neither is. In doubt it is `paused`,
 -- which both versions resume.
 local function target_of_paused(version)
   if exists[paused] then return paused end
@@ -111,7 +111,7 @@ local function undo_with(...)
   inverses[#inverses + 1] = { ... }
 end
 
--- The list entry goes before the hash. Where it cannot go, the job stays whole: a hash that
+-- The list entry goes before the hash. If it cannot go, the job stays whole: a hash that
 -- no list holds would answer "duplicate" for a job that no worker ever gets.
 local function undo()
   for i = #inverses, 1, -1 do
@@ -173,12 +173,12 @@ local function push_delayed(job)
   call('ZADD', delayed, text(delayed_score(due)), job.id)
   undo_with('ZREM', delayed, job.id)
   emit_and_trim('delayed', 'jobId', job.id, 'delay', text(due))
-  -- This marker tells the workers when the next job is due; a paused queue has it too.
+  -- The workers read from this marker when the next job is due; a paused queue has it too.
   local next_job = call('ZRANGE', delayed, '0', '0', 'WITHSCORES')
   call('ZADD', marker, text(tonumber(next_job[2]) / 4096), '1')
 end
 
--- Whoever may not undo must not begin. DEL of a job that is not there yet shows it.
+-- A user who may not undo must not begin. DEL of a job that is not there yet shows it.
 local may_undo = false
 
 local function rehearse_undo(job)
@@ -231,8 +231,8 @@ end
 
 local function add_jobs()
   look_at_queue()
-  -- Redis refuses for want of memory, a disk or replicas only at a script's first write: here,
-  -- where a failure harms nothing. BullMQ counts every add, whatever becomes of it.
+  -- If Redis lacks memory, a disk or replicas, it refuses only a script's first write: this
+  -- one, whose failure harms nothing. BullMQ counts every add, whether it succeeds or not.
   call('INCRBY', id, text(jobs_count))
   if not max_events then
     max_events = '10000'

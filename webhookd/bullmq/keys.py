@@ -19,7 +19,7 @@ def _check_queue(_keys: QueueKeys, _attribute: Attribute[str], queue: str) -> No
 
 
 def _key(suffix: str) -> str:
-    """An attribute that holds the name of one of the queue's own keys."""
+    """Return an attribute that holds the name of one of the queue's own keys."""
     name = Factory(lambda keys: keys.job(suffix), takes_self=True)
     return cast(str, field(init=False, repr=False, eq=False, default=name))
 
@@ -46,16 +46,16 @@ class QueueKeys:
     marker: str = _key("marker")
 
     def job(self, job_id: str) -> str:
-        """The key of a job's hash."""
+        """Return the key of a job's hash."""
         return f"{self.prefix}:{self.queue}:{job_id}"
 
     def create_lock(self, job_id: str) -> str:
-        """The key of a job's creation lock, webhookd's own; no job has it, since no job id contains ``:``."""
+        """Return the key of a job's creation lock. It is no job's key, because no job id contains ``:``."""
         return f"{self.prefix}:{self.queue}:create-lock:{job_id}"
 
     @property
     def is_hash_tagged(self) -> bool:
-        """Whether all keys share a slot of a Redis Cluster, as scripts need: ``{bull}:q`` or ``bull:{q}``."""
+        """True if all keys share a slot of a Redis Cluster, as a script needs: ``{bull}:q``, ``bull:{q}``."""
         _, _, tail = f"{self.prefix}:{self.queue}".partition("{")
         tag, brace, _ = tail.partition("}")
         return bool(tag and brace)
@@ -86,10 +86,10 @@ _JOB_ID = re.compile(r"(?!-?[0-9]+\Z)[A-Za-z0-9._-]{1,255}")
 
 
 def check_job_id(job_id: str) -> None:
-    """Refuse an id that is no safe job id.
+    """Refuse an id that is not safe as a job id.
 
-    BullMQ refuses integers and ``:`` in its clients alone, and nobody refuses the suffix of one of the
-    queue's own keys: a job ``meta`` is swallowed, a job ``completed`` breaks the queue.
+    BullMQ refuses integers and ``:`` only in its clients, and it accepts the suffix of one of the queue's own
+    keys: a job ``meta`` is swallowed, a job ``completed`` breaks the queue.
 
     :raises ValueError: not 1 to 255 of ``[A-Za-z0-9._-]``, or an integer, or such a suffix.
     """

@@ -14,7 +14,7 @@ MAX_PRIORITY = 2_097_151
 """BullMQ's PRIORITY_LIMIT: a priority takes the upper 21 of the 53 bits of a score."""
 
 _Check = Callable[[str, object], object]
-"""Takes an option's name and its value as configured, returns it as stored, raises ValueError."""
+"""Takes an option's name and its value as configured; returns the value as stored, or raises ValueError."""
 
 
 def _boolean(name: str, value: object) -> bool:
@@ -24,7 +24,7 @@ def _boolean(name: str, value: object) -> bool:
 
 
 def _integer(minimum: int, maximum: int = 2**53 - 1) -> _Check:
-    # What JavaScript and a sorted set's score hold exactly ends at 2**53.
+    # JavaScript and the scores of sorted sets hold integers exactly up to 2**53.
     def check(name: str, value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
             raise ValueError(f"job option {name} must be an integer from {minimum} to {maximum}")
@@ -42,7 +42,7 @@ def _ratio(name: str, value: object) -> float:
 
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value:
-        raise ValueError(f"job option {name} must be a text that is not empty")
+        raise ValueError(f"job option {name} must be a non-empty string")
     return value
 
 
@@ -59,7 +59,7 @@ _BACKOFF: Mapping[str, _Check] = {"type": _text, "delay": _integer(0), "jitter":
 
 
 def _backoff(name: str, value: object) -> dict[str, object]:
-    """A number is short for a fixed delay, in ms; the workers may know types of their own."""
+    """Check a backoff: a number means a fixed delay in ms, and workers may define more types."""
     if isinstance(value, Mapping):
         backoff = _table(name, value, _BACKOFF)
         if "type" not in backoff:
@@ -75,7 +75,7 @@ _KEEP: Mapping[str, _Check] = {"age": _integer(0), "count": _integer(-1), "limit
 
 
 def _keep(name: str, value: object) -> object:
-    """Which finished jobs to keep: none (true), all (false), a count, or a table."""
+    """Check which finished jobs to keep: none (true), all (false), a count, or a table."""
     if isinstance(value, bool):
         return value
     if isinstance(value, Mapping):
@@ -83,7 +83,7 @@ def _keep(name: str, value: object) -> object:
     return _integer(-1)(name, value)
 
 
-# How each option is checked, and the name that it is stored under.
+# For each option, the name that it is stored under, and its check.
 _OPTIONS: Mapping[str, tuple[str, _Check]] = {
     "attempts": ("attempts", _integer(0)),
     "backoff": ("backoff", _backoff),
@@ -114,7 +114,7 @@ _REFUSED: Mapping[str, str] = {
 
 
 def _stored(options: Mapping[str, object]) -> dict[str, object]:
-    """The options as BullMQ stores them, but for the job's id."""
+    """Return the options as BullMQ stores them, without the job's id."""
     stored: dict[str, object] = {"attempts": 0}
     for name, value in options.items():
         if name in _REFUSED:
@@ -128,7 +128,7 @@ def _stored(options: Mapping[str, object]) -> dict[str, object]:
 
 @frozen
 class JobOptions:
-    """The BullMQ options of a source's jobs, validated: ``priority`` and ``delay_ms`` are 0 where not given.
+    """The BullMQ options of a source's jobs, validated; ``priority`` and ``delay_ms`` are 0 by default.
 
     ``sizeLimit`` is stored but not enforced: BullMQ's own producer would throw the job away.
     """
@@ -140,7 +140,7 @@ class JobOptions:
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, object]) -> JobOptions:
-        """Options by the names that BullMQ documents.
+        """Validate options, which have the names that BullMQ documents.
 
         :raises ValueError: an option is unknown, makes no sense here, or has a bad value; one line names it.
         """
@@ -154,7 +154,7 @@ class JobOptions:
         )
 
     def encode(self, job_id: str) -> bytes:
-        """The options of one job, as JSON.
+        """Return the options of one job as JSON.
 
         :raises ValueError: see `check_job_id`; an id that passed needs no escapes.
         """
@@ -163,10 +163,9 @@ class JobOptions:
 
 
 def with_telemetry(options: bytes, metadata: Mapping[str, str]) -> bytes:
-    """A job's options, and in them what BullMQ's telemetry hands from a producer to a worker.
+    """Return a job's options, extended by what BullMQ's telemetry hands from a producer to a worker.
 
-    It is stored as ``tm``, a string that holds JSON; a worker whose telemetry is on cannot take anything
-    else.
+    It is stored as ``tm``, a string that holds JSON: a worker with telemetry accepts nothing else.
     """
     text = json.dumps(json.dumps(metadata, separators=(",", ":")))
     return b'%b,"tm":%b}' % (options.removesuffix(b"}"), text.encode())

@@ -14,7 +14,7 @@ from webhookd.model import Job
 
 
 class Wire(Enum):
-    """The BullMQ version of the workers; ``AUTO`` goes by the ``version`` that Node queues leave in ``meta``.
+    """The BullMQ version of the workers; ``AUTO`` reads the ``version`` that Node queues leave in ``meta``.
 
     It matters only while a queue is paused and empty: 5 keeps its jobs in ``paused``, 6 in ``wait``.
     """
@@ -26,7 +26,7 @@ class Wire(Enum):
 
 @frozen
 class Script:
-    """A Lua script, and the name that EVALSHA knows it by."""
+    """A Lua script, and its SHA1 digest, which EVALSHA takes."""
 
     text: bytes
     sha1: str = field(init=False)
@@ -43,14 +43,14 @@ ADD_JOBS = Script(files(__package__).joinpath("add_jobs.lua").read_bytes())
 def add_jobs_arguments(
     keys: QueueKeys, jobs: Sequence[Job], *, lock_ttl_ms: int, wire: Wire, set_by: str
 ) -> tuple[list[str | bytes], list[str | bytes]]:
-    """KEYS and ARGV of one call of `ADD_JOBS`, every one a string.
+    """Return KEYS and ARGV of one call of `ADD_JOBS`, all of them strings.
 
-    ``set_by`` is what the creation locks hold, and ``lock_ttl_ms``, at least 1, how long they live.
+    ``set_by`` is what the creation locks hold, and ``lock_ttl_ms``, at least 1, is how long they live.
 
-    :raises ValueError: there is no job, or one of another queue, or no time to live.
+    :raises ValueError: there is no job, or a job of another queue, or no time to live.
     """
     if not jobs or any(job.queue != keys.queue for job in jobs):
-        raise ValueError(f"the jobs of one call must all be of the queue {keys.queue!r}, and at least one")
+        raise ValueError(f"a call is for one or more jobs, all of the queue {keys.queue!r}")
     if lock_ttl_ms < 1:
         raise ValueError("a creation lock must live for at least 1 ms")
     names: list[str | bytes] = [
@@ -81,8 +81,8 @@ def add_jobs_arguments(
     return names, values
 
 
-class Answer(IntEnum):
-    """What `ADD_JOBS` did with a job; the values are its return codes."""
+class AddResult(IntEnum):
+    """The result of `ADD_JOBS` for a job; the values are its return codes."""
 
     ADDED = 1
     LOCK_HELD = 2
@@ -90,34 +90,32 @@ class Answer(IntEnum):
 
 
 @frozen
-class Refused:
-    """Redis did not take this one job, and kept nothing of it.
+class AddError:
+    """Redis did not add this one job, and kept nothing of it.
 
-    The first word of ``reason`` is the error's code: ``WRONGTYPE`` where something else is in the job's
-    place, which repeating does not cure, or what Redis gives for a whole call, such as ``NOPERM``.
+    The first word of ``reason`` is the error's code: ``WRONGTYPE`` if something else has the job's key, so
+    that repeating is useless, or a code that Redis also gives to whole calls, such as ``NOPERM``.
     """
 
     reason: str
 
 
-def read_reply(reply: object, count: int) -> list[Answer | Refused]:
-    """What became of each of ``count`` jobs, in order.
+_RESULTS: Mapping[object, AddResult] = {result.value: result for result in AddResult}
 
-    :raises ValueError: the reply is not one of `ADD_JOBS` to that many jobs.
+
+def read_reply(reply: object, count: int) -> list[AddResult | AddError]:
+    """Return the result for each of ``count`` jobs, in order.
+
+    :raises ValueError: this is no reply of `ADD_JOBS` to that many jobs.
     """
     if not isinstance(reply, list | tuple) or len(reply) != count:
         raise ValueError(f"the reply is not an answer to each of {count} jobs")
-    return [_read_answer(answer) for answer in reply]
+    return [_read_one(item) for item in reply]
 
 
-_ANSWERS: Mapping[object, Answer] = {answer.value: answer for answer in Answer}
-
-
-def _read_answer(answer: object) -> Answer | Refused:
-    if isinstance(answer, int) and answer in _ANSWERS:
-        return _ANSWERS[answer]
-    if isinstance(answer, bytes):
-        return Refused(answer.decode(errors="replace"))
-    if isinstance(answer, str):
-        return Refused(answer)
+def _read_one(item: object) -> AddResult | AddError:
+    if isinstance(item, int) and item in _RESULTS:
+        return _RESULTS[item]
+    if isinstance(item, bytes):
+        return AddError(item.decode(errors="replace"))
     raise ValueError("an answer is neither a code nor an error")

@@ -1,1 +1,1 @@
-"""Chatwoot, the sender: what its webhooks look like, and what they mean."""
+"""Chatwoot, the sender: the format and the meaning of its webhooks."""

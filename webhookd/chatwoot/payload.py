@@ -1,16 +1,17 @@
-"""Chatwoot's payloads: from raw bytes to an event and its deterministic job id.
+"""Chatwoot's payloads, pure: from raw bytes to an event and its deterministic job id.
 
-Pure. What the ids must tell apart was read from Chatwoot 4.15's listeners and presenters: message ids are
-unique in an installation, conversation ids only in an account, and an update repeats for one record.
+The scheme of the ids follows Chatwoot 4.15's listeners and presenters: message ids are unique in an
+installation, conversation ids only in an account, and one record has many updates.
 
 A job id reads ``SOURCE.EVENT.SCOPE.ENTITY`` or ``SOURCE.EVENT.SCOPE.ENTITY.DISCRIMINATOR``:
 
-* SCOPE: the inbox id, or ``a`` and the account id where a payload has no inbox;
+* SCOPE: the inbox id, or ``a`` and the account id if a payload has no inbox;
 * ENTITY: the id of the message, conversation, contact, … that the event is about;
 * DISCRIMINATOR, absent on ``*_created`` of messages, conversations and contacts, which happen once: the
-  sender's delivery id, which is new for every event and the same for every repeat of one.
+  sender's delivery id, which is new for each event and the same for each repeat of one event.
 
-It holds only ``[A-Za-z0-9._-]`` and starts with a letter: BullMQ accepts it, and no key of the queue is hit.
+An id has only ``[A-Za-z0-9._-]`` and starts with a letter, so BullMQ accepts it, and it never equals another
+key of the queue.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import msgspec
 
 from webhookd.model import BadRequest, Delivery, Event
 
-#: The events that Chatwoot 4.17 knows; what else arrives is an event as well, under its own name.
+#: The events of Chatwoot 4.17. Other names are events too, under their own name.
 EVENTS = frozenset(
     {
         "message_created",
@@ -54,45 +55,37 @@ EVENTS = frozenset(
     }
 )
 
-#: Makes the discriminator of a delivery without a delivery id, from its raw body.
+#: Makes a discriminator from the raw body, for a delivery without a delivery id.
 Fallback: TypeAlias = Callable[[bytes], str]
 
 _MAX_EVENT_NAME = 64
 _MAX_ID = 2**63 - 1  # PostgreSQL's bigint: no id of Chatwoot's is larger
-_MAX_TOLERATED_BYTES = 1_048_576  # Python's reader takes 30 times as much memory, and a second for 16 MiB
+_MAX_TOLERATED_BYTES = 1_048_576  # json.loads takes 30 times as much memory, and a second for 16 MiB
 
 _NOT_IN_AN_EVENT_NAME = re.compile(r"[^a-z0-9_]")
 _DELIVERY_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-class _Account(msgspec.Struct):
-    id: int | None = None
-
-
-class _Inbox(msgspec.Struct):
-    id: int | None = None
-
-
-class _Channel(msgspec.Struct):
+class _Entity(msgspec.Struct):
     id: int | None = None
 
 
 class _Conversation(msgspec.Struct):
     id: int | None = None
     inbox_id: int | None = None
-    account: _Account | None = None
+    account: _Entity | None = None
 
 
 class _Payload(msgspec.Struct):
-    """The fields that make a job id; msgspec checks the syntax of all others and passes over them."""
+    """The fields that make a job id; msgspec checks the syntax of all others and skips them."""
 
     event: str
     id: int | None = None
     inbox_id: int | None = None
-    account: _Account | None = None
-    inbox: _Inbox | None = None
+    account: _Entity | None = None
+    inbox: _Entity | None = None
     conversation: _Conversation | None = None
-    channel: _Channel | None = None
+    channel: _Entity | None = None
 
 
 _decode = msgspec.json.Decoder(_Payload).decode
@@ -112,16 +105,16 @@ def parse(delivery: Delivery, fallback: Fallback) -> Event:
 
 
 def hash_of_body(body: bytes) -> str:
-    """The fallback that drops true repeats, and with them a later event whose body is the same."""
+    """Return a hash: repeats are dropped, and so is a later event with an equal body."""
     return "h" + sha256(body).hexdigest()[:32]
 
 
 def random_id(_body: bytes) -> str:
-    """The fallback that drops no event, and so doubles one that is repeated."""
+    """Return a random id: no event is dropped, and a repeat becomes a second job."""
     return "r" + token_hex(16)
 
 
-#: By the value of the option ``id_fallback``.
+#: The fallbacks by value of the option ``id_fallback``.
 FALLBACKS: Mapping[str, Fallback] = {"hash": hash_of_body, "none": random_id}
 
 
@@ -135,14 +128,14 @@ def _event_part(name: str) -> str:
     return _NOT_IN_AN_EVENT_NAME.sub("_", name)
 
 
-# -- which ids ----------------------------------------------------------------------------------------------
+# -- ids ----------------------------------------------------------------------------------------------------
 
 _HAPPEN_ONCE = frozenset({"message_created", "conversation_created", "contact_created"})
 _OF_AN_ACCOUNT = frozenset({"contact_created", "contact_updated"})
 
 
 def _identify(payload: _Payload) -> tuple[str, str, bool]:
-    """The scope, the entity, and whether these two make the event unique."""
+    """Return the scope, the entity, and whether these two identify the event."""
     event = payload.event
     if event.startswith("inbox_"):
         channel_id = _positive(payload.channel and payload.channel.id)
@@ -174,7 +167,7 @@ def _account(payload: _Payload) -> str:
 
 
 def _positive(value: object) -> int:
-    """A positive JSON integer as it is; 0 for anything else, ``true`` and ``1.0`` and ``"1"`` too."""
+    """Return a positive JSON integer unchanged, and 0 for all else, such as ``true``, ``1.0`` and ``"1"``."""
     if type(value) is int and 0 < value <= _MAX_ID:
         return value
     return 0
@@ -192,7 +185,7 @@ def _read(body: bytes) -> _Payload:
         payload = _decode(body)
     except (msgspec.DecodeError, RecursionError):
         if len(body) > _MAX_TOLERATED_BYTES:
-            raise BadRequest("not_json", "the body is not JSON, or too odd for its size") from None
+            raise BadRequest("not_json", "the body is not JSON, or too irregular for its size") from None
         payload = _read_tolerantly(text)
     if not payload.event:
         raise BadRequest("no_event", "the body names no event")
@@ -200,9 +193,9 @@ def _read(body: bytes) -> _Payload:
 
 
 def _read_tolerantly(text: str) -> _Payload:
-    """Read what msgspec refused: fields of unexpected types, lone surrogates, numbers out of range.
+    """Read what msgspec rejects: fields of unexpected types, lone surrogates, numbers out of range.
 
-    JSON.parse in a worker takes all of these, so refusing them would lose an event for nothing.
+    JSON.parse in a worker accepts all of these, so a refusal would lose an event without need.
     """
     try:
         value = json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_int)
@@ -218,14 +211,14 @@ def _read_tolerantly(text: str) -> _Payload:
         event=event.encode("utf-8", "replace").decode(),
         id=value.get("id"),
         inbox_id=value.get("inbox_id"),
-        account=_Account(_object(value, "account").get("id")),
-        inbox=_Inbox(_object(value, "inbox").get("id")),
+        account=_Entity(_object(value, "account").get("id")),
+        inbox=_Entity(_object(value, "inbox").get("id")),
         conversation=_Conversation(
             conversation.get("id"),
             conversation.get("inbox_id"),
-            _Account(_object(conversation, "account").get("id")),
+            _Entity(_object(conversation, "account").get("id")),
         ),
-        channel=_Channel(_object(value, "channel").get("id")),
+        channel=_Entity(_object(value, "channel").get("id")),
     )
 
 
@@ -235,9 +228,9 @@ def _object(value: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> object:
-    raise ValueError(name)  # NaN and Infinity are no JSON
+    raise ValueError(name)  # NaN and Infinity are not JSON
 
 
 def _parse_int(digits: str) -> int | float:
-    """Python limits how long an integer may be; JSON.parse makes a float of a long one."""
+    """Return a float for a long integer, as JSON.parse does: Python limits the digits of an int."""
     return int(digits) if len(digits) < 20 else float(digits)

@@ -1,26 +1,20 @@
-"""``webhookd completion``: what makes a shell complete the command."""
+"""``webhookd completion``: click's own completion scripts."""
 
 from __future__ import annotations
 
 import click
-from click.shell_completion import get_completion_class
-
-from webhookd.cli.terminal import WrongUse
+from click.shell_completion import shell_complete
 
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(context: click.Context, shell: str) -> None:
-    r"""Print what makes a shell complete this command.
+    """Print a script that lets a shell complete this command.
 
-    \b
-    bash, in ~/.bashrc:     eval "$(webhookd completion bash)"
-    zsh, in ~/.zshrc:       eval "$(webhookd completion zsh)"
-    fish:  webhookd completion fish > ~/.config/fish/completions/webhookd.fish
+    For bash or zsh, add this to ~/.bashrc or ~/.zshrc: eval "$(webhookd completion bash)", or zsh.
+
+    For fish: webhookd completion fish > ~/.config/fish/completions/webhookd.fish
     """
-    completion = get_completion_class(shell)
-    root = context.find_root()
-    if completion is None:
-        raise WrongUse(f"{shell} is not supported")
-    click.echo(completion(root.command, {}, "webhookd", "_WEBHOOKD_COMPLETE").source())
+    root = context.find_root().command
+    context.exit(shell_complete(root, {}, "webhookd", "_WEBHOOKD_COMPLETE", f"{shell}_source"))

@@ -1,78 +1,62 @@
-"""``webhookd config``: the configuration as the daemon understands it, and where each value comes from."""
+"""``webhookd config``: the daemon's configuration, and the origin of each value."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
 import click
-from attrs import frozen
 
 from webhookd.bullmq.options import JobOptions
 from webhookd.cli.settings import configured
 from webhookd.cli.terminal import json_option, print_json, print_table
-from webhookd.config import OPTIONS, Config, Option, Source
+from webhookd.config import COMMON_OPTIONS, OPTIONS, SOURCE_OPTIONS, Config, Option, Source
 from webhookd.redis.url import RedisUrl
-
-_FIELDS_OF_A_SOURCE = {"secret": "secrets", "token": "tokens"}
-
-
-@frozen
-class Value:
-    """One resolved option, in a form that can be shown: secrets are masked."""
-
-    option: str
-    value: Any
-    origin: str
 
 
 @click.command()
 @configured(*(option.name for option in OPTIONS))
 @json_option
 def command(settings: Config, *, as_json: bool) -> None:
-    """Show the configuration, and where each value comes from.
+    """Show the configuration, and the origin of each value.
 
-    Takes the daemon's own options, to see what would come of them. Secrets are not shown, only how many there
-    are and how long.
+    Accepts all options of the daemon, to try them out. Of secrets it shows only their number and length.
     """
-    common = list(_common(settings))
-    sources = {name: list(_of_source(source)) for name, source in settings.sources.items()}
+    common = _values(COMMON_OPTIONS, settings)
+    sources = {name: _values(SOURCE_OPTIONS, source) for name, source in settings.sources.items()}
     if as_json:
         print_json({"options": common, "sources": sources, "warnings": settings.warnings})
         return
     print_table(("OPTION", "FROM", "VALUE"), [_row(value) for value in common])
     for name, values in sources.items():
         click.echo()
-        rows = [_row(value) for value in values]
-        print_table((f"SOURCE {name}", "FROM", "VALUE"), rows)
+        print_table((f"SOURCE {name}", "FROM", "VALUE"), [_row(value) for value in values])
     for warning in settings.warnings:
         click.echo(f"{click.style('warning:', fg='yellow')} {warning}", err=True)
 
 
-def _common(settings: Config) -> Iterator[Value]:
-    for option in OPTIONS:
-        if not option.per_source:
-            value = getattr(settings, option.field)
-            yield Value(option.name, _shown(option, value), settings.origins[option.name])
+def _values(options: Sequence[Option], holder: Config | Source) -> list[dict[str, Any]]:
+    """Return the resolved options in printable form: secrets are masked."""
+    return [
+        {
+            "option": option.name,
+            "origin": holder.origins[option.name],
+            "value": _shown(option, getattr(holder, option.field)),
+        }
+        for option in options
+    ]
 
 
-def _of_source(source: Source) -> Iterator[Value]:
-    for option in OPTIONS:
-        if option.per_source:
-            value = getattr(source, _FIELDS_OF_A_SOURCE.get(option.name, option.name))
-            yield Value(option.name, _shown(option, value), source.origins[option.name])
-
-
-def _row(value: Value) -> tuple[str, str, str]:
-    shown = value.value
+def _row(value: dict[str, Any]) -> tuple[str, str, str]:
+    shown = value["value"]
     text = shown if isinstance(shown, str) and shown else json.dumps(shown, ensure_ascii=False)
-    return value.option, value.origin, text
+    return value["option"], value["origin"], text
 
 
 def _shown(option: Option, value: Any) -> Any:  # noqa: PLR0911  # a table
-    """A value as JSON can say it, and as one would write it into the file."""
+    """Return a value that JSON can represent, as it would be written into the file."""
     match value:
         case RedisUrl():
             return f"{value} (with a password)" if value.password else str(value)

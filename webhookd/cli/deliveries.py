@@ -1,4 +1,4 @@
-"""Deliveries like Chatwoot's: events that differ, and the headers of their requests. Pure."""
+"""Deliveries like those of Chatwoot: distinct events, and the headers of their requests. Pure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from webhookd.config import Source
 from webhookd.intake.auth import sign
 from webhookd.model import BadRequest, Delivery
 
-_PARTS_OF_AN_UPDATE = 5  # of its job id: the last one is the delivery id
+_PARTS_OF_AN_UPDATE = 5  # of its job id; the last one is the delivery id
 
 
 def event_numbers(count: int, duplicates_percent: float) -> Iterator[int]:
-    """A number for each request: a new one, or, for so many of them, that of the request before it."""
+    """Yield a number for each request: a new one, or for this percentage the previous one again."""
     number = 0
     for position in range(count):
         repeats = int((position + 1) * duplicates_percent / 100) > int(position * duplicates_percent / 100)
@@ -25,9 +25,9 @@ def event_numbers(count: int, duplicates_percent: float) -> Iterator[int]:
 
 
 def renumbered(body: bytes, number: int) -> bytes:
-    """The same event of another message, conversation or contact, if that is what makes it another event.
+    """Return the event with another message, conversation or contact id, if that makes it another event.
 
-    Otherwise the delivery id does, and the body stays as it is; so does one that is no event.
+    If only another delivery id does, or if the body is not an event, return the body unchanged.
     """
     try:
         event = parse(Delivery("x", body, None, 0), hash_of_body)
@@ -40,12 +40,12 @@ def renumbered(body: bytes, number: int) -> bytes:
 
 
 def delivery_id(number: int) -> str:
-    """What Chatwoot would send as ``X-Chatwoot-Delivery``: the same number has the same one."""
+    """Return the value of ``X-Chatwoot-Delivery`` for a number; equal numbers have equal values."""
     return str(UUID(int=number))
 
 
 def signature_headers(secret: str, body: bytes, now_s: int) -> dict[str, str]:
-    """The headers of a signature, for the second in which the request is sent."""
+    """Return the headers that sign a body at this second."""
     timestamp = str(now_s)
     return {
         "X-Chatwoot-Timestamp": timestamp,
@@ -54,7 +54,7 @@ def signature_headers(secret: str, body: bytes, now_s: int) -> dict[str, str]:
 
 
 def headers(source: Source, body: bytes, number: int, now_s: int) -> Mapping[str, str]:
-    """All headers of a request: signed if the source has a secret, else with its token, if it has one."""
+    """Return all headers of a request: signed if the source has a secret, else with its token if any."""
     fields = {
         "Content-Type": "application/json",
         "Accept": "application/json",

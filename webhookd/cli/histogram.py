@@ -1,4 +1,4 @@
-"""Latencies in the terminal: percentiles, and a histogram. Pure."""
+"""Latencies for the terminal: percentiles, and a histogram. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 
-#: Where one bar ends and the next begins, within a decade.
+#: The bounds of the bars within a decade.
 _STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _WIDTH_OF_THE_REST = 27
@@ -15,12 +15,12 @@ _SMALLEST_MS = 0.01
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The smallest value that is at least as large as so many percent of all; they are in order."""
+    """Return a percentile of values in ascending order, by the nearest-rank method."""
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
 def histogram(values_ms: Sequence[float], width: int) -> list[str]:
-    """A line for each range of latencies between the smallest and the largest, none longer than ``width``."""
+    """Return a line of at most ``width`` columns for each range from the smallest to the largest latency."""
     counts = Counter(_step_above(value) for value in values_ms)
     most = max(counts.values())
     room = width - _WIDTH_OF_THE_REST
@@ -32,7 +32,7 @@ def histogram(values_ms: Sequence[float], width: int) -> list[str]:
 
 
 def _step_above(value_ms: float) -> int:
-    """The number of the step that ends a range, counted over all decades."""
+    """Return the number of the step that ends the value's range, counted over all decades."""
     value_ms = max(value_ms, _SMALLEST_MS)
     decade = math.floor(math.log10(value_ms))
     return decade * len(_STEPS) + bisect_left(_STEPS, value_ms / 10**decade)
@@ -44,6 +44,6 @@ def _bound(step: int) -> str:
 
 
 def _bar(length: float, room: int) -> str:
-    """A bar in eighths of a character; what is there at all is to be seen."""
+    """Return a bar in eighths of a character. A length above zero is always visible."""
     eighths = max(round(length * 8), 1 if length else 0)
     return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).strip().ljust(room)

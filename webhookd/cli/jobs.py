@@ -1,12 +1,13 @@
-"""``webhookd jobs``: what is in the queues, and why an event became a job, or did not.
+"""``webhookd jobs``: the jobs in the queues, and why an event became a job or did not.
 
-The daemon's Redis user may count jobs, and no more. Everything else here takes that of an operator:
-``conf/redis-acl.conf`` has both.
+The daemon's Redis user may only count jobs. All other commands need the user for operators. Both are in
+``conf/redis-acl.conf``.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,47 +19,21 @@ from attrs import frozen
 
 from webhookd.bullmq.keys import QueueKeys, check_job_id
 from webhookd.chatwoot import payload as chatwoot
-from webhookd.cli.redis import Redis, ask_redis
+from webhookd.cli.redis import RedisSession, ask_redis
 from webhookd.cli.settings import configured, find_source, source_option
-from webhookd.cli.terminal import (
-    Negative,
-    Progress,
-    WrongUse,
-    duration,
-    json_option,
-    print_json,
-    print_table,
-)
+from webhookd.cli.terminal import Negative, Progress, WrongUse, duration, json_option, print_json, print_table
 from webhookd.clock import wall_clock_ms
 from webhookd.config import Config
 from webhookd.model import Delivery
 from webhookd.text import printable
 
-# BullMQ's states, in the order in which a job goes through them. Each is a key of the queue: a sorted set of
-# that name, or one of these lists.
+# BullMQ's states, in the order in which a job passes through them. Each is a key of the queue: a sorted set
+# with that name, or one of these lists.
 _LISTS = {"waiting": "wait", "paused": "paused", "active": "active"}
-_STATES = (
-    "waiting",
-    "paused",
-    "delayed",
-    "prioritized",
-    "waiting-children",
-    "active",
-    "completed",
-    "failed",
-)
-_FIELDS = (
-    "name",
-    "opts",
-    "timestamp",
-    "processedOn",
-    "finishedOn",
-    "atm",
-    "ats",
-    "failedReason",
-)
+_STATES = ("waiting", "paused", "delayed", "prioritized", "waiting-children", "active", "completed", "failed")
+_FIELDS = ("name", "opts", "timestamp", "processedOn", "finishedOn", "atm", "ats", "failedReason")
 _CONTENT = ("data", "returnvalue")
-# What one look may cost Redis: this much of a list from each end, this many keys of all.
+# Limits of the load on Redis: entries of a list from each end, keys for each SCAN, and keys in total.
 _LIST_DEPTH = 10_000
 _SCAN_STEP = 1_000
 _SCAN_LIMIT = 5_000_000
@@ -68,7 +43,7 @@ _redis_options = configured("redis", "queue", "prefix")
 
 @click.group()
 def command() -> None:
-    """See what is in the queues, and why an event is a job, or not."""
+    """Inspect the queues, and why an event became a job or did not."""
 
 
 # -- counts -------------------------------------------------------------------------------------------------
@@ -88,24 +63,23 @@ def counts(settings: Config, *, as_json: bool) -> None:
     print_table(["state", *states], rows, numbers=range(1, len(states) + 1))
     for queue, of in counted.items():
         if of["isPaused"]:
-            click.echo(f"{queue} is paused: its workers take nothing until it is resumed")
+            click.echo(f"{queue} is paused: its workers take no jobs until it is resumed")
 
 
-async def _count(redis: Redis, queues: Sequence[QueueKeys]) -> Mapping[str, Mapping[str, int]]:
-    return {keys.queue: await _count_one(redis, keys) for keys in queues}
-
-
-async def _count_one(redis: Redis, keys: QueueKeys) -> Mapping[str, int]:
-    found = {
-        state: int(await redis.ask("LLEN" if state in _LISTS else "ZCARD", _key(keys, state)))
-        for state in _STATES
-    }
-    [paused] = await redis.ask("HMGET", keys.meta, "paused")
-    return {**found, "isPaused": paused is not None}
+async def _count(redis: RedisSession, queues: Sequence[QueueKeys]) -> Mapping[str, Mapping[str, int]]:
+    counted = {}
+    for keys in queues:
+        counted[keys.queue] = {
+            state: int(await redis.ask("LLEN" if state in _LISTS else "ZCARD", _key(keys, state)))
+            for state in _STATES
+        }
+        [paused] = await redis.ask("HMGET", keys.meta, "paused")
+        counted[keys.queue]["isPaused"] = paused is not None
+    return counted
 
 
 def _key(keys: QueueKeys, state: str) -> str:
-    """Where the jobs in that state are."""
+    """Return the key that holds the jobs in this state."""
     return keys.job(_LISTS.get(state, state))
 
 
@@ -114,7 +88,7 @@ def _key(keys: QueueKeys, state: str) -> str:
 
 @frozen
 class Lock:
-    """A creation lock: by which replica it was set and when, as far as it says, and how long it holds on."""
+    """A creation lock: the replica that set it, the time if the lock has one, and the time that is left."""
 
     set_by: str
     set_at_ms: int | None
@@ -123,13 +97,13 @@ class Lock:
 
 @frozen
 class Found:
-    """What Redis has of one job id.
+    """The content of Redis for one job id.
 
-    ``fields`` are those of the job's hash, None where there is no such job. ``state`` is BullMQ's word, or
-    ``unknown`` where no list was seen to hold it.
+    ``fields`` are those of the job's hash; None if there is no job. ``state`` is BullMQ's word, or
+    ``unknown`` if the job was in none of the lists.
     """
 
-    queue: str
+    keys: QueueKeys
     id: str
     fields: Mapping[str, str] | None
     state: str | None
@@ -137,26 +111,26 @@ class Found:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is anything of it."""
+        """True if Redis has a job or a lock of this id."""
         return self.fields is not None or self.lock is not None
 
     @property
     def verdict(self) -> str:
-        """What would become of the event if it came now, and why."""
+        """The outcome if the event were sent again now, and the reason."""
         if self.fields is not None:
-            kept = "and its lock is held" if self.lock else "though its lock has ended"
+            kept = "and its lock is held" if self.lock else "although its lock has expired"
             return f"a duplicate: the job is in Redis, {kept}"
         if self.lock is not None:
             return "a duplicate: the job is done and removed, and its lock is still held"
         return "a job: Redis has neither a job nor a lock of this id"
 
     def as_json(self) -> Mapping[str, Any]:
-        """For programs: BullMQ's names, and times in ms."""
+        """Return a form for programs: BullMQ's names, and times in ms."""
         fields = self.fields or {}
         lock = self.lock
         return {
             "id": self.id,
-            "queue": self.queue,
+            "queue": self.keys.queue,
             "exists": self.fields is not None,
             "state": self.state,
             "name": fields.get("name"),
@@ -176,11 +150,11 @@ class Found:
 
 @command.command()
 @click.argument("job_id", metavar="ID")
-@click.option("--data", is_flag=True, help="Show the job's data and result too: they hold messages.")
+@click.option("--data", is_flag=True, help="Also show the job's data and result, which contain messages.")
 @_redis_options
 @json_option
 def show(settings: Config, job_id: str, *, data: bool, as_json: bool) -> None:
-    """Show one job, by its id, and its creation lock."""
+    """Show the job with this id, and its creation lock."""
     _check_id(job_id)
     found = ask_redis(settings, lambda redis: _look_in_all(redis, settings.queues, job_id, with_data=data))
     if as_json:
@@ -192,26 +166,26 @@ def show(settings: Config, job_id: str, *, data: bool, as_json: bool) -> None:
 
 
 async def _look_in_all(
-    redis: Redis, queues: Sequence[QueueKeys], job_id: str, *, with_data: bool = False
+    redis: RedisSession, queues: Sequence[QueueKeys], job_id: str, *, with_data: bool = False
 ) -> Found:
-    """What the first queue has that has anything of the id."""
+    """Return the content of the first queue that knows the id."""
     found = [await _look(redis, keys, job_id, with_data=with_data) for keys in queues]
     return next((one for one in found if one.is_known), found[0])
 
 
-async def _look(redis: Redis, keys: QueueKeys, job_id: str, *, with_data: bool = False) -> Found:
+async def _look(redis: RedisSession, keys: QueueKeys, job_id: str, *, with_data: bool = False) -> Found:
     names = (*_FIELDS, *_CONTENT) if with_data else _FIELDS
     lock = await _look_at_lock(redis, keys, job_id)
     values = await redis.ask("HMGET", keys.job(job_id), *names)
     fields = {name: _text(value) for name, value in zip(names, values, strict=True) if value is not None}
     if not fields:
-        return Found(keys.queue, job_id, None, None, lock)
-    # A worker may have moved it back while we looked.
+        return Found(keys, job_id, None, None, lock)
+    # Between two looks, a worker may have moved the job back to a list already searched.
     state = await _state(redis, keys, job_id) or await _state(redis, keys, job_id) or "unknown"
-    return Found(keys.queue, job_id, fields, state, lock)
+    return Found(keys, job_id, fields, state, lock)
 
 
-async def _look_at_lock(redis: Redis, keys: QueueKeys, job_id: str) -> Lock | None:
+async def _look_at_lock(redis: RedisSession, keys: QueueKeys, job_id: str) -> Lock | None:
     value = await redis.ask("GET", keys.create_lock(job_id))
     expires_in_ms = await redis.ask("PTTL", keys.create_lock(job_id))
     if value is None or expires_in_ms < 0:
@@ -220,7 +194,7 @@ async def _look_at_lock(redis: Redis, keys: QueueKeys, job_id: str) -> Lock | No
     return Lock(set_by, _number(set_at_ms), expires_in_ms)
 
 
-async def _state(redis: Redis, keys: QueueKeys, job_id: str) -> str | None:
+async def _state(redis: RedisSession, keys: QueueKeys, job_id: str) -> str | None:
     for state in _STATES:
         if state in _LISTS:
             holds = await _is_in_list(redis, _key(keys, state), job_id)
@@ -231,8 +205,8 @@ async def _state(redis: Redis, keys: QueueKeys, job_id: str) -> str | None:
     return None
 
 
-async def _is_in_list(redis: Redis, key: str, job_id: str) -> bool:
-    """Whether it is near either end: a list can hold millions, and Redis does nothing else meanwhile."""
+async def _is_in_list(redis: RedisSession, key: str, job_id: str) -> bool:
+    """Search both ends only: a list can hold millions of jobs, and the search blocks Redis."""
     for rank in (-1, 1):
         if await redis.ask("LPOS", key, job_id, "RANK", rank, "MAXLEN", _LIST_DEPTH) is not None:
             return True
@@ -245,9 +219,11 @@ async def _is_in_list(redis: Redis, key: str, job_id: str) -> bool:
 @command.command()
 @click.option("--inbox", type=click.IntRange(1), required=True, help="Chatwoot's id of the inbox.")
 @click.option("--message", type=click.IntRange(1), required=True, help="Chatwoot's id of the message.")
-@click.option("--event", default="message_created", show_default=True, help="What happened to it.")
+@click.option("--event", default="message_created", help="Name of the event.")
 @click.option(
-    "--delivery", metavar="UUID", help="X-Chatwoot-Delivery of an update; without it, all are sought."
+    "--delivery",
+    metavar="UUID",
+    help="X-Chatwoot-Delivery of an update. Without it, all updates are searched for.",
 )
 @source_option
 @_redis_options
@@ -264,7 +240,7 @@ def find(
 ) -> None:
     """Find the jobs and locks of a message.
 
-    There is one id for its creation. Updates can be many, and Redis is searched for them, in small steps.
+    Its creation has one id. There can be many updates: Redis is searched for them, in small steps.
     """
     keys = QueueKeys(settings.prefix, find_source(settings, source).queue)
     job_id = _job_id(source, event, inbox, message, delivery)
@@ -272,64 +248,58 @@ def find(
     known = [one for one in found if one.is_known]
     if as_json:
         print_json([one.as_json() for one in known])
-    for number, one in enumerate(() if as_json else known):
-        if number:
-            click.echo()
-        _print_found(one)
+    else:
+        for number, one in enumerate(known):
+            if number:
+                click.echo()
+            _print_found(one)
     if not known:
         raise Negative(f"Redis has no job and no lock of {job_id}{'*' if job_id.endswith('.') else ''}")
 
 
 def _job_id(source: str, event: str, inbox: int, message: int, delivery: str | None) -> str:
-    """The id that a job of it has; one that ends with a dot begins the ids of its updates."""
+    """Return the id of the message's job; for updates, the common beginning of their ids, up to a dot."""
     payload = {"event": event, "id": message, "inbox": {"id": inbox}, "conversation": {"id": message}}
     request = Delivery(source, json.dumps(payload).encode(), delivery, 0)
     job_id = chatwoot.parse(request, lambda _body: "").job_id
     if job_id.split(".")[2] != str(inbox):
-        raise WrongUse(f"the ids of {event} are not made of an inbox: use `webhookd jobs show`")
+        raise WrongUse(f"the ids of {event} contain no inbox: use `webhookd jobs show`")
     if delivery and job_id.endswith("."):
-        raise WrongUse(f"{delivery!r} is no delivery id")
+        raise WrongUse(f"{delivery!r} is not a delivery id")
     return job_id
 
 
-async def _find(redis: Redis, keys: QueueKeys, job_id: str) -> Sequence[Found]:
+async def _find(redis: RedisSession, keys: QueueKeys, job_id: str) -> Sequence[Found]:
     job_ids = await _scan(redis, keys, job_id) if job_id.endswith(".") else [job_id]
     return [await _look(redis, keys, one) for one in job_ids]
 
 
-async def _scan(redis: Redis, keys: QueueKeys, beginning: str) -> Sequence[str]:
-    """The ids that begin so, of jobs and of locks; what others add or remove meanwhile may be missed."""
+async def _scan(redis: RedisSession, keys: QueueKeys, beginning: str) -> Sequence[str]:
+    """Return the ids with this beginning, of jobs and locks; may miss what changes during the search."""
     total = await redis.ask("DBSIZE")
-    progress = Progress("Looking", total, time.monotonic)
+    progress = Progress("Searching", total, time.monotonic)
     pattern = f"{_literal(keys.job(''))}*{_literal(beginning)}*"
+    # A job has further keys in BullMQ, with a colon after its id.
+    name_of_one = re.compile(
+        f"(?:{re.escape(keys.job(''))}|{re.escape(keys.create_lock(''))})({re.escape(beginning)}[^:]*)"
+    )
     found: set[str] = set()
     cursor, looked_at = b"0", 0
     while looked_at < _SCAN_LIMIT:
         cursor, names = await redis.ask("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_STEP)
-        found.update(_ids(names, keys, beginning))
+        found.update(match[1] for match in map(name_of_one.fullmatch, map(_text, names)) if match)
         looked_at += _SCAN_STEP
         progress.show(min(looked_at, total))
         if cursor == b"0":
             break
     else:
-        click.echo(f"stopped after {_SCAN_LIMIT} of {total} keys: there may be more", err=True)
+        click.echo(f"stopped after {_SCAN_LIMIT} of {total} keys: there may be more matches", err=True)
     progress.end(total)
     return sorted(found)
 
 
-def _ids(names: Sequence[bytes], keys: QueueKeys, beginning: str) -> set[str]:
-    """Of names of keys the ids that begin so, without the further keys that BullMQ has for a job."""
-    found = set()
-    for name in map(_text, names):
-        head, _, job_id = name.rpartition(":")
-        is_key = f"{head}:" in (keys.job(""), keys.create_lock(""))
-        if is_key and job_id.startswith(beginning):
-            found.add(job_id)
-    return found
-
-
 def _literal(text: str) -> str:
-    """A text as Redis' patterns take it for itself."""
+    """Escape a text for Redis' patterns."""
     return "".join(f"\\{character}" if character in "*?[]^\\" else character for character in text)
 
 
@@ -338,39 +308,35 @@ def _literal(text: str) -> str:
 
 @command.command()
 @click.argument("job_id", metavar="ID")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @_redis_options
 @json_option
 def forget(settings: Config, job_id: str, *, yes: bool, as_json: bool) -> None:
     """Remove a job's creation lock, so that its event can be sent again."""
     _check_id(job_id)
     if not yes:
-        _confirm(job_id)
+        if not sys.stdin.isatty():
+            raise WrongUse("standard input is not a terminal: use --yes")
+        click.confirm(f"Let the event of {job_id} become a job again?", abort=True)
     found = ask_redis(settings, lambda redis: _forget(redis, settings.queues, job_id))
     if as_json:
-        print_json({"id": job_id, "queue": found.queue})
+        print_json({"id": job_id, "queue": found.keys.queue})
     else:
         click.echo(f"Forgotten: the event of {job_id} becomes a job if it is sent again.")
 
 
-async def _forget(redis: Redis, queues: Sequence[QueueKeys], job_id: str) -> Found:
+async def _forget(redis: RedisSession, queues: Sequence[QueueKeys], job_id: str) -> Found:
     found = await _look_in_all(redis, queues, job_id)
     if found.fields is not None:
         raise Negative(
-            f"the job is still in {found.queue} ({found.state}), and BullMQ adds none whose id is there: "
-            "remove it first (job.remove() in BullMQ), if it is to be done again"
+            f"the job is still in {found.keys.queue} ({found.state}), and BullMQ adds no second one with its "
+            "id: remove it first, with job.remove() in BullMQ"
         )
     if found.lock is None:
-        raise Negative(f"no lock is held for {job_id}: its event would become a job")
-    # While the lock is held nobody adds the job, so what was seen still holds.
-    await redis.ask("DEL", *(keys.create_lock(job_id) for keys in queues if keys.queue == found.queue))
+        raise Negative(f"{job_id} has no lock: its event would become a job")
+    # While the lock is held, no replica adds the job: what was seen is still true.
+    await redis.ask("DEL", found.keys.create_lock(job_id))
     return found
-
-
-def _confirm(job_id: str) -> None:
-    if not sys.stdin.isatty():
-        raise WrongUse("not on a terminal: say --yes")
-    click.confirm(f"Let the event of {job_id} become a job once more?", abort=True)
 
 
 # -- what is printed ----------------------------------------------------------------------------------------
@@ -381,7 +347,7 @@ def _print_found(found: Found) -> None:
     options = _parsed(fields.get("opts"))
     attempts = options.get("attempts") if isinstance(options, dict) else None
     lines: dict[str, str | None] = {
-        "queue": found.queue,
+        "queue": found.keys.queue,
         "state": found.state or "not in Redis",
         "name": fields.get("name"),
         "received": _moment(fields.get("timestamp")),
@@ -389,9 +355,9 @@ def _print_found(found: Found) -> None:
         "finished": _moment(fields.get("finishedOn")),
         "attempts": f"{fields.get('atm', '0')} of {attempts or 1}" if fields else None,
         "failed": fields.get("failedReason"),
-        "options": json.dumps(options) if options else None,  # with spaces, where a line may end
+        "options": json.dumps(options) if options else None,  # with spaces, at which a line can be wrapped
         **{name: fields.get(name) for name in _CONTENT},
-        "lock": f"held for another {_duration(lock.expires_in_ms)}" if lock else "not held",
+        "lock": f"expires in {_duration(lock.expires_in_ms)}" if lock else "none",
         "set by": lock.set_by if lock else None,
         "set": _moment(lock.set_at_ms) if lock else None,
         "sent again": found.verdict,
@@ -417,7 +383,7 @@ def _duration(ms: int) -> str:
 
 
 def _parsed(text: str | None) -> Any:
-    """JSON as its value; what is none, as it is."""
+    """Return the value of JSON; a text that is not JSON stays as it is."""
     try:
         return None if text is None else json.loads(text)
     except (ValueError, RecursionError):
@@ -436,4 +402,4 @@ def _check_id(job_id: str) -> None:
     try:
         check_job_id(job_id)
     except ValueError as error:
-        raise WrongUse(f"{error}: webhookd's are like chatwoot.message_created.7.98765") from None
+        raise WrongUse(f"{error}: the ids of webhookd look like chatwoot.message_created.7.98765") from None

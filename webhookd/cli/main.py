@@ -1,4 +1,4 @@
-"""The command ``webhookd``: a group whose parts are imported when they are asked for."""
+"""The command ``webhookd``: a group that imports each subcommand when it is used."""
 
 from __future__ import annotations
 
@@ -9,35 +9,37 @@ import click
 
 import webhookd
 
-#: The parts, in the order of ``--help``: a module of this package each.
+#: The subcommands, in the order of ``--help``. Each is a module of this package.
 PARTS = ("doctor", "send", "sign", "verify", "spool", "jobs", "health", "config", "completion")
 
 
-class Parts(click.Group):
-    """The parts, each imported when it is asked for: `health` must not wait for what `doctor` needs."""
+class LazyGroup(click.Group):
+    """A group that imports a subcommand when it is used: ``health`` must not load what ``doctor`` imports."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
-        """Their names."""
+        """Return the names of the subcommands."""
         return list(PARTS)
 
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
-        """One of them."""
+        """Return one subcommand."""
         if name not in PARTS:
             return None
         command: click.Command = import_module(f"webhookd.cli.{name}").command
         return command
 
 
-@click.command(cls=Parts, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
+)
 @click.version_option(webhookd.__version__, prog_name="webhookd", message="%(prog)s %(version)s")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """Look after webhookd, the daemon that turns Chatwoot's webhooks into BullMQ jobs.
+    """Operate webhookd, the daemon that turns Chatwoot's webhooks into BullMQ jobs.
 
-    The daemon itself is started by: twistd -n --pidfile= webhookd
+    To start the daemon itself: twistd -n --pidfile= webhookd
 
-    Exit codes: 0 it is so; 1 it is not; 2 the command is used wrongly; 3 what was asked for cannot be reached
-    or read.
+    Exit codes: 0 success; 1 check failed; 2 usage error; 3 unreachable or unreadable.
     """
     if os.environ.get("NO_COLOR"):
         context.color = False

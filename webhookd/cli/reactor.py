@@ -1,4 +1,4 @@
-"""Twisted's reactor for the length of one command."""
+"""Run Twisted's reactor for one command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 
 def run(main: Callable[[IReactor], Coroutine[Deferred[Any], Any, _T]]) -> _T:
-    """Run ``main`` with the reactor until it ends; return what it returns, or raise what it raises."""
+    """Run ``main`` in the reactor. Return its result, or raise its exception."""
     loop = the_reactor()
     run_on_monotonic_time(loop)
     results: list[_T | Failure] = []
@@ -31,7 +31,7 @@ def run(main: Callable[[IReactor], Coroutine[Deferred[Any], Any, _T]]) -> _T:
     loop.callWhenRunning(start)
     loop.run()
     if not results:
-        raise click.Abort  # by Ctrl-C
+        raise click.Abort  # Ctrl-C stopped the reactor
     (result,) = results
     if isinstance(result, Failure):
         result.raiseException()
@@ -40,6 +40,6 @@ def run(main: Callable[[IReactor], Coroutine[Deferred[Any], Any, _T]]) -> _T:
 
 @provider(ILogObserver)
 def _show(event: LogEvent) -> None:
-    """What the daemon's own modules warn of, a line each, where it does not mix with the output."""
+    """Write a warning of the daemon's modules to the standard error, as one line."""
     if event["log_level"] >= LogLevel.warn:
         sys.stderr.write(f"webhookd: {formatEvent(event)}\n")

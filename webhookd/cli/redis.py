@@ -6,8 +6,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeadlinePassed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger, LogPublisher
 
 from webhookd.cli.reactor import run
 from webhookd.cli.terminal import Unreachable
@@ -15,7 +18,8 @@ from webhookd.config import Config
 from webhookd.model import QueueUnavailable, RedisErrorKind
 from webhookd.reactor import IReactor
 from webhookd.redis import embedded
-from webhookd.redis.pool import RedisConnection, RedisPool, unavailable
+from webhookd.redis.connection import RedisConnection, unavailable
+from webhookd.redis.pool import RedisPool
 from webhookd.redis.url import RedisUrl
 
 CONNECT_DEADLINE_S = 5.0
@@ -23,39 +27,25 @@ ANSWER_DEADLINE_S = 4.0
 _T = TypeVar("_T")
 
 
-class Redis(RedisPool):
-    """The daemon's own pool, where a failure to connect is an answer, and no reason for a line in a log."""
+@frozen
+class RedisSession:
+    """The daemon's own pool, for the length of one command."""
 
-    def __init__(self, reactor: IReactor, url: RedisUrl) -> None:
-        self._clock = reactor
-        self._next: Deferred[None] = Deferred()
-        super().__init__(reactor, url)
-        self.on_ready(self._is_ready)
+    pool: RedisPool
+    clock: IReactorTime
 
-    def _is_ready(self, _connection: RedisConnection) -> None:
-        if not self._next.called:
-            self._next.callback(None)
-
-    def failed(self, reason: QueueUnavailable) -> None:
-        self.last_error = reason
-        if not self._next.called:
-            self._next.errback(reason)
-
-    async def wait(self) -> None:
-        """Return once there is a connection; raises `QueueUnavailable`."""
+    async def ready(self) -> RedisConnection:
+        """Return a connection, once there is one; raises `QueueUnavailable`."""
         try:
-            await self._next.addTimeout(CONNECT_DEADLINE_S, self._clock)
+            return await self.pool.when_ready().addTimeout(CONNECT_DEADLINE_S, self.clock)
         except DeadlinePassed:
             raise QueueUnavailable(RedisErrorKind.TIMEOUT, "no connection in time") from None
 
     async def ask(self, *command: str | bytes | int) -> Any:
-        """The answer to one command; raises `QueueUnavailable`."""
-        if self.writer is None:  # a failed call gave it up
-            self._next = Deferred()
-            await self.wait()
-        connection: Any = self.writer
+        """Return the answer to one command; raises `QueueUnavailable`."""
+        connection = await self.ready()
         try:
-            return await connection.execute_command(*command).addTimeout(ANSWER_DEADLINE_S, self._clock)
+            return await connection.execute_command(*command).addTimeout(ANSWER_DEADLINE_S, self.clock)
         except Exception as error:
             reason = unavailable(error)
             if reason.unknown:
@@ -64,27 +54,28 @@ class Redis(RedisPool):
 
 
 @asynccontextmanager
-async def connected(reactor: IReactor, url: RedisUrl) -> AsyncIterator[Redis]:
-    """Redis, while the block lasts; raises `QueueUnavailable` where it cannot be used."""
-    redis = Redis(reactor, url)
+async def connected(reactor: IReactor, url: RedisUrl) -> AsyncIterator[RedisSession]:
+    """Connect to Redis while the block lasts; raises `QueueUnavailable`."""
+    silent = Logger(observer=LogPublisher())  # the command itself reports why Redis does not answer
+    session = RedisSession(RedisPool(reactor, url, silent), reactor)
+    session.pool.startService()
     try:
-        redis.startService()
-        await redis.wait()
-        yield redis
+        await session.ready()
+        yield session
     finally:
-        await redis.stopService()
+        await session.pool.stopService()
 
 
 def find_redis(settings: Config) -> RedisUrl | None:
-    """Where Redis is; None where that is the daemon's own server, and none runs below this directory."""
+    """Return the URL of Redis; None for an embedded server that does not run below this directory."""
     if not settings.redis.embedded:
         return settings.redis
     url = embedded.running_url(embedded.DIRECTORY)
     return None if url is None else RedisUrl.parse(url)
 
 
-def ask_redis(settings: Config, question: Callable[[Redis], Coroutine[Deferred[Any], Any, _T]]) -> _T:
-    """What becomes of a question to Redis; raises `Unreachable` where Redis cannot be asked."""
+def ask_redis(settings: Config, question: Callable[[RedisSession], Coroutine[Deferred[Any], Any, _T]]) -> _T:
+    """Run one question to Redis, and return its result; raises `Unreachable` if Redis does not answer."""
     url = find_redis(settings)
     if url is None:
         raise Unreachable(NOT_RUNNING)
@@ -102,10 +93,10 @@ def ask_redis(settings: Config, question: Callable[[Redis], Coroutine[Deferred[A
 
 NOT_RUNNING = (
     f"no embedded Redis runs in {embedded.DIRECTORY}: "
-    "it runs with the daemon, and is found from the daemon's working directory"
+    "it runs with the daemon, and is found only from the daemon's working directory"
 )
 
 
 def describe(error: QueueUnavailable) -> str:
-    """What Redis said, or why it said nothing, in one line."""
+    """Return in one line what Redis answered, or why it did not."""
     return " ".join(str(error).split()) or error.kind.value

@@ -1,4 +1,4 @@
-"""``webhookd send``: webhooks as Chatwoot sends them, one or many."""
+"""``webhookd send``: send webhooks as Chatwoot does, one or many."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import click
 from click.shell_completion import CompletionItem
 from twisted.internet.task import LoopingCall
 
+from webhookd.cli.daemon import webhook_url
 from webhookd.cli.deliveries import event_numbers, headers, renumbered
 from webhookd.cli.histogram import histogram, percentile
 from webhookd.cli.reactor import run
-from webhookd.cli.sender import Answer, Post, Sender
-from webhookd.cli.settings import configured, find_source, source_option, url_option, webhook_url
+from webhookd.cli.sender import Post, Reply, Sender
+from webhookd.cli.settings import configured, find_source, source_option, url_option
 from webhookd.cli.terminal import (
     Negative,
     Progress,
@@ -38,7 +39,7 @@ _PERCENTS = (50, 90, 95, 99)
 
 
 def _complete(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The samples, and whatever files the shell finds."""
+    """Return the samples that match, and leave files to the shell."""
     names = [CompletionItem(name) for name in SAMPLES if name.startswith(incomplete)]
     return [*names, CompletionItem(incomplete, type="file")]
 
@@ -56,14 +57,15 @@ def _complete(_context: click.Context, _parameter: click.Parameter, incomplete: 
     "--rate",
     type=click.FloatRange(0.1, 10_000),
     metavar="R",
-    help="Send R a second, whether the answers come or not.  [default: the next when one is answered]",
+    show_default="each reply starts the next request",
+    help="Send R requests a second without waiting for replies.",
 )
 @click.option(
     "--duplicates",
     type=click.FloatRange(0, 100),
     default=0,
     metavar="PERCENT",
-    help="So many of the requests are the one before once more.",
+    help="Percentage of requests that repeat the previous one.",
 )
 @json_option
 def command(
@@ -80,24 +82,25 @@ def command(
 ) -> None:
     """Send a sample of Chatwoot's webhooks, or a file.
 
-    It is signed if a secret is known, or else shows a token if one is known. A sample, and each repetition of
-    a file, gets ids of its own, so that it becomes a job of its own. "-" reads from the standard input.
+    The request is signed if a secret is configured, or else carries a token if one is. Each sample, and each
+    repetition of a file, gets new ids, so that it becomes a separate job. "-" reads the standard input.
 
-    Exit codes: 0 all were taken; 1 some were not; 3 nothing answers.
+    Exit codes: 0 all were accepted; 1 some were not; 3 no reply.
     """
     if only_list:
         _list_samples(as_json=as_json)
         return
     address = webhook_url(settings, url, source)
     make = _maker(what, find_source(settings, source))
-    answers, took_s = run(lambda reactor: _send(reactor, address, make, repeat, rate, duplicates))
+    numbers = list(event_numbers(repeat, duplicates))
+    replies, took_s = run(lambda reactor: _send(reactor, address, make, numbers, rate))
     if as_json:
-        print_json(_summary(address, answers, took_s))
+        print_json(_summary(address, replies, took_s))
     elif repeat == 1:
-        _print_one(answers[0])
+        _print_one(replies[0])
     else:
-        _print_many(answers, took_s, rate)
-    _judge(address, answers)
+        _print_many(replies, took_s, rate)
+    _judge(address, replies)
 
 
 def _list_samples(*, as_json: bool) -> None:
@@ -109,7 +112,7 @@ def _list_samples(*, as_json: bool) -> None:
 
 
 def _maker(what: str, source: Source) -> Callable[[int], Post]:
-    """Makes requests by their numbers; another run begins with another microsecond, and so has other ids."""
+    """Return a function that makes requests by number. The current microsecond makes the ids of a run new."""
     sample = SAMPLES.get(what)
     body = _read(what) if sample is None else sample.body
     first = time.time_ns() // 1000
@@ -129,80 +132,75 @@ def _read(path: str) -> bytes:
 
 
 async def _send(
-    reactor: IReactor,
-    address: str,
-    make: Callable[[int], Post],
-    repeat: int,
-    rate: float | None,
-    duplicates: float,
-) -> tuple[Sequence[Answer], float]:
-    """All answers, and how many seconds they took."""
+    reactor: IReactor, address: str, make: Callable[[int], Post], numbers: Sequence[int], rate: float | None
+) -> tuple[Sequence[Reply], float]:
+    """Return all replies, and how many seconds they took."""
     sender = Sender(reactor, address, make, _DEADLINE_S)
-    progress = Progress("Sending", repeat, reactor.seconds)
-    ticks = LoopingCall(lambda: progress.show(len(sender.answers)))
+    progress = Progress("Sending", len(numbers), reactor.seconds)
+    ticks = LoopingCall(lambda: progress.show(len(sender.replies)))
     ticks.start(_TICK_S)
     started_s = reactor.seconds()
-    answers = await sender.send(event_numbers(repeat, duplicates), rate)
+    replies = await sender.send(numbers, rate)
     took_s = reactor.seconds() - started_s
     ticks.stop()
-    progress.end(len(answers))
-    return answers, took_s
+    progress.end(len(replies))
+    return replies, took_s
 
 
 # -- what is printed ----------------------------------------------------------------------------------------
 
 
-def _counts(answers: Iterable[Answer]) -> Sequence[tuple[int | None, str, int]]:
-    counts = Counter((answer.status, answer.outcome) for answer in answers)
+def _counts(replies: Iterable[Reply]) -> Sequence[tuple[int | None, str, int]]:
+    counts = Counter((reply.status, reply.outcome) for reply in replies)
     return [(status, outcome, count) for (status, outcome), count in counts.most_common()]
 
 
-def _latencies_ms(answers: Iterable[Answer]) -> Mapping[str, float]:
-    ordered = sorted(answer.latency_ms for answer in answers)
+def _latencies_ms(replies: Iterable[Reply]) -> Mapping[str, float]:
+    ordered = sorted(reply.latency_ms for reply in replies)
     named = {f"p{percent}": percentile(ordered, percent) for percent in _PERCENTS}
     return {name: round(value, 2) for name, value in {**named, "max": ordered[-1]}.items()}
 
 
-def _summary(address: str, answers: Sequence[Answer], took_s: float) -> Mapping[str, object]:
+def _summary(address: str, replies: Sequence[Reply], took_s: float) -> Mapping[str, object]:
     return {
         "url": address,
-        "requests": len(answers),
+        "requests": len(replies),
         "seconds": round(took_s, 3),
         "answers": [
             {"status": status, "outcome": outcome, "count": count}
-            for status, outcome, count in _counts(answers)
+            for status, outcome, count in _counts(replies)
         ],
-        "latencyMs": _latencies_ms(answers),
-        "jobId": answers[0].job_id if len(answers) == 1 else None,
+        "latencyMs": _latencies_ms(replies),
+        "jobId": replies[0].job_id if len(replies) == 1 else None,
     }
 
 
-def _print_one(answer: Answer) -> None:
-    if answer.is_taken:
-        outcome = click.style(f"{answer.status} {answer.outcome}", fg="green")
-        click.echo(" ".join(filter(None, [outcome, answer.job_id, f"({answer.latency_ms:.0f} ms)"])))
+def _print_one(reply: Reply) -> None:
+    if reply.is_taken:
+        outcome = click.style(f"{reply.status} {reply.outcome}", fg="green")
+        click.echo(" ".join(filter(None, [outcome, reply.job_id, f"({reply.latency_ms:.0f} ms)"])))
 
 
-def _print_many(answers: Sequence[Answer], took_s: float, rate: float | None) -> None:
+def _print_many(replies: Sequence[Reply], took_s: float, rate: float | None) -> None:
     rows = [
         (str(count), "-" if status is None else str(status), outcome)
-        for status, outcome, count in _counts(answers)
+        for status, outcome, count in _counts(replies)
     ]
     print_table(("REQUESTS", "STATUS", "OUTCOME"), rows)
     asked = "" if rate is None else f" of {rate:g} asked for"
-    click.echo(f"\n{len(answers)} in {took_s:.1f} s, {len(answers) / took_s:.0f} a second{asked}")
-    click.echo("  ".join(f"{name} {value:.1f} ms" for name, value in _latencies_ms(answers).items()) + "\n")
+    click.echo(f"\n{len(replies)} in {took_s:.1f} s, {len(replies) / took_s:.0f} a second{asked}")
+    click.echo("  ".join(f"{name} {value:.1f} ms" for name, value in _latencies_ms(replies).items()) + "\n")
     width = min(_MAX_WIDTH, shutil.get_terminal_size().columns)
-    for line in histogram([answer.latency_ms for answer in answers], width):
+    for line in histogram([reply.latency_ms for reply in replies], width):
         click.echo(line)
 
 
-def _judge(address: str, answers: Sequence[Answer]) -> None:
-    refused = [answer for answer in answers if not answer.is_taken]
+def _judge(address: str, replies: Sequence[Reply]) -> None:
+    refused = [reply for reply in replies if not reply.is_taken]
     if not refused:
         return
     status, outcome, _count = _counts(refused)[0]
-    if all(answer.status is None for answer in answers):
+    if all(reply.status is None for reply in replies):
         raise Unreachable(f"{address}: {outcome}")
-    which = "" if len(answers) == 1 else f"{len(refused)} of {len(answers)} were not taken: "
+    which = "" if len(replies) == 1 else f"{len(refused)} of {len(replies)} were not accepted: "
     raise Negative(f"{address}: {which}{'' if status is None else f'{status} '}{outcome}")

@@ -1,4 +1,4 @@
-"""Posts webhooks, as many at once and as often as is wanted, and keeps what came back."""
+"""An HTTP client that posts webhooks at a given rate, and keeps the replies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from twisted.web.http_headers import Headers
 from webhookd.cli.terminal import brief
 from webhookd.reactor import IReactor
 
-_MAX_AT_ONCE = 10  # as many workers as Chatwoot has
+_MAX_AT_ONCE = 10  # the number of Chatwoot's workers
 _MAX_AT_ONCE_AT_A_RATE = 256
 _MAX_ANSWER_BYTES = 65_536
 
@@ -34,8 +34,8 @@ class Post:
 
 
 @frozen
-class Answer:
-    """What came back: ``status`` is None where nothing did, and ``outcome`` says why."""
+class Reply:
+    """The reply to one request. If there was none, ``status`` is None, and ``outcome`` gives the reason."""
 
     status: int | None
     outcome: str
@@ -44,18 +44,18 @@ class Answer:
 
     @property
     def is_taken(self) -> bool:
-        """Whether Chatwoot would be content."""
+        """True if Chatwoot would count the request as delivered."""
         return self.status is not None and 200 <= self.status < 300
 
 
 class Sender:
-    """Posts to one address, and never has more than a bounded number of requests under way."""
+    """Posts to one address, with a limited number of requests in progress."""
 
     def __init__(
         self, reactor: IReactor, address: str, make: Callable[[int], Post], deadline_s: float
     ) -> None:
-        """``make`` makes the request of that number, when it is about to be sent."""
-        self.answers: list[Answer] = []
+        """``make`` returns the request with a number, just before it is sent."""
+        self.replies: list[Reply] = []
         self._reactor = reactor
         self._address = address
         self._make = make
@@ -64,11 +64,11 @@ class Sender:
         self._pool.maxPersistentPerHost = _MAX_AT_ONCE_AT_A_RATE
         self._http = HTTPClient(Agent(reactor, pool=self._pool))
 
-    async def send(self, numbers: Iterable[int], rate: float | None) -> Sequence[Answer]:
-        """Send a request for each number, and return when all are answered, or given up.
+    async def send(self, numbers: Iterable[int], rate: float | None) -> Sequence[Reply]:
+        """Send a request for each number. Return when each has a reply, or has failed.
 
-        At a rate, requests are due so many times a second, whether the answers come or not, and a latency
-        counts from then. Without one, the next is sent when one is answered.
+        With a rate per second, requests do not wait for replies, and a latency counts from when the request
+        was due. Without a rate, a reply starts the next request.
         """
         at_once = _MAX_AT_ONCE if rate is None else _MAX_AT_ONCE_AT_A_RATE
         places = DeferredSemaphore(at_once)
@@ -82,13 +82,13 @@ class Sender:
         for _ in range(at_once):
             await places.acquire()
         await self._pool.closeCachedConnections()
-        return self.answers
+        return self.replies
 
     async def _send(self, number: int, due_s: float, places: DeferredSemaphore) -> None:
         try:
             exchange = ensureDeferred(self._exchange(self._make(number)))
             status, body = await exchange.addTimeout(self._deadline_s, self._reactor)
-        except Exception as problem:  # noqa: BLE001  # whatever it is, it is counted by what it means
+        except Exception as problem:  # noqa: BLE001  # each failure is counted by its meaning
             self._answered(None, self._reason(problem), None, due_s)
         else:
             self._answered(status, *_read(status, body), due_s)
@@ -97,7 +97,7 @@ class Sender:
 
     def _answered(self, status: int | None, outcome: str, job_id: str | None, due_s: float) -> None:
         latency_ms = (self._reactor.seconds() - due_s) * 1000
-        self.answers.append(Answer(status, outcome, job_id, latency_ms))
+        self.replies.append(Reply(status, outcome, job_id, latency_ms))
 
     def _reason(self, problem: Exception) -> str:
         if isinstance(problem, ResponseFailed | RequestTransmissionFailed):
@@ -110,7 +110,7 @@ class Sender:
 
     async def _exchange(self, post: Post) -> tuple[int, bytes]:
         headers = Headers({name: [value] for name, value in post.headers.items()})
-        # Chatwoot would follow a redirect with a second POST; whoever looks after webhookd wants to see it.
+        # Chatwoot would follow a redirect with a second POST. An operator wants to see the redirect.
         response = await self._http.post(
             self._address, data=post.body, headers=headers, allow_redirects=False
         )
@@ -124,7 +124,7 @@ class Sender:
 
 
 def _read(status: int, body: bytes) -> tuple[str, str | None]:
-    """What webhookd says of it, and the job's id; of an answer that is not webhookd's, that it is not."""
+    """Return the outcome and the job id. If the reply is not from webhookd, the outcome says so."""
     try:
         content = json.loads(body)
         if "error" in content:
@@ -135,11 +135,11 @@ def _read(status: int, body: bytes) -> tuple[str, str | None]:
         return f"{responses.get(status, 'Unknown Status')}, and not from webhookd", None
 
 
-_LATE = (DeferredTimeoutError, CancelledError)  # what was cancelled, was so by the deadline
+_LATE = (DeferredTimeoutError, CancelledError)  # only the deadline cancels
 _REASONS: Mapping[type[Exception] | tuple[type[Exception], ...], str] = {
     error.ConnectionRefusedError: "connection refused",
-    error.DNSLookupError: "there is no such host",
+    error.DNSLookupError: "no such host",
     error.ConnectError: "cannot connect",
-    (SSL.Error, VerificationError): "no TLS, or a certificate that is not trusted",
+    (SSL.Error, VerificationError): "no TLS, or an untrusted certificate",
     (error.ConnectionDone, error.ConnectionLost): "the connection ended before the answer",
 }

@@ -1,12 +1,11 @@
-"""The daemon's own configuration, for the parts of the command."""
+"""The daemon's configuration, for the subcommands."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -15,18 +14,12 @@ from webhookd.cli.terminal import WrongUse
 from webhookd.config import ALL_OPTIONS, DEFAULT_SOURCE, Config, Source, resolve
 from webhookd.model import ConfigError
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-_TCP_PORT = re.compile(r"tcp:(?:port=)?(\d+)(?::|$)")
-_INTERFACE = re.compile(r":interface=((?:\\:|[^:])+)")
-_ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # none is bound here
-
 
 def configured(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command those of the daemon's options that concern it, and ``--config``.
+    """Give a command the named options of the daemon, and ``--config``.
 
-    It gets the whole `webhookd.config.Config` as ``settings``, resolved as the daemon resolves it: the
-    command line, the environment, the file, the defaults. One that cannot be used is wrong use.
+    The command gets the whole `webhookd.config.Config` as ``settings``, resolved as the daemon resolves it.
+    An unusable configuration is a usage error.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,46 +33,17 @@ def configured(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
                 raise WrongUse(str(error)) from None
 
         for option in reversed(options):
-            add = click.option(
+            call = click.option(
                 f"--{option.flag}",
                 option.name,
-                help=_sentence(option.help),
+                help=option.full_help,
                 metavar="VALUE",
                 multiple=option.repeatable,
-            )
-            call = add(call)
+            )(call)
         return call
 
     options = [option for option in ALL_OPTIONS if option.name in {"config", *names}]
     return decorate
-
-
-def _sentence(text: str) -> str:
-    """An option's help in click's manner; a URL at its beginning gets no capital."""
-    first, _space, _rest = text.partition(" ")
-    return f"{text[0].upper() if first.isalpha() else text[0]}{text[1:]}."
-
-
-def daemon_url(settings: Config) -> str:
-    """Where the daemon of this configuration answers on this machine, without a slash at the end."""
-    port = _TCP_PORT.match(settings.endpoint)
-    if port is None:
-        raise WrongUse(f"the daemon listens on {settings.endpoint}: say with --url where that is")
-    interface = _INTERFACE.search(settings.endpoint)
-    host = "" if interface is None else interface[1].replace("\\:", ":")
-    host = _ANY_ADDRESS.get(host, host)
-    return f"http://[{host}]:{port[1]}" if ":" in host else f"http://{host}:{port[1]}"
-
-
-def url_option(command: _Command) -> _Command:
-    """Give a command ``--url``, which it gets as ``url``: None, or an address without a slash at its end."""
-    add = click.option(
-        "--url",
-        metavar="URL",
-        callback=_checked_url,
-        help="Where it answers.  [default: this machine, as the daemon is configured]",
-    )
-    return add(command)
 
 
 def _checked_url(_context: click.Context, _parameter: click.Parameter, url: str | None) -> str | None:
@@ -88,44 +52,42 @@ def _checked_url(_context: click.Context, _parameter: click.Parameter, url: str 
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # such as a port of letters
+    except ValueError:  # for example a port of letters
         usable = False
     if not usable or not url.isascii() or not url.isprintable() or " " in url:
-        raise WrongUse(f"--url: {url!r} is no address such as http://127.0.0.1:3001")
+        raise WrongUse(f"--url: {url!r} is not an address like http://127.0.0.1:3001")
     return url.rstrip("/")
 
 
-def source_option(command: _Command) -> _Command:
-    """Give a command ``--source``, which it gets as ``source``: a name for `find_source`."""
-    add = click.option(
-        "--source",
-        metavar="NAME",
-        default=DEFAULT_SOURCE,
-        show_default=True,
-        help="Which Chatwoot installation is meant, if there are several.",
-    )
-    return add(command)
+#: Gives a command ``--url``, as the argument ``url``: None, or an address without a slash at the end.
+url_option = click.option(
+    "--url",
+    metavar="URL",
+    callback=_checked_url,
+    show_default="this machine, as the daemon is configured",
+    help="Address of the daemon.",
+)
+
+#: Gives a command ``--source``, as the argument ``source``: a name for `find_source`.
+source_option = click.option(
+    "--source",
+    metavar="NAME",
+    default=DEFAULT_SOURCE,
+    help="Name of the Chatwoot installation, if there are several.",
+)
 
 
 def find_source(settings: Config, name: str) -> Source:
-    """The source of that name."""
+    """Return the source with this name."""
     if name not in settings.sources:
-        raise WrongUse(f"there is no source {name!r}, but: {', '.join(settings.sources)}")
+        raise WrongUse(f"there is no source {name!r}; the sources are: {', '.join(settings.sources)}")
     return settings.sources[name]
 
 
 def secrets_of(source: Source) -> tuple[str, ...]:
-    """Its secrets, of which there must be one."""
+    """Return the secrets of a source; having none is a usage error."""
     if not source.secrets:
         raise WrongUse(
             f"no secret of the source {source.name} is known: set WEBHOOK_SECRET_FILE, or --secret"
         )
     return source.secrets
-
-
-def webhook_url(settings: Config, url: str | None, source: str) -> str:
-    """Where webhooks of a source are sent; a URL that names a path is taken as it is."""
-    base = url or daemon_url(settings)
-    if urlsplit(base).path:
-        return base
-    return f"{base}/webhook/chatwoot" + ("" if source == DEFAULT_SOURCE else f"/{source}")

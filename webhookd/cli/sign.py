@@ -1,4 +1,4 @@
-"""``webhookd sign``: the headers that make a body a signed one."""
+"""``webhookd sign``: the headers that sign a body."""
 
 from __future__ import annotations
 
@@ -7,15 +7,9 @@ import time
 
 import click
 
+from webhookd.cli.daemon import webhook_url
 from webhookd.cli.deliveries import signature_headers
-from webhookd.cli.settings import (
-    configured,
-    find_source,
-    secrets_of,
-    source_option,
-    url_option,
-    webhook_url,
-)
+from webhookd.cli.settings import configured, find_source, secrets_of, source_option, url_option
 from webhookd.cli.terminal import json_option, print_json, read_file
 from webhookd.config import Config
 
@@ -28,7 +22,8 @@ from webhookd.config import Config
     "--timestamp",
     type=click.IntRange(0, 10**12 - 1),
     metavar="SECONDS",
-    help="Sign for this second since 1970.  [default: now]",
+    show_default="now",
+    help="Time of the signature, in seconds since 1970.",
 )
 @click.option("--curl", "as_curl", is_flag=True, help="Print a curl command that sends it.")
 @url_option
@@ -45,7 +40,7 @@ def command(
 ) -> None:
     """Print the headers of a signed request.
 
-    Its body is FILE, or the standard input. The first secret that is known signs it.
+    The body is FILE, or the standard input. The first configured secret signs it.
     """
     secret = secrets_of(find_source(settings, source))[0]
     fields = signature_headers(secret, read_file(file), int(time.time()) if timestamp is None else timestamp)

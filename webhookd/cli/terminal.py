@@ -1,46 +1,44 @@
-"""What the parts of the command print, and how they end."""
+"""Output and exit codes of the subcommands."""
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Callable, Collection, Sequence
 from textwrap import wrap
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import msgspec
 
 from webhookd.text import printable
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
 _MIN_COLUMN = 20
-_MAX_FOREIGN = 300  # characters; a job id has at most 190
+_MAX_BRIEF = 300  # characters; a job id has at most 190
 _MAX_FILE_BYTES = 64 * 1024**2
 
 
 class Negative(click.ClickException):
-    """The answer is no: exit code 1."""
+    """A check that failed: exit code 1."""
 
     exit_code = 1
 
 
 class WrongUse(click.ClickException):
-    """The command, or the configuration, cannot be what was meant: exit code 2."""
+    """A usage error, in the command or in the configuration: exit code 2."""
 
     exit_code = 2
 
 
 class Unreachable(click.ClickException):
-    """What was asked for cannot be reached or read: exit code 3."""
+    """A server that cannot be reached, or a file that cannot be read: exit code 3."""
 
     exit_code = 3
 
 
-def json_option(command: _Command) -> _Command:
-    """Give a command the flag ``--json``, which it gets as ``as_json``."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for a program to read.")(command)
+#: Gives a command the flag ``--json``, as the argument ``as_json``.
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
 def print_json(value: object) -> None:
@@ -53,8 +51,8 @@ def print_table(
 ) -> None:
     """Print rows below their headings, each column as wide as its widest cell.
 
-    The columns at the positions ``numbers`` are aligned right. On a terminal, the last column is wrapped
-    where the terminal ends.
+    The columns at the positions ``numbers`` are aligned right. On a terminal, the last column is wrapped to
+    fit.
     """
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     indent = sum(widths[:-1]) + 2 * len(widths[:-1])
@@ -76,12 +74,12 @@ def _wrapped(text: str, indent: int) -> Sequence[str]:
 
 
 def brief(text: str) -> str:
-    """A text of somebody else's, on one line of bounded length, that cannot control a terminal."""
-    return printable(text[:_MAX_FOREIGN])[:_MAX_FOREIGN]  # an escape is longer than what it stands for
+    """Return untrusted text as one line of limited length that cannot control a terminal."""
+    return printable(text[:_MAX_BRIEF])[:_MAX_BRIEF]  # an escape is longer than its character
 
 
 def duration(seconds: int) -> str:
-    """In the largest unit that there are two of."""
+    """Format a duration in the largest unit that gives at least 2."""
     for unit, unit_s in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * unit_s:
             return f"{seconds // unit_s} {unit}"
@@ -89,38 +87,33 @@ def duration(seconds: int) -> str:
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a file, or of the standard input where the path is ``-``."""
+    """Return the bytes of a file, or of the standard input if the path is ``-``."""
     try:
         with click.open_file(path, "rb") as file:
             content: bytes = file.read(_MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise Unreachable(f"{path}: cannot read the file: {getattr(error, 'strerror', error)}") from None
     if len(content) > _MAX_FILE_BYTES:
-        raise Unreachable(f"{path}: more than {_MAX_FILE_BYTES} bytes are no webhook")
+        raise Unreachable(f"{path}: more than {_MAX_FILE_BYTES} bytes are not a webhook")
     return content
 
 
 class Progress:
-    """A bar on the standard error, once something takes over a second; only on a terminal."""
+    """A progress bar on the standard error: only on a terminal, and only after one second."""
 
     def __init__(self, label: str, length: int, now_s: Callable[[], float]) -> None:
-        """``length`` is how much there is to do; the clock says when a second is over."""
-        self._label = label
-        self._length = length
+        """``length`` is the amount of work; ``now_s`` is a clock."""
+        self._bar: Any = click.progressbar(length=length, label=label, file=sys.stderr)
         self._now_s = now_s
-        self._started_s = now_s()
-        self._bar: Any = None
+        self._begins_s = now_s() + 1 if sys.stderr.isatty() else math.inf
 
     def show(self, done: int) -> None:
-        """So much is done."""
-        if self._bar is None:
-            if not sys.stderr.isatty() or self._now_s() - self._started_s < 1:
-                return
-            self._bar = click.progressbar(length=self._length, label=self._label, file=sys.stderr)
-        self._bar.update(done - self._bar.pos)
+        """Show that ``done`` of the work is finished."""
+        if self._now_s() >= self._begins_s:
+            self._bar.update(done - self._bar.pos)
 
     def end(self, done: int) -> None:
-        """So much is done, and nothing more comes: the bar's line ends."""
-        if self._bar is not None:
+        """Show the last state, and end the bar's line."""
+        if self._now_s() >= self._begins_s:
             self.show(done)
             self._bar.render_finish()

@@ -1,1 +1,1 @@
-"""The process: its services in order, signals, systemd and logs."""
+"""The process: its services in their order, signals, systemd and logs."""

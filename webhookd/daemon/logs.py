@@ -1,7 +1,7 @@
-"""The log: a line of text for people or of JSON for machines, from a level up, and not too many of one kind.
+"""The log: lines of text for people or of JSON for machines, from a level up, and few of one kind.
 
-A line holds the plain fields that its event has, bounded in length. What may quote a request (the text of an
-unexpected exception, a value of another type) stays out of it, and nothing can begin a second line.
+A JSON line holds the plain fields of its event, bounded in length. Text that may quote a request (that of an
+unexpected exception, or a value of another type) is left out, and no value can begin a second line.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from datetime import datetime
 from threading import Lock
 
 from attrs import define
-from twisted.application.service import Service
+from twisted.application.internet import TimerService
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall
 from twisted.logger import (
     FileLogObserver,
     FilteringLogObserver,
@@ -32,7 +32,7 @@ from zope.interface import implementer
 from webhookd.model import WebhookdError
 from webhookd.text import printable
 
-#: How long the first lines of a kind are counted, and how many of them are written.
+#: The length of a window, and how many lines of a kind it writes before it only counts them.
 WINDOW_S = 10.0
 LINES_OF_A_KIND = 10
 MAX_KINDS = 100
@@ -41,17 +41,17 @@ _MAX_MESSAGE = 2048
 _MAX_VALUE = 256
 _MAX_FRAMES = 20
 
-# What Twisted's older log puts into an event beside the fields that its author gave.
+# Twisted's older log adds these to the fields of an event.
 _NOT_FIELDS = frozenset({"debugInfo", "failure", "format", "isError", "logLevel", "printed", "system", "why"})
-# The text of any other exception may quote what it was about: int() and dict do.
+# The text of any other exception may quote a value: int() and dict do.
 _MAY_BE_QUOTED = (WebhookdError, OSError)
 
 
 def make_observer(log_format: str, log_level: str) -> RepeatLimiter:
-    """An observer that writes to stdout, where systemd and containers look for it."""
+    """Return an observer that writes to stdout, where systemd and containers read logs."""
     level = LogLevel.levelWithName(log_level)
     predicate = LogLevelFilterPredicate(level)
-    # One line for each attempt to connect, for as long as Redis is away; the pool itself says what changes.
+    # It logs each attempt to connect while Redis is away; the pool logs the changes.
     predicate.setLogLevelForNamespace("twisted.application._client_service", max(level, LogLevel.warn))
     writer = FileLogObserver(sys.stdout, FORMATS[log_format])
     return RepeatLimiter(FilteringLogObserver(writer, [predicate]))
@@ -61,17 +61,17 @@ def make_observer(log_format: str, log_level: str) -> RepeatLimiter:
 
 
 def text_line(event: LogEvent) -> str:
-    """Time, level and message; what a failure tells follows on lines that begin with a tab."""
+    """Return time, level and message; a failure follows on lines that begin with a tab."""
     lines = [f"{_time(event)} {_level(event):5} {_message(event)}"]
     failure = _failure(event)
     if failure:
-        lines += [*failure["error"].splitlines(), "Traceback, the last call last:"]
+        lines += [*failure["error"].splitlines(), "Traceback (most recent call last):"]
         lines += failure["traceback"].splitlines()
     return "\n\t".join([printable(line) for line in lines]) + "\n"
 
 
 def json_line(event: LogEvent) -> str:
-    """One object: ``time``, ``level``, ``logger`` and ``message``, then the event's own fields."""
+    """Return one object: ``time``, ``level``, ``logger`` and ``message``, then the event's own fields."""
     ours = {
         "time": _time(event),
         "level": _level(event),
@@ -79,7 +79,9 @@ def json_line(event: LogEvent) -> str:
         "message": _message(event),
         **_failure(event),
     }
-    return json.dumps(ours | _fields(event) | ours) + "\n"  # ours come first, and win
+    return (
+        json.dumps(ours | _fields(event) | ours) + "\n"
+    )  # ours come first, and replace fields of these names
 
 
 #: By the value of the option ``log_format``.
@@ -91,14 +93,13 @@ def _time(event: LogEvent) -> str:
 
 
 def _level(event: LogEvent) -> str:
-    name: str = event.get("log_level", LogLevel.info).name
-    return name
+    return str(event.get("log_level", LogLevel.info).name)
 
 
 def _message(event: LogEvent) -> str:
     text = formatEvent(event)
     if "log_failure" in event:
-        text = text.partition("\n")[0]  # Twisted's older log puts the traceback into it
+        text = text.partition("\n")[0]  # Twisted's older log appends the traceback
     return _bounded(text.strip(), _MAX_MESSAGE)
 
 
@@ -115,7 +116,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _failure(event: LogEvent) -> dict[str, str]:
-    """A failure's type, its text where that tells nothing of a request, and where it came from."""
+    """Return a failure's type, its text if that cannot quote a request, and its traceback."""
     failure = event.get("log_failure")
     if not isinstance(failure, Failure):
         return {}
@@ -135,7 +136,7 @@ def _bounded(text: str, maximum: int) -> str:
 
 @define
 class _Kind:
-    """What one kind of line came to in this window."""
+    """The lines of one kind in this window: their number, and the last that was not written."""
 
     lines: int = 0
     last: LogEvent | None = None
@@ -143,11 +144,11 @@ class _Kind:
 
 @implementer(ILogObserver)
 class RepeatLimiter:
-    """Writes the first lines of a kind, then counts them, and tells the number when the window ends.
+    """Writes the first lines of a kind, then counts them, and reports the number when the window ends.
 
-    Only refusals, which have a ``code``, and failures come in floods, and only they are limited: a change of
-    state is always written. Their kind is what does not depend on the single request. Senders can make up
-    sources, so the kinds are limited as well; those that come after are one kind. May be called in threads.
+    Only refusals, which have a ``code``, and failures come in floods. Only they are limited: a change of
+    state is always written. A kind is what the single request does not change. Senders can invent sources, so
+    the number of kinds is limited, too; all later ones count as one kind. Threads may call it.
     """
 
     def __init__(self, observer: ILogObserver) -> None:
@@ -172,7 +173,7 @@ class RepeatLimiter:
             return kind.last is None
 
     def end_window(self) -> None:
-        """Tell what was only counted, and begin to count anew."""
+        """Report the lines that were only counted, and start a new window."""
         with self._lock:
             kinds, self._kinds = self._kinds, {}
         for name, kind in kinds.items():
@@ -199,21 +200,16 @@ def _summary(last: LogEvent, repeated: int, fields: tuple[str, ...]) -> LogEvent
     }
 
 
-class LogWindows(Service):
-    """Ends the windows of a limiter in time, and the last one with the daemon."""
+class LogWindows(TimerService):
+    """Ends the windows of a limiter on time, and the last one when the daemon stops."""
 
     def __init__(self, clock: IReactorTime, limiter: RepeatLimiter) -> None:
+        super().__init__(WINDOW_S, limiter.end_window)
+        self.clock = clock
         self._limiter = limiter
-        self._loop = LoopingCall(limiter.end_window)
-        self._loop.clock = clock
 
-    def startService(self) -> None:
-        """Begin the first window."""
-        super().startService()
-        self._loop.start(WINDOW_S, now=False)
-
-    def stopService(self) -> None:
+    def stopService(self) -> Deferred[None]:
         """End the last window."""
-        super().stopService()
-        self._loop.stop()
         self._limiter.end_window()
+        stopped: Deferred[None] = super().stopService()
+        return stopped

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from attrs import define, field
 from twisted.application.service import MultiService, Service
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred
 from twisted.internet.interfaces import (
@@ -26,14 +28,15 @@ _log = Logger()
 
 
 def fatal(message: object) -> SystemExit:
-    """The end of a start that cannot succeed: one line for the operator, and exit code 1."""
+    """Return the exception that ends a failed start: one line for the operator, and exit code 1."""
     return SystemExit(f"webhookd: {message}")
 
 
 class Daemon(MultiService):
     """The daemon's parts, stopped one after another in the reverse order of their start.
 
-    What takes events ends first, then what they need: nothing is closed that an accepted event waits for.
+    The parts that accept events stop first, then those that events need: nothing that an accepted event waits
+    for is closed.
     """
 
     def __init__(self, log_observer: ILogObserver | None, on_stop: Callable[[], None]) -> None:
@@ -42,20 +45,20 @@ class Daemon(MultiService):
         self._on_stop = on_stop
 
     def setServiceParent(self, parent: Any) -> None:
-        """Become part of twistd's application, and bring its log observer, which twistd looks for there."""
+        """Join twistd's application, and give it the log observer, because twistd looks for it there."""
         if self._log_observer is not None:
             parent.setComponent(ILogObserver, self._log_observer)
         super().setServiceParent(parent)
 
     def startService(self) -> None:
-        """Start the parts; what cannot be had ends the process with one line."""
+        """Start the parts; a `ConfigError` ends the process with one line."""
         try:
             super().startService()
         except ConfigError as error:
             raise fatal(error) from None
 
     def stopService(self) -> Deferred[None]:
-        """Fires when all parts have stopped; a part that fails to stop does not keep the others from it."""
+        """Stop the parts; fires when all have stopped. If one fails to stop, the others still stop."""
         Service.stopService(self)
         return ensureDeferred(self._stop_parts())
 
@@ -64,40 +67,50 @@ class Daemon(MultiService):
         for part in reversed(list(self)):
             try:
                 await maybeDeferred(part.stopService)
-            except Exception:  # noqa: BLE001  # the other parts must still stop
+            except Exception:  # noqa: BLE001  # the other parts must stop anyway
                 _log.failure("cannot stop {part}", part=type(part).__name__)
 
 
+@define(eq=False)
 class Listener(Service):
-    """One listening port. A ``required`` one that cannot be had ends the start; another only warns."""
+    """One listening port. If it is unavailable and ``required``, the start fails; else the log warns.
 
-    _port: IListeningPort | None = None
+    It accepts connections once ``accept_after`` has fired; until then they wait in the kernel's backlog.
+    """
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        endpoint: IStreamServerEndpoint,
-        site: WebhookSite,
-        purpose: str,
-        *,
-        required: bool,
-    ) -> None:
-        self._clock = clock
-        self._endpoint = endpoint
-        self._site = site
-        self._purpose = purpose
-        self._required = required
+    _clock: IReactorTime
+    _endpoint: IStreamServerEndpoint
+    _site: WebhookSite
+    _purpose: str
+    _required: bool = field(kw_only=True)
+    _accept_after: Deferred[None] | None = field(kw_only=True, default=None)
+    _port: IListeningPort | None = field(init=False, default=None)
 
     def privilegedStartService(self) -> None:
         """Listen, before twistd gives up its privileges."""
         failures: list[Failure] = []
         self._endpoint.listen(self._site).addCallbacks(self._listening, failures.append)
-        for failure in failures:  # outside of the Deferred, which would keep the exit to itself
+        for failure in failures:  # outside of the Deferred, which would catch SystemExit
             self._failed(failure)
 
     def _listening(self, port: IListeningPort) -> None:
         self._port = port
-        _log.info("webhookd listening for {purpose} on {where}", purpose=self._purpose, where=_where(port))
+        if self._accept_after is None or not isinstance(port, FileDescriptor):
+            self._log_port(port)
+            return
+
+        def accept(_fired: None) -> None:
+            if port.connected:  # and not closed in the meantime
+                port.startReading()
+                self._log_port(port)
+
+        port.stopReading()
+        self._accept_after.addCallback(accept)
+
+    def _log_port(self, port: IListeningPort) -> None:
+        _log.info(
+            "webhookd listening for {purpose} on {address}", purpose=self._purpose, address=_shown(port)
+        )
 
     def _failed(self, failure: Failure) -> None:
         message = f"cannot listen for {self._purpose}: {failure.getErrorMessage()}"
@@ -106,27 +119,27 @@ class Listener(Service):
         _log.warn("{problem}", problem=message)
 
     def stopService(self) -> Deferred[None]:
-        """Take no more connections, and close those that there are once they are answered."""
+        """Accept no more connections, and close each open one after its last answer."""
         super().stopService()
         return ensureDeferred(self._stop())
 
     async def _stop(self) -> None:
         if self._port is None:
             return
-        # Twisted closes the port in the reactor's next turn, where this comes just before it.
+        # Twisted closes the port in the reactor's next turn; this call runs just before that.
         self._clock.callLater(0, self._accept_waiting, self._port)
         await maybeDeferred(self._port.stopListening)
         await self._site.drain(_FINISH_DEADLINE_S)
 
     def _accept_waiting(self, port: IListeningPort) -> None:
-        """Clients that are connected but not accepted yet would be reset by the end of the port."""
+        """Accept the clients that wait in the backlog: the kernel would reset them when the port closes."""
         known = -1
-        while IReadDescriptor.providedBy(port) and known < len(self._site.channels):
-            known = len(self._site.channels)
+        while IReadDescriptor.providedBy(port) and known < len(self._site.state.channels):
+            known = len(self._site.state.channels)
             port.doRead()
 
 
-def _where(port: IListeningPort) -> str:
+def _shown(port: IListeningPort) -> str:
     address = port.getHost()
     if isinstance(address, (IPv4Address, IPv6Address)):
         host = f"[{address.host}]" if ":" in address.host else address.host

@@ -1,7 +1,7 @@
-"""What systemd is told (sd_notify(3)): that the daemon is ready, how it is, that it turns, and that it ends.
+"""Notifications to systemd, as in sd_notify(3): ready, status, watchdog, stopping.
 
-``WATCHDOG=1`` is sent by the reactor itself: one that is blocked sends none, and systemd restarts the daemon.
-All of it goes in datagrams to the socket that ``NOTIFY_SOCKET`` names; where that is not set, nobody listens.
+The reactor sends ``WATCHDOG=1``: if it is blocked it sends none, and systemd restarts the daemon. Each
+notification is a datagram to the socket that ``NOTIFY_SOCKET`` names. If that is not set, there is none.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 
-from twisted.application.service import Service
+from twisted.application.internet import TimerService
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 _BEATS_PER_WATCHDOG = 3  # one or two may come late
@@ -21,11 +21,11 @@ _STATUS_INTERVAL_S = 10.0
 _log = Logger()
 
 
-class SystemdService(Service):
-    """Tells systemd how the daemon is, from its start to its stop.
+class SystemdService(TimerService):
+    """Notifies systemd of the daemon's status, from its start to its stop.
 
-    It is to start last and to stop first: it says that all else has started, and that the stop begins.
-    ``status`` says how the daemon is in a few words; ``watchdog_s`` is how long a silence systemd allows.
+    It must start last and stop first: it reports that everything else has started, and that the stop begins.
+    ``status`` returns the status in a few words; ``watchdog_s`` is the longest silence that systemd allows.
     """
 
     def __init__(
@@ -35,32 +35,27 @@ class SystemdService(Service):
         status: Callable[[], str],
         watchdog_s: float | None,
     ) -> None:
+        interval_s = _STATUS_INTERVAL_S if watchdog_s is None else watchdog_s / _BEATS_PER_WATCHDOG
+        super().__init__(interval_s, self._beat)
+        self.clock = clock
         self._notify = notify
         self._status = status
-        self._interval_s = _STATUS_INTERVAL_S if watchdog_s is None else watchdog_s / _BEATS_PER_WATCHDOG
-        self._beating = LoopingCall(self._beat)
-        self._beating.clock = clock
 
-    def startService(self) -> None:
-        """Say that the daemon is ready, and go on saying how it is."""
-        super().startService()
-        self._beating.start(self._interval_s)
-
-    def stopService(self) -> None:
-        """Say that the daemon ends; from then on systemd waits for no sign of life."""
-        super().stopService()
-        self._beating.stop()
+    def stopService(self) -> Deferred[None]:
+        """Report that the daemon stops; systemd then expects no more ``WATCHDOG=1``."""
+        stopped: Deferred[None] = super().stopService()
         self._notify("STOPPING=1\nSTATUS=draining")
+        return stopped
 
     def _beat(self) -> None:
-        # READY each time: one that was lost would be missed for ever, and repeating it does nothing.
+        # READY each time: systemd would wait forever for one that was lost, and repeating it is harmless.
         self._notify(f"READY=1\nSTATUS={self._status()}\nWATCHDOG=1")
 
 
 def systemd_service(
     environ: Mapping[str, str], clock: IReactorTime, status: Callable[[], str]
 ) -> SystemdService | None:
-    """The service for the environment that systemd gave to this process; None where it expects no word."""
+    """Return the service for the environment that systemd gave to this process; None if it expects none."""
     path = environ.get("NOTIFY_SOCKET", "")
     if not path.startswith(("/", "@")):
         return None
@@ -68,7 +63,7 @@ def systemd_service(
 
 
 def _notifier(path: str) -> Callable[[str], None]:
-    """Sends to a UNIX socket, where a leading ``@`` stands for the abstract namespace."""
+    """Return a function that sends to the UNIX socket; a leading ``@`` means the abstract namespace."""
     address = f"\0{path[1:]}" if path.startswith("@") else path
     kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
@@ -76,14 +71,14 @@ def _notifier(path: str) -> Callable[[str], None]:
         try:
             with socket.socket(socket.AF_UNIX, kind) as sender:
                 sender.sendto(state.encode(), address)
-        except OSError as error:  # it is busy or gone; the daemon's work does not depend on it
-            _log.warn("cannot tell systemd: {error}", error=error.strerror)
+        except OSError as error:  # systemd is busy or gone; the daemon works without it
+            _log.warn("cannot notify systemd: {error}", error=error.strerror)
 
     return notify
 
 
 def _watchdog_s(environ: Mapping[str, str]) -> float | None:
-    """How often systemd wants a sign of life of this very process; None where it does not."""
+    """Return how often systemd expects ``WATCHDOG=1`` of this process, in seconds; None if it does not."""
     microseconds = environ.get("WATCHDOG_USEC", "")
     if not microseconds.isdecimal() or environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None

@@ -1,48 +1,31 @@
-"""The HTTP edge: a Site whose connections parse with llhttp, keep to limits, and end without cutting.
+"""The HTTP edge: a twisted.web site with its own parser and its own limits.
 
-llhttp is the parser of Node, here through the package httptools. twisted.web's own parser spends more time on
-a webhook than all the rest of webhookd, and sets no limits of size or time. twisted.web's Request stays, so
-resources and Klein work as ever.
+The parser is llhttp, as in Node, through the package httptools. twisted.web's own parser takes more time for
+a webhook than all the rest of webhookd, and it has no limits of size or time. twisted.web's Request stays, so
+resources and Klein work as usual.
 
-* A connection answers its requests one at a time, in their order; what comes meanwhile waits, and is not read
-  any further.
-* Every state of a connection ends at a deadline that no byte puts off: the head, the body, the answer's way
-  out, and idleness. One sweep a second looks after all of them; there is no timer for a request.
-* What a turn of the reactor brings is handled together, step by step, which takes less time than one request
-  after the other.
-* A refusal (too large, too slow, not HTTP) is an answer like others: in its turn, as JSON. Then the
-  connection closes, after what else the client sends was thrown away for a while, so that it gets to read.
+* A connection answers its requests one at a time, in order. While a request waits, nothing more is read.
+* Each state of a connection has a deadline, and no byte extends it: reading the head, reading the body,
+  writing the answer, and being idle. One sweep a second checks all of them; no request has a timer.
+* All requests that arrive in one turn of the reactor are handled together, step by step. This takes less
+  time than one request after the other.
+* A rejection (too large, too slow, not HTTP) is an answer like any other: JSON, in order. Then the edge
+  discards what the client still sends for a short time, so that the client reads the answer, and closes.
 """
 
-from webhookd.http.channel import (
-    BODY_DEADLINE_S,
-    FRESH_GRACE_S,
-    HEAD_DEADLINE_S,
-    IDLE_TIMEOUT_S,
-    LINGER_S,
-    MAX_CONNECTIONS,
-    MAX_HEAD_BYTES,
-    MAX_HEADERS,
-    MAX_PIPELINED,
-    WRITE_DEADLINE_S,
-    WebhookChannel,
-)
-from webhookd.http.request import Refusal, Refused, WebhookRequest
-from webhookd.http.site import WebhookSite
+from webhookd.http.channel import WebhookChannel
+from webhookd.http.in_flight import InFlight
+from webhookd.http.refusals import Rejection
+from webhookd.http.request import WebhookRequest
+from webhookd.http.shortcut import KleinApp, Shortcut
+from webhookd.http.site import MAX_CONNECTIONS, WebhookSite
 
 __all__ = [
-    "BODY_DEADLINE_S",
-    "FRESH_GRACE_S",
-    "HEAD_DEADLINE_S",
-    "IDLE_TIMEOUT_S",
-    "LINGER_S",
     "MAX_CONNECTIONS",
-    "MAX_HEADERS",
-    "MAX_HEAD_BYTES",
-    "MAX_PIPELINED",
-    "WRITE_DEADLINE_S",
-    "Refusal",
-    "Refused",
+    "InFlight",
+    "KleinApp",
+    "Rejection",
+    "Shortcut",
     "WebhookChannel",
     "WebhookRequest",
     "WebhookSite",

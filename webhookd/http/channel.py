@@ -1,12 +1,11 @@
-"""One connection of a client: bytes to requests, and answers in their order."""
+"""The channel: one connection, from bytes to requests and from requests to answers."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from typing import Protocol as Interface
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 from twisted.internet.interfaces import IPushProducer, ISSLTransport, ITCPTransport
@@ -15,56 +14,45 @@ from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
+from twisted.web.server import Site
 from zope.interface import implementer
 
-from webhookd.http import request as refusals
-from webhookd.http.request import HEADS, Edge, Refusal, Refused, WebhookRequest, address, request_id
+from webhookd.http import refusals
+from webhookd.http.answers import encode
+from webhookd.http.refusals import RefusedRequest, Rejection, host_of
+from webhookd.http.request import WebhookRequest, request_id
+from webhookd.http.state import EdgeState
 
-#: Longer than nginx keeps an idle connection to its upstream (60 s), so that never both use and close it.
+#: Longer than nginx keeps an idle connection to its upstream (60 s), so that nginx never sends a request on
+#: a connection that we close.
 IDLE_TIMEOUT_S = 75.0
 HEAD_DEADLINE_S = 10.0
 BODY_DEADLINE_S = 30.0
 WRITE_DEADLINE_S = 30.0
-#: How long an answer to a request that was not read to its end may be fetched before the connection closes.
+#: The time that a client has to read a rejection before the connection closes.
 LINGER_S = 2.0
-#: How long a connection that was just made may take to send its request while the daemon ends.
-FRESH_GRACE_S = 1.0
 
 MAX_HEAD_BYTES = 16_384
 MAX_HEADERS = 100
-#: How many complete requests of a connection wait. One read can bring 2,000, and they need more room than it.
+#: The limit of complete requests that wait on one connection. One read can bring 2,000 of them, and they take
+#: more memory than the bytes that were read.
 MAX_PIPELINED = 32
-MAX_CONNECTIONS = 20_000
-MAX_ARRIVING_BYTES = 268_435_456
 
-# What Transfer-Encoding may say, by version. llhttp takes any list that ends with "chunked", and in HTTP/1.0.
+# The allowed values of Transfer-Encoding by version: llhttp accepts any list that ends with "chunked", and
+# that in HTTP/1.0 too.
 _CODINGS: Mapping[str, Sequence[bytes | None]] = {"1.1": (None, b"chunked"), "1.0": (None,)}
 
 _log = Logger()
 
 
-class Site(Edge, Interface):
-    """What a connection needs to know of its site, and tells it."""
-
-    now_s: float
-    max_body_bytes: int
-    max_connections: int
-    arriving_bytes: int
-    channels: set[WebhookChannel]
-    requests: Counter[tuple[str, str, int]]
-
-    def body_arrives(self, size_bytes: int) -> None: ...
-
-    def channel_lost(self, channel: WebhookChannel) -> None: ...
-
-
 @implementer(IPushProducer)
 class WebhookChannel(Protocol):
-    """One connection of a client, in the form that twisted.web's Request expects.
+    """One connection of a client, with the interface that twisted.web's Request expects of a channel.
 
-    It is fresh until its first byte. Requests that are complete wait in ``_waiting`` until those before them
-    are answered; a refusal is the last of them. ``_is_reading`` ends with a refusal, or with a request after
-    which the client wants no other. ``is_blocked`` while the client does not read what was sent.
+    A channel is fresh until its first byte. Complete requests wait in ``_waiting`` until the requests before
+    them are answered; a rejection is the last item there. ``_is_reading`` becomes false with a rejection, or
+    with a request after which the client wants to close. ``is_blocked`` is true while the client does not
+    read our answers.
     """
 
     _is_receiving: bool
@@ -72,16 +60,17 @@ class WebhookChannel(Protocol):
     _head_bytes: int
     _body_bytes: int
     _read_bytes: int
-    transport: Any  # that of TCP, TLS or a UNIX socket
+    transport: Any  # of TCP, TLS or a UNIX socket
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, state: EdgeState) -> None:
         self.site = self.factory = site
+        self.state = state
         self.is_fresh = True
-        self.deadline_s = site.now_s + HEAD_DEADLINE_S
+        self.deadline_s = state.now_s + HEAD_DEADLINE_S
         self.arriving_bytes = 0
         self._body: list[bytes] = []
         self._parser = HttpRequestParser(self)
-        self._waiting: deque[WebhookRequest | Refusal] = deque()
+        self._waiting: deque[WebhookRequest | Rejection] = deque()
         self._answering: WebhookRequest | None = None
         self._is_reading = True
         self._is_paused = False
@@ -95,35 +84,35 @@ class WebhookChannel(Protocol):
     # -- the connection
 
     def connectionMade(self) -> None:
-        """A client has connected."""
+        """Register the new connection, or reject it if there are too many."""
         transport = self.transport
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
         transport.registerProducer(self, True)  # noqa: FBT003  # Twisted's interface
-        # A socket can be written to at once, without a turn of the reactor in between. A TLS transport shows
-        # the socket below it as well, but what is sent there is not encrypted.
+        # Write to the socket directly, without a turn of the reactor in between. A TLS transport has a socket
+        # too, but bytes written there would not be encrypted.
         self._send_some: Callable[[bytes], int] | None = (
             transport.socket.send if isinstance(transport, Connection) else None
         )
-        self.site.channels.add(self)
-        if len(self.site.channels) > self.site.max_connections:
-            self._send_refusal(refusals.TOO_MANY_CONNECTIONS)
+        self.state.channels.add(self)
+        if len(self.state.channels) > self.state.max_connections:
+            self._send_rejection(refusals.TOO_MANY_CONNECTIONS)
             self._close()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The connection is gone, whoever closed it."""
+        """Forget what waits: the connection is closed, by the client or by us."""
         self._is_reading = False
         self._forget_body()
         waiting, self._waiting = self._waiting, deque()
         for request in (self._answering, *waiting):
             if isinstance(request, WebhookRequest):
                 request.connectionLost(reason)
-        self.site.channel_lost(self)
+        self.state.remove_channel(self)
 
     def dataReceived(self, data: bytes) -> None:
-        """Parse; the requests that are complete are answered in their turn."""
+        """Parse the bytes, and answer the complete requests in order."""
         if not self._is_reading:
-            return  # thrown away, so that the client gets to the answer
+            return  # discarded, so that the client reads the answer
         if not self._is_receiving:
             self.is_fresh = False
             self._is_receiving = True
@@ -134,25 +123,25 @@ class WebhookChannel(Protocol):
             self._parse(data)
         except HttpParserCallbackError as error:
             _log.failure("cannot read a request", Failure(error.__context__ or error))
-            self._refuse(refusals.BAD_REQUEST)
+            self._reject(refusals.BAD_REQUEST)
         except HttpParserError:
-            self._refuse(refusals.BAD_REQUEST)
+            self._reject(refusals.BAD_REQUEST)
         if self._is_receiving:
-            # More of a head, or of trailers, which llhttp's wrapper keeps in memory until they are complete.
+            # More of a head or of trailers: httptools keeps both in memory until they are complete.
             is_more_of_head = self._fields is fields and self._body_bytes == body_bytes
             self._head_bytes = self._head_bytes + len(data) if is_more_of_head else 0
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(refusals.HEAD_TOO_LARGE)
+                self._reject(refusals.HEAD_TOO_LARGE)
             else:
                 self._count_arriving()
         self._answer_next()
 
     def _count_arriving(self) -> None:
-        """Tell the site of what this read brought of a body; one that is complete by now is never counted."""
+        """Count the part of a body that this read brought. A body that is complete by now does not count."""
         arrived = self._body_bytes - self.arriving_bytes
         if arrived:
             self.arriving_bytes += arrived
-            self.site.body_arrives(arrived)
+            self.state.add_arriving(arrived)
 
     def _parse(self, data: bytes) -> None:
         while True:
@@ -160,10 +149,10 @@ class WebhookChannel(Protocol):
                 self._parser.feed_data(data)
             except HttpParserUpgrade as offer:
                 if self._parser.get_method() == b"CONNECT":
-                    self._refuse(refusals.BAD_REQUEST)
+                    self._reject(refusals.BAD_REQUEST)
                     return
-                # llhttp now takes a body for the other protocol. We pass on the offer (RFC 9110, 7.8), and so
-                # have a new parser read the same request without it.
+                # llhttp takes the rest for the other protocol. We decline the offer (RFC 9110, 7.8): a new
+                # parser reads the same request without it.
                 data = self._head_without_offer() + data[offer.args[0] :]
                 self._parser = HttpRequestParser(self)
                 self._begin_message()
@@ -177,23 +166,23 @@ class WebhookChannel(Protocol):
         return b"%b %b HTTP/%b\r\n%b\r\n" % (*start, b"".join(lines))
 
     def _set_deadline(self, in_s: float) -> None:
-        self.deadline_s = self.site.now_s + in_s
+        self.deadline_s = self.state.now_s + in_s
 
     def overdue(self) -> None:
-        """The deadline has passed."""
+        """Act on a deadline that has passed."""
         if self._is_lingering or self.is_blocked:
             self.transport.abortConnection()
         elif self._is_receiving:
-            self._refuse(refusals.TOO_SLOW)
-            self.deadline_s = math.inf  # its answer, perhaps after those before it, sets the next one
+            self._reject(refusals.TOO_SLOW)
+            self.deadline_s = math.inf  # the next one is set when the rejection is sent
             self._answer_next()
         else:
             self._close()
 
-    # -- what llhttp finds; it is only collected, so that nothing happens in the middle of its work
+    # -- callbacks of llhttp: they only collect, so that nothing else runs in the middle of a parse
 
     def _begin_message(self) -> None:
-        """What is known of the request that is being received: nothing yet."""
+        """Reset what is known of the request that arrives."""
         self._uri = b""
         self._fields: dict[bytes, bytes] = {}
         self._repeats: list[tuple[bytes, bytes]] = []
@@ -204,15 +193,15 @@ class WebhookChannel(Protocol):
         self._is_head_complete = False
 
     def on_message_begin(self) -> None:
-        """A request begins, perhaps in the middle of what one read brought."""
+        """Note that a request begins, perhaps in the middle of a read."""
         self._is_receiving = True
 
     def on_url(self, url: bytes) -> None:
-        """A part of the request target."""
+        """Collect a part of the request target."""
         self._uri += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header; trailers are left out."""
+        """Collect a header; ignore trailers."""
         if self._is_head_complete:
             return
         name = name.lower()
@@ -222,31 +211,30 @@ class WebhookChannel(Protocol):
             self._fields[name] = value
 
     def on_headers_complete(self) -> None:
-        """The head is complete; what is wrong with it is said before the body arrives."""
+        """Check the complete head, and reject a bad one before its body arrives."""
         self._is_head_complete = True
         if not self._is_reading or self._parser.should_upgrade():
             return
-        if self._is_head_too_large():
-            self._refuse(refusals.HEAD_TOO_LARGE)
-            return
-        for name, value in self._repeats:  # RFC 9110, 5.3
-            self._fields[name] += b", " + value
-        refusal = self._why_not()
-        if refusal is not None:
-            self._refuse(refusal)
+        rejection = self._check_head()
+        if rejection is not None:
+            self._reject(rejection)
             return
         self._set_deadline(BODY_DEADLINE_S)
         if self._fields.get(b"expect", b"").lower() == b"100-continue":
-            self._tell_to_go_on()
+            self._send_continue()
 
-    def _tell_to_go_on(self) -> None:
-        """Ask for the body, unless that would be read as an answer to another request."""
+    def _send_continue(self) -> None:
+        """Ask for the body, unless the client would read this as the answer to another request."""
         is_next = self._answering is None and not self._waiting
         if is_next and self._parser.get_http_version() == "1.1":
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _why_not(self) -> Refusal | None:
+    def _check_head(self) -> Rejection | None:
+        if self._is_head_too_large():
+            return refusals.HEAD_TOO_LARGE
         fields = self._fields
+        for name, value in self._repeats:  # RFC 9110, 5.3
+            fields[name] += b", " + value
         version = self._parser.get_http_version()
         coding = fields.get(b"transfer-encoding")
         if (coding and coding.lower()) not in _CODINGS.get(version, ()):
@@ -254,7 +242,7 @@ class WebhookChannel(Protocol):
         host = fields.get(b"host")
         if b"," in (host or b"") or (host is None and version == "1.1"):
             return refusals.BAD_HOST
-        if int(fields.get(b"content-length", b"0")) > self.site.max_body_bytes:
+        if int(fields.get(b"content-length", b"0")) > self.state.max_body_bytes:
             return refusals.TOO_LARGE
         return None
 
@@ -262,25 +250,25 @@ class WebhookChannel(Protocol):
         if len(self._fields) + len(self._repeats) > MAX_HEADERS:
             return True
         if self._head_bytes + self._read_bytes <= MAX_HEAD_BYTES:
-            return False  # as a rule: all that was read is no larger
+            return False  # the usual case: all bytes read so far are within the limit
         headers = (*self._fields.items(), *self._repeats)
         return len(self._uri) + sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES
 
     def on_body(self, data: bytes) -> None:
-        """A part of the body."""
+        """Collect a part of the body."""
         self._body_bytes += len(data)
-        if self._body_bytes > self.site.max_body_bytes:
-            self._refuse(refusals.TOO_LARGE)
+        if self._body_bytes > self.state.max_body_bytes:
+            self._reject(refusals.TOO_LARGE)
         elif self._is_reading:
             self._body.append(data)
 
     def on_message_complete(self) -> None:
-        """A request is complete."""
+        """Queue a complete request."""
         parser, body = self._parser, self._body
         if not self._is_reading or parser.should_upgrade():
             return
         if len(self._waiting) == MAX_PIPELINED:
-            self._refuse(refusals.TOO_MANY_REQUESTS)
+            self._reject(refusals.TOO_MANY_REQUESTS)
             return
         keep_alive = self._is_reading = parser.should_keep_alive()
         request = WebhookRequest(
@@ -295,42 +283,42 @@ class WebhookChannel(Protocol):
         self._waiting.append(request)
         self._begin_message()
 
-    def _refuse(self, refusal: Refusal) -> None:
-        """Make a refusal the last answer of this connection."""
+    def _reject(self, rejection: Rejection) -> None:
+        """Make a rejection the last answer of this connection."""
         if self._is_reading:
             self._is_reading = False
             self._is_receiving = False
             self._forget_body()
-            self._waiting.append(refusal)
+            self._waiting.append(rejection)
 
     def _forget_body(self) -> None:
         self._body = []
         if self.arriving_bytes:
-            self.site.arriving_bytes -= self.arriving_bytes
+            self.state.arriving_bytes -= self.arriving_bytes
             self.arriving_bytes = 0
 
     def give_way(self) -> None:
-        """Make room for what others send."""
-        self._refuse(refusals.TOO_MUCH_AT_ONCE)
+        """Reject the body that arrives here, so that there is room for others."""
+        self._reject(refusals.TOO_MUCH_AT_ONCE)
         self._answer_next()
 
     # -- answering
 
     def _answer_next(self) -> None:
-        """Answer what waits, one request after the other."""
+        """Start to answer the next request that waits, if no other is being answered."""
         if self._waiting and self._answering is None and not self.is_blocked:
             request = self._waiting.popleft()
-            if isinstance(request, Refusal):
-                self._answer_refusal(request)
+            if isinstance(request, Rejection):
+                self._answer_rejection(request)
             else:
                 self._answering = request
                 if not self._is_receiving:
                     self.deadline_s = math.inf
-                self.site.arrived.add(request)
+                self.state.arrived.add(request)
         self._regulate()
 
     def _regulate(self) -> None:
-        """Read on only while nothing waits, so that no client can fill our memory."""
+        """Read only while nothing waits, so that no client can fill our memory."""
         pause = self.is_blocked or bool(self._waiting)
         if pause is not self._is_paused:
             self._is_paused = pause
@@ -339,32 +327,29 @@ class WebhookChannel(Protocol):
             else:
                 self.transport.resumeProducing()
 
-    def _send_refusal(self, refusal: Refusal) -> None:
-        status, headers, body = refusal.response()
-        self.site.requests["none", "none", status] += 1
-        name = request_id(self._fields, self.site.request_ids)
-        lines = [b"%b: %b\r\n" % line for line in (*headers.items(), (b"X-Request-Id", name))]
-        self.send(
-            b"%b%b\r\n%bConnection: close\r\n\r\n%b" % (HEADS[status], self.site.date, b"".join(lines), body)
-        )
+    def _send_rejection(self, rejection: Rejection) -> None:
+        state, status = self.state, rejection.status
+        state.requests["none", "none", status] += 1
+        name = request_id(self._fields, state.request_ids)
+        self.send(encode(rejection.response(), state.date, name, has_body=True, closes=True))
         path = _origin_form(self._uri).partition(b"?")[0] if self._is_head_complete else b""
-        self.site.refused(Refused(status, refusal.code, name, path, address(self.getPeer())))
+        state.add_refusal(RefusedRequest(status, rejection.code, name, path, host_of(self.getPeer())))
 
-    def _answer_refusal(self, refusal: Refusal) -> None:
-        self._send_refusal(refusal)
+    def _answer_rejection(self, rejection: Rejection) -> None:
+        self._send_rejection(rejection)
         self._is_lingering = True
         self._set_deadline(LINGER_S)
         if ITCPTransport.providedBy(self.transport):
             self.transport.loseWriteConnection()
 
-    def goes_on_after(self, request: WebhookRequest) -> bool:
-        """Whether the connection stays open after this answer."""
+    def stays_open_after(self, request: WebhookRequest) -> bool:
+        """Return whether the connection stays open after this answer."""
         return request.keep_alive and not (self._is_closing and not self._waiting and not self._is_receiving)
 
     def requestDone(self, request: WebhookRequest) -> None:
-        """A request is answered."""
+        """Continue with the next request after an answer, or close."""
         self._answering = None
-        if not self.goes_on_after(request):
+        if not self.stays_open_after(request):
             self._close()
             return
         if not self._is_receiving:
@@ -373,7 +358,7 @@ class WebhookChannel(Protocol):
             self._answer_next()
 
     def close_when_done(self) -> None:
-        """Close once all that has come is answered; a fresh connection's request may be on its way."""
+        """Close once all requests are answered; the first request of a fresh connection may be on its way."""
         self._is_closing = True
         if not self.is_fresh and self._answering is None and not self._is_receiving and not self._waiting:
             self._close()
@@ -381,23 +366,23 @@ class WebhookChannel(Protocol):
     def _close(self) -> None:
         self._is_reading = False
         self._waiting.clear()
-        self._is_lingering = True  # as long as the client takes to fetch what was sent before
+        self._is_lingering = True  # until the client has read what was sent before
         self._set_deadline(WRITE_DEADLINE_S)
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 
-    # -- what Request and the transport ask of a channel
+    # -- the interface for Request and for the transport
 
     def send(self, data: bytes) -> None:
-        """Write, at once as far as the socket takes it."""
+        """Write to the socket directly if it accepts all, else to the transport."""
         if self._send_some is not None:
             try:
                 sent = self._send_some(data)
             except OSError:
-                sent = 0  # the socket is full, or gone, as the transport will find
+                sent = 0  # the socket is full, or closed, which the transport will notice
             if sent == len(data):
                 return
-            # From now on something may wait in the transport, and must not be overtaken.
+            # From now on bytes may wait in the transport, and later ones must not overtake them.
             self._send_some = None
             data = data[sent:]
         self.transport.write(data)
@@ -409,53 +394,53 @@ class WebhookChannel(Protocol):
         self.send(b"".join(data))
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
-        """Write the head of an answer that is not made by `WebhookRequest.respond`."""
+        """Write the head of an answer that does not come from `WebhookRequest.respond`."""
         lines = [
             b"%b: %b\r\n" % (name, value) for name, values in headers.getAllRawHeaders() for value in values
         ]
-        if self._answering is not None and not self.goes_on_after(self._answering):
+        if self._answering is not None and not self.stays_open_after(self._answering):
             lines.append(b"Connection: close\r\n")
         self.send(b"HTTP/1.1 %b %b\r\n%b\r\n" % (code, reason, b"".join(lines)))
 
     def getPeer(self) -> Any:
-        """The client's address; behind a PROXY protocol it is known once the first bytes are here."""
+        """Return the client's address; with the PROXY protocol it is known after the first bytes."""
         if self._peer is None:
             self._peer = self.transport.getPeer()
         return self._peer
 
     def getHost(self) -> Any:
-        """Our address, which costs a system call."""
+        """Return our address, and remember it: each look-up is a system call."""
         if self._host is None:
             self._host = self.transport.getHost()
         return self._host
 
     def isSecure(self) -> bool:
-        """Whether this is TLS."""
+        """Return whether this connection uses TLS."""
         return bool(ISSLTransport.providedBy(self.transport))
 
     def pauseProducing(self) -> None:
-        """The client does not read our answers: give it no more, and read nothing of it."""
+        """Stop answering and reading: the client does not read our answers."""
         self.is_blocked = True
         self._set_deadline(WRITE_DEADLINE_S)
         self._regulate()
 
     def resumeProducing(self) -> None:
-        """The client reads again."""
+        """Continue: the client reads again."""
         self.is_blocked = False
         is_waiting_for_us = self._answering is not None and not self._is_receiving
         self._set_deadline(math.inf if is_waiting_for_us else IDLE_TIMEOUT_S)
         self._answer_next()
 
     def stopProducing(self) -> None:
-        """The connection is gone; `connectionLost` says so, too."""
+        """Do nothing: `connectionLost` follows."""
 
     def abort(self) -> None:
-        """End the connection at once, and forget what was not sent."""
+        """Close the connection at once, and drop unsent bytes."""
         self.transport.abortConnection()
 
 
 def _origin_form(target: bytes) -> bytes:
-    """A request target without the scheme and host that a client may send (RFC 9112, 3.2.2)."""
+    """Return a request target without the scheme and host that a client may send (RFC 9112, 3.2.2)."""
     scheme, separator, rest = target.partition(b"://")
     if not separator or scheme.lower() not in (b"http", b"https"):
         return target

@@ -1,4 +1,4 @@
-"""One turn of the reactor: what it brings is handled together, at its end."""
+"""Batching by turns of the reactor."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _log = Logger()
 
 
 class EndOfTurn(Generic[_Item]):
-    """Takes each of its steps for all that a turn of the reactor brought, before it takes the next step.
+    """Runs each step for all items of one turn of the reactor, and then the next step.
 
-    A request needs more code than a processor keeps near, the kernel's too. Where one request after the other
-    goes all the way, each finds that the one before it has thrown everything out: that cost a fifth of the
-    CPU time under load. Nothing waits longer for it than until the sockets that are ready have been read, and
-    no more than `MAX_TOGETHER` wait: what they hold is counted nowhere yet.
+    A request needs more code, ours and the kernel's, than a processor caches. If each request ran through all
+    steps alone, it would find the caches filled by the one before: that cost a fifth of the CPU time under
+    load. An item waits only until the ready sockets have been read. At most `MAX_TOGETHER` wait, because no
+    limit counts their bytes yet.
     """
 
     def __init__(self, clock: IReactorTime, *steps: Callable[[_Item], None]) -> None:
@@ -30,7 +30,7 @@ class EndOfTurn(Generic[_Item]):
         self._items: list[_Item] = []
 
     def add(self, item: _Item) -> None:
-        """Have this item handled with the others of this turn."""
+        """Handle an item together with the others of this turn."""
         if not self._items:
             self._clock.callLater(0, self._take_steps)
         self._items.append(item)
@@ -43,5 +43,5 @@ class EndOfTurn(Generic[_Item]):
             for item in items:
                 try:
                     step(item)
-                except Exception:  # noqa: BLE001  # a defect of ours, which must cost nobody else his answer
+                except Exception:  # noqa: BLE001  # a defect of ours must not cost the other items their answers
                     _log.failure("cannot handle {item!r}", item=item)

@@ -1,12 +1,10 @@
-"""The way of an event: from a delivery and its credentials to a receipt.
-
-One direction, no way back: authenticate, parse, filter, encode, deliver.
-"""
+"""From a delivery and its credentials to a receipt: authenticate, parse, filter, encode, deliver."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import msgspec
 from attrs import field, frozen
@@ -18,15 +16,17 @@ from webhookd.chatwoot.payload import Fallback, parse
 from webhookd.intake.auth import Authenticator, Credentials
 from webhookd.model import Delivery, Event, Job, Outcome, Receipt, Unauthorized, UnknownSource
 
-#: Makes a job's data from a delivery.
-Encoder = Callable[[Delivery], bytes]
+Accept: TypeAlias = Callable[[Delivery, Credentials], Deferred[Receipt]]
+
+#: Encodes a delivery as a job's data.
+Encoder: TypeAlias = Callable[[Delivery], bytes]
 
 _log = Logger()
 
 
 @frozen
-class Source:
-    """What intake knows of one source; ``events`` are the wanted names, None means all."""
+class SourcePolicy:
+    """The rules for one source; ``events`` are the names of the wanted events, and None means all."""
 
     authenticator: Authenticator
     events: frozenset[str] | None
@@ -36,12 +36,12 @@ class Source:
 
 @frozen
 class Intake:
-    """Takes the deliveries of all sources.
+    """Accepts the deliveries of all sources.
 
-    ``signature_failures`` counts by source and code, ``secrets_used`` by source and position.
+    ``signature_failures`` counts by source and code; ``secrets_used`` counts by source and position.
     """
 
-    sources: Mapping[str, Source]
+    sources: Mapping[str, SourcePolicy]
     encode: Encoder
     fallback: Fallback
     deliver: Callable[[Job], Deferred[Receipt]]
@@ -49,9 +49,10 @@ class Intake:
     secrets_used: Counter[tuple[str, int]] = field(factory=Counter)
 
     def accept(self, delivery: Delivery, credentials: Credentials) -> Deferred[Receipt]:
-        """Take one delivery.
+        """Accept one delivery.
 
-        Raises a `webhookd.model.Refusal` at once, or fires with a receipt, or fails as ``deliver`` does.
+        Raises a `webhookd.model.Refusal` at once. The Deferred fires with a receipt, or fails as ``deliver``
+        does.
         """
         source = self.sources.get(delivery.source)
         if source is None:
@@ -62,7 +63,7 @@ class Intake:
             return succeed(Receipt(Outcome.IGNORED, event.job_id, event.name))
         return self.deliver(self._job(source, delivery, event))
 
-    def _authenticate(self, source: Source, delivery: Delivery, credentials: Credentials) -> None:
+    def _authenticate(self, source: SourcePolicy, delivery: Delivery, credentials: Credentials) -> None:
         now_s = delivery.received_at_ms / 1000
         try:
             position = source.authenticator.verify(credentials, delivery.body, now_s)
@@ -72,7 +73,7 @@ class Intake:
         if position is not None:
             self.secrets_used[delivery.source, position] += 1
 
-    def _job(self, source: Source, delivery: Delivery, event: Event) -> Job:
+    def _job(self, source: SourcePolicy, delivery: Delivery, event: Event) -> Job:
         options = source.options
         return Job(
             queue=source.queue,
@@ -87,15 +88,13 @@ class Intake:
         )
 
 
-def told(
-    accept: Callable[[Delivery, Credentials], Deferred[Receipt]], seconds: Callable[[], float]
-) -> Callable[[Delivery, Credentials], Deferred[Receipt]]:
-    """The same, with a line in the log for each delivery that was taken; ``seconds`` is a clock."""
+def log_deliveries(accept: Accept, seconds: Callable[[], float]) -> Accept:
+    """Return a function like ``accept`` that also logs each accepted delivery; ``seconds`` is the clock."""
 
-    def accept_and_tell(delivery: Delivery, credentials: Credentials) -> Deferred[Receipt]:
+    def accept_and_log(delivery: Delivery, credentials: Credentials) -> Deferred[Receipt]:
         began_s = seconds()
 
-        def tell(receipt: Receipt) -> Receipt:
+        def log(receipt: Receipt) -> Receipt:
             _log.debug(
                 "{outcome} {job_id} of {source} in {duration_ms} ms, request {request_id}",
                 outcome=receipt.outcome.value,
@@ -107,21 +106,20 @@ def told(
             )
             return receipt
 
-        return accept(delivery, credentials).addCallback(tell)
+        return accept(delivery, credentials).addCallback(log)
 
-    return accept_and_tell
+    return accept_and_log
 
 
 def payload(delivery: Delivery) -> bytes:
-    """The body, byte for byte as it was sent and signed."""
+    """Return the body, byte for byte as it was sent and signed."""
     return delivery.body
 
 
 def envelope(delivery: Delivery) -> bytes:
-    """The same bytes under ``payload``, beside what only the receiver knows.
+    """Return an object with the same bytes under ``payload``, next to what only the receiver knows.
 
-    The delivery id is the sender's to choose, so it is encoded; a source's name and a request id need no
-    escapes.
+    The sender chooses the delivery id, so it is escaped. A source's name and a request id need no escapes.
     """
     delivery_id = msgspec.json.encode(delivery.delivery_id)
     head = b'{"source":"%b","deliveryId":%b,"requestId":"%b","receivedAt":%d,"payload":' % (
@@ -133,5 +131,5 @@ def envelope(delivery: Delivery) -> bytes:
     return head + delivery.body + b"}"
 
 
-#: By the value of the option ``job_data``.
+#: The encoders by value of the option ``job_data``.
 ENCODERS: Mapping[str, Encoder] = {"payload": payload, "envelope": envelope}

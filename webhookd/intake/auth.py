@@ -1,12 +1,12 @@
-"""Who may send: Chatwoot's signature, or a token for senders that cannot sign; and from where. Pure.
+"""Authentication, pure: Chatwoot's signature, or a token for senders that cannot sign; and the network.
 
-Chatwoot signs account webhooks since 4.11.2, API inboxes and agent bots since 4.13.0; automation rules,
+Chatwoot signs account webhooks since 4.11.2, and API inboxes and agent bots since 4.13.0. Automation rules,
 macros and older versions do not sign. The signature covers ``timestamp + "." + raw body``:
 
     X-Chatwoot-Signature: sha256=<hex HMAC-SHA256, key = the secret's own characters>
     X-Chatwoot-Timestamp: <decimal Unix seconds of this attempt>
 
-The timestamp is signed, so it bounds how long a captured request can be replayed. A source has several
+The timestamp is signed, so it limits how long a captured request can be replayed. A source can have several
 secrets: account webhook, API inbox and bot each have their own, and a rotation has an old and a new one.
 """
 
@@ -28,23 +28,22 @@ from webhookd.model import Unauthorized
 _SIGNATURE_PREFIX = b"sha256="
 _MAX_TIMESTAMP_DIGITS = 12
 
-
-#: Why a request is not let in: code -> what its sender is told.
+#: The reasons for a refusal: code -> message for the sender.
 REASONS = {
-    "missing_signature": "the request is not signed and shows no token",
+    "missing_signature": "the request has no signature and no token",
     "bad_token": "the token is wrong",
     "malformed_signature": "the signature's timestamp is not a number of seconds",
     "wrong_signature": "the signature does not match",
     "stale_signature": "the signature's timestamp is too far from now",
-    "wrong_network": "requests from this address are not taken",
+    "wrong_network": "requests from this address are not accepted",
 }
 
-Address = IPv4Address | IPv6Address
+IPAddress = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
 class Credentials(Struct, frozen=True):
-    """What a request shows, as raw header or query values; each None where it is absent.
+    """The raw header and query values that authenticate a request; None if absent.
 
     ``peer`` is the address at the other end of the connection, None for a UNIX socket.
     """
@@ -58,7 +57,7 @@ class Credentials(Struct, frozen=True):
     real_ip: bytes | None = None
 
     def __repr__(self) -> str:
-        return f"<Credentials of {self.peer}>"  # none of them belongs into a log
+        return f"<Credentials of {self.peer}>"  # the rest must not appear in a log
 
 
 def _utf8(values: Sequence[str]) -> tuple[bytes, ...]:
@@ -67,10 +66,10 @@ def _utf8(values: Sequence[str]) -> tuple[bytes, ...]:
 
 @frozen
 class Authenticator:
-    """The rule of one source: a valid signature or a valid token, whichever is configured.
+    """The rule of one source: a valid signature or a valid token, depending on which are configured.
 
-    With neither secrets nor tokens the source is open. ``tolerance_s`` holds in both directions. Where there
-    are ``networks``, the client must be in one of them in addition. ``is_open`` says that anybody may send.
+    A source with neither secrets nor tokens is open: ``is_open``. ``tolerance_s`` applies to past and future
+    timestamps. If there are ``networks``, the client must also be in one of them.
     """
 
     secrets: tuple[bytes, ...] = field(converter=_utf8, repr=False)
@@ -82,20 +81,22 @@ class Authenticator:
     _keyed: tuple[HMAC, ...] = field(init=False, repr=False, eq=False)
 
     @is_open.default
-    def _lets_anybody_in(self) -> bool:
+    def _has_no_credentials(self) -> bool:
         return not self.secrets and not self.tokens
 
     @_keyed.default
-    def _take_in_secrets(self) -> tuple[HMAC, ...]:
+    def _key_secrets(self) -> tuple[HMAC, ...]:
         return tuple(_key(secret) for secret in self.secrets)
 
     def verify(self, credentials: Credentials, body: bytes, now_s: float) -> int | None:
-        """The position of the secret that matched, or None for a token or an open source.
+        """Return the position of the secret that matched, or None for a token or an open source.
 
         Raises `Unauthorized` with one of the codes in `REASONS`.
         """
-        if self.networks and not self._is_in_networks(credentials):
-            raise _unauthorized("wrong_network")
+        if self.networks:
+            client = client_address(credentials, self.trusted_proxies)
+            if client is None or not _is_in(client, self.networks):
+                raise _unauthorized("wrong_network")
         if self.is_open or (self.tokens and self._token_matches(credentials)):
             return None
         if credentials.signature is None:
@@ -103,22 +104,14 @@ class Authenticator:
             raise _unauthorized("bad_token" if shows_token and self.tokens else "missing_signature")
         return self._verify_signature(credentials, body, now_s)
 
-    def _is_in_networks(self, credentials: Credentials) -> bool:
-        client = client_address(credentials, self.trusted_proxies)
-        return client is not None and _is_in(client, self.networks)
-
     def _verify_signature(self, credentials: Credentials, body: bytes, now_s: float) -> int:
         timestamp = credentials.timestamp or b""
         if not timestamp.isdigit() or len(timestamp) > _MAX_TIMESTAMP_DIGITS:
             raise _unauthorized("malformed_signature")
-        position = self._matching_secret(timestamp, body, credentials.signature or b"")
-        if abs(now_s - int(timestamp)) > self.tolerance_s:
-            raise _unauthorized("stale_signature")
-        return position
-
-    def _matching_secret(self, timestamp: bytes, body: bytes, shown: bytes) -> int:
         for position, keyed in enumerate(self._keyed):
-            if compare_digest(_signature(keyed, timestamp, body), shown):
+            if compare_digest(_signature(keyed, timestamp, body), credentials.signature or b""):
+                if abs(now_s - int(timestamp)) > self.tolerance_s:
+                    raise _unauthorized("stale_signature")
                 return position
         raise _unauthorized("wrong_signature")
 
@@ -133,7 +126,7 @@ class Authenticator:
 
 
 def sign(secret: bytes, timestamp: bytes, body: bytes) -> bytes:
-    """The value of the signature header."""
+    """Return the value of the signature header."""
     return _signature(_key(secret), timestamp, body)
 
 
@@ -142,9 +135,9 @@ def _key(secret: bytes) -> HMAC:
 
 
 def _signature(keyed: HMAC, timestamp: bytes, body: bytes) -> bytes:
-    """Made from a copy: to take in a secret anew costs as much as to take in a kilobyte of body.
+    """Return a signature from a copy of ``keyed``: keying an HMAC takes as long as hashing 1 kB of body.
 
-    And made by cryptography, which needs three quarters of the time of Python's own hmac.
+    This uses cryptography, which takes three quarters of the time of Python's hmac.
     """
     mac = keyed.copy()
     mac.update(timestamp + b".")
@@ -152,11 +145,11 @@ def _signature(keyed: HMAC, timestamp: bytes, body: bytes) -> bytes:
     return _SIGNATURE_PREFIX + mac.finalize().hex().encode()
 
 
-def client_address(credentials: Credentials, trusted_proxies: Sequence[Network]) -> Address | None:
-    """Where a request comes from; None if that cannot be told.
+def client_address(credentials: Credentials, trusted_proxies: Sequence[Network]) -> IPAddress | None:
+    """Return the client's address, or None if it is unknown.
 
-    Anybody can write ``X-Forwarded-For``, and each proxy adds the address that it was reached from. So it is
-    read from its end, as far as those who wrote it are trusted. ``X-Real-IP`` counts where there is none.
+    Any sender can write ``X-Forwarded-For``, and each proxy appends the address of its client. So we read
+    it from the end, as long as the writers are trusted proxies. ``X-Real-IP`` counts if it is absent.
     """
     client = _parse(credentials.peer)
     if client is None or not _is_in(client, trusted_proxies):
@@ -170,7 +163,7 @@ def client_address(credentials: Credentials, trusted_proxies: Sequence[Network])
     return client
 
 
-def _parse(text: str | None) -> Address | None:
+def _parse(text: str | None) -> IPAddress | None:
     try:
         address = ip_address((text or "").strip())
     except ValueError:
@@ -179,7 +172,7 @@ def _parse(text: str | None) -> Address | None:
     return mapped or address
 
 
-def _is_in(address: Address, networks: Sequence[Network]) -> bool:
+def _is_in(address: IPAddress, networks: Sequence[Network]) -> bool:
     return any(address in network for network in networks)
 
 
@@ -188,7 +181,7 @@ def _unauthorized(code: str) -> Unauthorized:
 
 
 def _tokens_of(authorization: bytes | None) -> Sequence[bytes]:
-    """The password of ``https://user:password@…``, which arrives as Basic, or a Bearer token."""
+    """Return the password of ``https://user:password@…``, which arrives as Basic, or a Bearer token."""
     if authorization is None:
         return ()
     scheme, _, value = authorization.partition(b" ")

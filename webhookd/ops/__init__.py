@@ -1,1 +1,1 @@
-"""What operators see: metrics, health, traces and the status page."""
+"""The views for operators: metrics, health, traces and the status page."""

@@ -1,31 +1,29 @@
-"""What Prometheus sees: every metric of the daemon, read from the parts' own numbers when it asks.
+"""Every metric of the daemon, read from the parts' own numbers when Prometheus asks.
 
-Base units, labels from closed sets. Zero is visible from the start wherever a label's values are known.
+Base units; labels from closed sets. If a label's values are known, they are zero from the start.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from functools import partial
+from itertools import accumulate, product
 from typing import Any, TypeVar
 
 from attrs import frozen
-from prometheus_client import CollectorRegistry, Metric, openmetrics
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector, openmetrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
-from twisted.application.service import Service
-from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.internet.defer import TimeoutError as DeadlinePassed
+from twisted.application.internet import TimerService
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from webhookd.bullmq.script import Answer
+from webhookd import __version__
+from webhookd.bullmq.script import AddResult
 from webhookd.histogram import DURATIONS_S, Histogram
 from webhookd.http import WebhookSite
 from webhookd.intake import Intake
@@ -34,25 +32,21 @@ from webhookd.model import Outcome, RedisErrorKind
 from webhookd.redis.breaker import CallOutcome, CircuitBreaker, State
 from webhookd.redis.pool import RedisPool
 from webhookd.redis.queue import RedisQueue
-from webhookd.redis.watch import JobCounts, RedisWatch, WaitingSince
+from webhookd.redis.watch import QueueWatch, RedisWatch
 from webhookd.spool.service import SpoolService
 from webhookd.web import STATUS_OF_ERROR, STATUS_OF_OUTCOME, WebhookApp
 
 _LAG_INTERVAL_S = 0.5
 _LAG_SAMPLES = 30
-_LOOK_AGE_S = 2.0
-_SHOWN_AGE_S = 5.0
-_LOOK_DEADLINE_S = 1.0  # Prometheus waits for 10 s, and most of what it wants to know is here
 
 _OPENMETRICS = "application/openmetrics-text"
 _OPENMETRICS_TYPE = f"{_OPENMETRICS}; version=1.0.0; charset=utf-8"
 _TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_LOCK_OUTCOMES = {Answer.ADDED: "acquired", Answer.LOCK_HELD: "held", Answer.JOB_EXISTS: "held"}
 _SAFETY_STATES = ("safe", "unsafe", "unknown")
 
-# What is zero from the start. A counter that appears with its first increment hides that one from rate() and
-# increase(), and so from the alerts.
+# Labels that are zero from the start. If a counter appears with its first increment, rate() and increase() do
+# not see that increment, and neither do the alerts.
 _STATUSES = sorted({*STATUS_OF_OUTCOME.values(), *STATUS_OF_ERROR.values()})
 _ROUTES = [rule.rule for rule in WebhookApp.app.url_map.iter_rules() if "POST" in (rule.methods or ())]
 _REQUESTS = [
@@ -77,340 +71,275 @@ _TRANSITIONS = [
     (State.HALF_OPEN, State.CLOSED),
 ]
 
-_Label = TypeVar("_Label")
+_Labels = TypeVar("_Labels")
+_Family = TypeVar("_Family", CounterMetricFamily, GaugeMetricFamily)
 
-_log = Logger()
 
-
-class ReactorLag(Service):
-    """How late the reactor runs its timers: the worst of the last 15 s. A blocked reactor answers nobody."""
+class ReactorLag(TimerService):
+    """The delay of the reactor's timers: the worst of the last 15 s. A blocked reactor answers no request."""
 
     def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
+        super().__init__(_LAG_INTERVAL_S, self._sample)
+        self.clock: IReactorTime = clock
         self._samples_s: deque[float] = deque(maxlen=_LAG_SAMPLES)
-        self._loop = LoopingCall(self._sample)
-        self._loop.clock = clock
 
     @property
     def worst_s(self) -> float:
-        """Seconds."""
+        """The worst delay, in seconds."""
         return max(self._samples_s, default=0.0)
 
     def startService(self) -> None:
-        """Begin to measure."""
+        """Start to measure."""
+        self._due_s = self.clock.seconds()
         super().startService()
-        self._due_s = self._clock.seconds()
-        self._loop.start(_LAG_INTERVAL_S)
-
-    def stopService(self) -> None:
-        """Stop measuring."""
-        super().stopService()
-        self._loop.stop()
 
     def _sample(self) -> None:
-        now_s = self._clock.seconds()
+        now_s = self.clock.seconds()
         self._samples_s.append(max(0.0, now_s - self._due_s))
         self._due_s = now_s + _LAG_INTERVAL_S
 
 
 @frozen
-class Parts:
-    """The parts of the daemon whose numbers are shown; ``spool`` is None where there is none."""
+class Components:
+    """The parts of the daemon that metrics and status page read; ``spool`` is None if it is off.
 
-    version: str
+    ``redis_queues`` add jobs to Redis; ``queue_watch`` looks at the queues in Redis.
+    """
+
     site: WebhookSite
     app: WebhookApp
     intake: Intake
-    queues: Iterable[RedisQueue]
+    redis_queues: Sequence[RedisQueue]
     pool: RedisPool
-    watch: RedisWatch
     breaker: CircuitBreaker
+    redis_watch: RedisWatch
+    queue_watch: QueueWatch
     spool: SpoolService | None
     spool_capacity_bytes: int
     lag: ReactorLag
     now_ms: Callable[[], int]
 
-
-def count_locks(queues: Iterable[RedisQueue]) -> Mapping[str, int]:
-    """Creation locks: ``acquired`` with a new job, or ``held`` by an earlier one."""
-    locks = dict.fromkeys(_LOCK_OUTCOMES.values(), 0)
-    for queue in queues:
-        for answer, count in queue.answers.items():
-            locks[_LOCK_OUTCOMES[answer]] += count
-    return locks
+    def count_locks(self) -> Mapping[str, int]:
+        """Count the creation locks: ``acquired`` with a new job, or ``held`` by an earlier one."""
+        locks = {"acquired": 0, "held": 0}
+        for queue in self.redis_queues:
+            for answer, count in queue.results.items():
+                locks["acquired" if answer is AddResult.ADDED else "held"] += count
+        return locks
 
 
 class DaemonCollector(Collector):
-    """Makes the metrics from the parts.
+    """Makes the metrics from the components."""
 
-    ``job_counts`` and ``waiting_since`` are what the last look at the queues has found.
-    """
-
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-        self.forget_queues()
-
-    def forget_queues(self) -> None:
-        """Show nothing of the queues rather than what may have changed since."""
-        self.job_counts: JobCounts = {}
-        self.waiting_since: WaitingSince = {}
+    def __init__(self, components: Components) -> None:
+        self._components = components
 
     def collect(self) -> Iterator[Metric]:
-        """One metric after the other."""
-        yield _gauge("webhookd_build_info", "What runs here.", ["version"], {(self.parts.version,): 1})
+        """Yield all metrics."""
+        yield _gauges("webhookd_build_info", "The running version.", ["version"], {__version__: 1})
         yield from self._http()
         yield from self._events()
         yield from self._redis()
+        yield from self._queues()
         yield from self._breaker()
         yield from self._spool()
-        yield _gauge(
-            "webhookd_reactor_lag_seconds",
-            "How late timers ran at worst in 15 s.",
-            [],
-            {(): self.parts.lag.worst_s},
-        )
+        worst_s = self._components.lag.worst_s
+        yield _gauge("webhookd_reactor_lag_seconds", "Worst delay of a timer in 15 s.", worst_s)
 
     def _http(self) -> Iterator[Metric]:
-        site = self.parts.site
-        durations_by_route = {route: Histogram(DURATIONS_S) for route in _ROUTES} | site.durations_s
-        yield _counter(
+        site = self._components.site.state
+        yield _counters(
             "webhookd_http_requests",
-            "Answered requests; those that were no HTTP request have neither route nor method.",
+            "Answered requests; invalid HTTP has neither route nor method.",
             ["route", "method", "code"],
-            {(*route, str(code)): count for (*route, code), count in _with_zeros(_REQUESTS, site.requests)},
+            _with_zeros(_REQUESTS, site.requests),
         )
-        yield _histogram(
+        yield _histograms(
             "webhookd_http_request_duration_seconds",
-            "From the last byte of a request to its answer.",
+            "Time from the last byte of a request to its answer.",
             ["route"],
-            {(route,): [durations_s] for route, durations_s in durations_by_route.items()},
+            {route: [Histogram(DURATIONS_S)] for route in _ROUTES}
+            | {route: [durations_s] for route, durations_s in site.durations_s.items()},
         )
-        yield _gauge(
-            "webhookd_http_requests_in_flight",
-            "Deliveries that are being taken.",
-            [],
-            {(): self.parts.app.in_flight.requests},
-        )
-        yield _gauge(
-            "webhookd_http_connections", "Open connections of senders.", [], {(): len(site.channels)}
-        )
+        in_flight = self._components.app.in_flight.requests
+        yield _gauge("webhookd_http_requests_in_flight", "Deliveries without an answer yet.", in_flight)
+        yield _gauge("webhookd_http_connections", "Open connections of senders.", len(site.channels))
 
     def _events(self) -> Iterator[Metric]:
-        app, intake = self.parts.app, self.parts.intake
-        yield _counter(
+        app, intake = self._components.app, self._components.intake
+        yield _counters(
             "webhookd_events",
-            "What became of the events.",
+            "Events by outcome.",
             ["source", "event", "outcome"],
-            dict(_with_zeros(_first_events(intake.sources), app.events)),
+            _with_zeros(_first_events(intake.sources), app.events),
         )
-        refusals = {(reason,): count for reason, count in _with_zeros(_REFUSALS, app.refusals)}
-        yield _counter("webhookd_refusals", "Refused requests.", ["reason"], refusals)
-        reasons = [(name, reason) for name in intake.sources for reason in REASONS]
-        yield _counter(
+        refusals = _with_zeros(_REFUSALS, app.refusals)
+        yield _counters("webhookd_refusals", "Refused requests.", ["reason"], refusals)
+        yield _counters(
             "webhookd_signature_failures",
             "Requests without a valid credential.",
             ["source", "reason"],
-            dict(_with_zeros(reasons, intake.signature_failures)),
+            _with_zeros(product(intake.sources, REASONS), intake.signature_failures),
         )
-        used = {
-            (name, str(position)): intake.secrets_used[name, position]
+        secrets = [
+            (name, position)
             for name, source in intake.sources.items()
             for position in range(len(source.authenticator.secrets))
-        }
-        yield _counter(
+        ]
+        yield _counters(
             "webhookd_signature_secret_used",
-            "Signatures by the position of the secret that matched; a rotation ends when the old one rests.",
+            "Valid signatures by the position of the secret; end a rotation when the old one is unused.",
             ["source", "secret"],
-            used,
+            _with_zeros(secrets, intake.secrets_used),
         )
 
     def _redis(self) -> Iterator[Metric]:
-        parts = self.parts
-        locks = {(outcome,): count for outcome, count in count_locks(parts.queues).items()}
-        yield _counter(
+        components = self._components
+        locks = components.count_locks()
+        yield _counters(
             "webhookd_lock", "Creation locks: acquired with a new job, or held.", ["outcome"], locks
         )
-        yield _histogram(
+        yield _histograms(
             "webhookd_enqueue_duration_seconds",
-            "Calls of Redis that add jobs, those that succeeded.",
+            "Duration of successful calls that add jobs to Redis.",
             [],
-            {(): [queue.durations_s for queue in parts.queues]},
+            {(): [queue.durations_s for queue in components.redis_queues]},
         )
-        yield _histogram(
-            "webhookd_enqueue_batch_size",
-            "Jobs in one call.",
-            [],
-            {(): [queue.batch_sizes for queue in parts.queues]},
-        )
-        errors = {(kind.value,): parts.pool.errors[kind] for kind in RedisErrorKind}
-        yield _counter("webhookd_redis_errors", "Failed calls and connections.", ["kind"], errors)
-        up = int(parts.pool.writer is not None)
-        yield _gauge("webhookd_redis_up", "Whether a connection to Redis is ready.", [], {(): up})
-        yield _gauge(
+        batch_sizes = [queue.batch_sizes for queue in components.redis_queues]
+        yield _histograms("webhookd_enqueue_batch_size", "Jobs in one call.", [], {(): batch_sizes})
+        errors = _with_zeros(RedisErrorKind, components.pool.errors)
+        yield _counters("webhookd_redis_errors", "Failed calls and connections.", ["kind"], errors)
+        is_up = components.pool.writer is not None
+        yield _gauge("webhookd_redis_up", "Whether a connection to Redis is ready.", is_up)
+        yield _gauges(
             "webhookd_redis_safety",
-            "Whether Redis keeps what it acknowledges, as far as it tells.",
+            "Whether Redis keeps what it acknowledges, as far as known.",
             ["state"],
-            {(state,): int(state == parts.watch.facts.safety) for state in _SAFETY_STATES},
+            {state: state == components.redis_watch.facts.safety for state in _SAFETY_STATES},
         )
+
+    def _queues(self) -> Iterator[Metric]:
+        look = self._components.queue_watch.last
         jobs = {
             (queue, state): count
-            for queue, counts in self.job_counts.items()
+            for queue, counts in look.jobs.items()
             for state, count in (counts or {}).items()
         }
-        yield _gauge("bullmq_job_count", "Number of jobs in the queue by state.", ["queue", "state"], jobs)
-        yield _gauge(
+        yield _gauges("bullmq_job_count", "Number of jobs in the queue by state.", ["queue", "state"], jobs)
+        yield _gauges(
             "webhookd_queue_oldest_wait_age_seconds",
-            "How long ago the event was received whose job is next; 0 where none waits.",
+            "Time since the event of the next job was received; 0 if no job waits.",
             ["queue"],
-            {(queue,): self._age_s(since_ms) for queue, since_ms in self.waiting_since.items()},
+            {queue: self._age_s(since_ms) for queue, since_ms in look.next_since_ms.items()},
         )
 
     def _age_s(self, since_ms: int | None) -> float:
-        return 0.0 if since_ms is None else max(0, self.parts.now_ms() - since_ms) / 1000
+        return 0.0 if since_ms is None else max(0, self._components.now_ms() - since_ms) / 1000
 
     def _breaker(self) -> Iterator[Metric]:
-        breaker = self.parts.breaker
-        yield _gauge(
+        breaker = self._components.breaker
+        yield _gauges(
             "webhookd_circuit_breaker_state",
-            "Where the breaker before Redis stands.",
+            "State of the circuit breaker for Redis.",
             ["state"],
-            {(state.value,): int(state is breaker.state) for state in State},
+            {state: state is breaker.state for state in State},
         )
-        yield _counter(
+        yield _counters(
             "webhookd_circuit_breaker_calls",
-            "Calls of Redis as the breaker saw them.",
+            "Calls of Redis by the breaker's judgement.",
             ["outcome"],
-            {(outcome.value,): breaker.calls[outcome] for outcome in CallOutcome},
+            _with_zeros(CallOutcome, breaker.calls),
         )
-        counted = _with_zeros(_TRANSITIONS, breaker.transitions)
-        transitions = {(old.value, new.value): count for (old, new), count in counted}
-        yield _counter(
-            "webhookd_circuit_breaker_transitions", "Changes of state.", ["from", "to"], transitions
+        yield _counters(
+            "webhookd_circuit_breaker_transitions",
+            "Changes of state.",
+            ["from", "to"],
+            _with_zeros(_TRANSITIONS, breaker.transitions),
         )
 
     def _spool(self) -> Iterator[Metric]:
-        parts = self.parts
-        if parts.spool is None:
+        spool = self._components.spool
+        if spool is None:
             return
-        stats = parts.spool.stats
+        stats, capacity_bytes = spool.stats, self._components.spool_capacity_bytes
         age_s = self._age_s(stats.oldest_received_at_ms)
-        for name, help_text, value in (
-            ("webhookd_spool_up", "Whether the spool takes events.", int(parts.spool.is_up)),
-            ("webhookd_spool_records", "Events on disk.", stats.records),
-            ("webhookd_spool_bytes", "Their size.", stats.bytes),
-            ("webhookd_spool_capacity_bytes", "How much the spool may hold.", parts.spool_capacity_bytes),
-            ("webhookd_spool_oldest_age_seconds", "Age of the first event on disk.", age_s),
-            ("webhookd_spool_dead_records", "Events that Redis refused for good.", stats.dead_records),
-            ("webhookd_spool_corrupt_records", "Records that the disk damaged.", stats.corrupt_records),
-        ):
-            yield _gauge(name, help_text, [], {(): value})
-        replayed = {(outcome,): parts.spool.drain.replayed[outcome] for outcome in ("queued", "dead")}
-        yield _counter("webhookd_spool_replayed", "Events that left the spool.", ["outcome"], replayed)
+        yield _gauge("webhookd_spool_up", "Whether the spool accepts events.", spool.is_up)
+        yield _gauge("webhookd_spool_records", "Events on disk.", stats.records)
+        yield _gauge("webhookd_spool_bytes", "Size of the events on disk.", stats.bytes)
+        yield _gauge("webhookd_spool_capacity_bytes", "Maximum size of the spool.", capacity_bytes)
+        yield _gauge("webhookd_spool_oldest_age_seconds", "Age of the oldest event on disk.", age_s)
+        yield _gauge(
+            "webhookd_spool_dead_records", "Events that Redis refused permanently.", stats.dead_records
+        )
+        yield _gauge(
+            "webhookd_spool_corrupt_records", "Records that are damaged on disk.", stats.corrupt_records
+        )
+        replayed = _with_zeros(("queued", "dead"), spool.drain.replayed)
+        yield _counters("webhookd_spool_replayed", "Events that left the spool.", ["outcome"], replayed)
 
 
 class Exposition:
-    """The registry's text, with a look at the queues that is at most some seconds old."""
+    """The text of all metrics, including those of the process."""
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        registry: CollectorRegistry,
-        collector: DaemonCollector,
-        count_jobs: Callable[[], Awaitable[JobCounts]],
-    ) -> None:
-        self._clock = clock
-        self._registry = registry
-        self._collector = collector
-        self._count_jobs = count_jobs
-        self._looked_at_s = -math.inf
-        self._waiters: list[Deferred[None]] | None = None  # None while no look is under way
+    def __init__(self, components: Components) -> None:
+        self._queue_watch = components.queue_watch
+        self._registry = CollectorRegistry()
+        self._registry.register(DaemonCollector(components))
+        ProcessCollector(registry=self._registry)
 
     async def expose(self, accept: str) -> tuple[str, bytes]:
-        """Media type and text, in the format that ``accept`` asks for; it never fails."""
-        await self.look_at_queues()
+        """Return media type and text in the format that ``accept`` asks for. It never fails."""
+        await self._queue_watch.refresh()
         media_types = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
         if _OPENMETRICS in media_types:
             return _OPENMETRICS_TYPE, openmetrics.exposition.generate_latest(self._registry)
         return _TEXT_TYPE, generate_latest(self._registry)
 
-    def recent_look(self) -> tuple[JobCounts, WaitingSince]:
-        """What the last look found; nothing where that is so long ago that it may be wrong."""
-        if self._clock.seconds() - self._looked_at_s > _SHOWN_AGE_S:
-            return {}, {}
-        return self._collector.job_counts, self._collector.waiting_since
 
-    async def look_at_queues(self) -> None:
-        """One look for all who ask at once, and none waits for it long: Redis may be what is wrong."""
-        if self._waiters is None and self._clock.seconds() - self._looked_at_s >= _LOOK_AGE_S:
-            self._waiters = []
-            ensureDeferred(self._look()).addErrback(self._cannot_look).addBoth(self._looked)
-        if self._waiters is None:
-            return
-        waiter: Deferred[None] = Deferred()
-        self._waiters.append(waiter)
-        try:
-            await waiter.addTimeout(_LOOK_DEADLINE_S, self._clock)
-        except DeadlinePassed:
-            self._collector.forget_queues()
-
-    async def _look(self) -> None:
-        collector = self._collector
-        job_counts = await self._count_jobs()
-        collector.waiting_since = await collector.parts.watch.waiting_since(collector.parts.pool)
-        collector.job_counts = job_counts
-
-    def _cannot_look(self, failure: Failure) -> None:
-        """A defect of ours, of which the other metrics must not suffer."""
-        self._collector.forget_queues()
-        _log.failure("cannot look at the queues", failure)
-
-    def _looked(self, _result: None) -> None:
-        self._looked_at_s = self._clock.seconds()
-        waiters, self._waiters = self._waiters or [], None
-        for waiter in waiters:
-            waiter.callback(None)
-
-
-def _with_zeros(known: Iterable[_Label], counts: Mapping[_Label, int]) -> Iterable[tuple[_Label, int]]:
-    """What was counted, and zero for what is known to come and has not yet."""
-    return {**dict.fromkeys(known, 0), **counts}.items()
+def _with_zeros(known: Iterable[_Labels], counts: Mapping[_Labels, int]) -> Mapping[_Labels, int]:
+    """Zero for known labels not yet seen."""
+    return {**dict.fromkeys(known, 0), **counts}
 
 
 def _first_events(sources: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """For each source every outcome once, by the event that each installation sends.
+    """Yield the labels of each source with every outcome once, by an event that each installation sends.
 
-    All events with all outcomes would be a hundred series a source, most of them zero for ever. Nobody is
-    alerted by one event alone, so it is enough that the sum over events is there from the start.
+    All events with all outcomes would be a hundred series per source, most of them zero forever. No alert
+    looks at a single event, so it is enough that the sum over events exists from the start.
     """
     for source in sources:
         yield from ((source, "message_created", outcome.value) for outcome in Outcome)
         yield source, "unknown", "failed"
 
 
-def _counter(
-    name: str, help_text: str, labels: list[str], values: Mapping[Any, float]
-) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, help_text, labels=labels)
+def _family(
+    kind: type[_Family], name: str, help_text: str, labels: Sequence[str], values: Mapping[Any, float]
+) -> _Family:
+    family = kind(name, help_text, labels=labels)
     for label_values, value in values.items():
-        family.add_metric(label_values, value)
+        family.add_metric(_texts(label_values), value)
     return family
 
 
-def _gauge(name: str, help_text: str, labels: list[str], values: Mapping[Any, float]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, help_text, labels=labels)
-    for label_values, value in values.items():
-        family.add_metric(label_values, value)
-    return family
+_gauge = GaugeMetricFamily
+_gauges = partial(_family, GaugeMetricFamily)
+_counters = partial(_family, CounterMetricFamily)
 
 
-def _histogram(
+def _histograms(
     name: str, help_text: str, labels: list[str], values: Mapping[Any, Sequence[Histogram]]
 ) -> HistogramMetricFamily:
-    """Each value is the sum of several histograms with the same bounds."""
+    """Return a family in which each value is the sum of several histograms with the same bounds."""
     family = HistogramMetricFamily(name, help_text, labels=labels)
     for label_values, histograms in values.items():
         sums = [sum(column) for column in zip(*(one.buckets for one in histograms), strict=True)]
         bounds = [floatToGoString(bound) for bound in (*histograms[0].bounds, math.inf)]
         buckets = list(zip(bounds, accumulate(sums), strict=True))
-        family.add_metric(label_values, buckets, math.fsum(one.sum for one in histograms))
+        family.add_metric(_texts(label_values), buckets, math.fsum(one.sum for one in histograms))
     return family
+
+
+def _texts(label_values: object) -> list[str]:
+    """Return the values of a metric's labels, a tuple or a single one, as texts."""
+    values = label_values if isinstance(label_values, tuple) else (label_values,)
+    return [str(value.value if isinstance(value, Enum) else value) for value in values]

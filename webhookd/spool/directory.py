@@ -1,15 +1,15 @@
-"""Where spools live: one directory for each replica, below one root, each with a lock.
+"""The directories of spools: one for each replica, below one root, each with a lock.
 
-A directory belongs to whoever holds ``flock`` on its ``lock`` file. Process ids say nothing (every
-replica is process 1 of its container), and the kernel releases the lock with the last breath of its
-holder. So a directory whose lock is free is an orphan, and whoever gets the lock may go on with it.
+A directory belongs to the process that holds ``flock`` on its ``lock`` file. Process ids cannot serve (every
+replica is process 1 of its container), and the kernel releases the lock when its holder dies. So a directory
+whose lock is free is an orphan, and the next process that takes the lock takes over the spool.
 
-The lock file's content is the directory's label: the schema version and the fingerprint of the
-Redis, prefix and queue that its records are meant for. A directory with another label and anything
-in it is left alone. ``flock`` and SQLite's WAL both need a local disk: network file systems are refused.
+The content of the lock file is the directory's label: the schema version and the fingerprint of the Redis,
+prefix and queue of its records. If a directory has another label and is not empty, it is left alone.
+``flock`` and SQLite's WAL both need a local disk, so network file systems are refused.
 
-While a daemon holds a directory, it may answer questions on the socket ``control`` in it. Who dies leaves the
-socket behind; nobody answers on it then.
+While a daemon holds a directory, it answers requests on the socket ``control`` in it. If it is killed, the
+socket stays, and no process answers on it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from enum import Enum
 from pathlib import Path
 
@@ -36,7 +36,7 @@ CONTROL_NAME = "control"
 REPLICA_PREFIX = "replica-"
 _MAX_LABEL_BYTES = 65_536
 
-# As /proc/self/mountinfo names them. A FUSE file system has a name of its own after "fuse.".
+# As named in /proc/self/mountinfo. The name of a FUSE file system follows "fuse.".
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "gfs2", "glusterfs", "gpfs", "lustre"}
     | {"ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "pvfs2", "smb2", "smb3", "smbfs"}
@@ -48,7 +48,7 @@ _log = Logger()
 
 
 def fsync_directory(path: Path) -> None:
-    """Make the names in a directory durable: a file's own fsync does not cover its name."""
+    """Make the names in a directory durable: fsync of a file does not cover its name."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -57,10 +57,10 @@ def fsync_directory(path: Path) -> None:
 
 
 def file_system_type(path: Path, mountinfo: str) -> str:
-    """The type of the file system that an absolute, resolved path is on.
+    """Return the type of the file system of an absolute, resolved path.
 
-    ``mountinfo`` is the text of ``/proc/self/mountinfo``, as proc(5) describes it. Of several mounts on one
-    place the last counts.
+    ``mountinfo`` is the text of ``/proc/self/mountinfo``; see proc(5). If several file systems are mounted at
+    one place, the last one counts.
     """
     found, depth = "", -1
     for line in mountinfo.splitlines():
@@ -76,44 +76,44 @@ def _read_mountinfo() -> str:
     try:
         return Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
     except FileNotFoundError:
-        return ""  # not Linux: no way to tell
+        return ""  # not Linux: unknown
 
 
 @frozen
 class SpoolDirectory:
-    """A directory that is ours alone until it is released or removed."""
+    """A directory that this process holds until it releases or removes it."""
 
     path: Path
     _lock_fd: int
 
     @property
     def database(self) -> Path:
-        """Where the directory's database is, or will be."""
+        """The path of the directory's database, which may not exist yet."""
         return self.path / DATABASE_NAME
 
     @property
     def is_vacant(self) -> bool:
-        """Whether there is nothing in it but its lock."""
+        """True if it contains only its lock, and perhaps a socket."""
         return not _contents(self.path)
 
     def release(self) -> None:
-        """Leave the directory to the next one who comes."""
+        """Give the directory up, so that another process can take it."""
         os.close(self._lock_fd)
 
     def remove(self) -> None:
-        """Remove the directory, whose database holds nothing any more, and release it.
+        """Remove the directory, whose database must be empty, and release it.
 
-        Anything unexpected in it (a damaged file that was set aside, a WAL that could not be written back)
-        keeps it in place. Each crash window leaves less, in an order in which what is left is a vacant
-        directory: database, socket, lock, directory. Whoever opened the lock file before we unlinked it gets
-        the lock of a file without a name, and notices (see `_try_lock`).
+        Any other content (a damaged file that was set aside, a WAL that could not be written back) keeps it
+        in place. A crash at any point leaves a vacant directory, because of the order: database, socket,
+        lock, directory. A process that opened the lock file before it was unlinked gets the lock of a file
+        without a name, and notices that (see `_try_lock`).
         """
         try:
             if _contents(self.path) <= {DATABASE_NAME}:
                 self.database.unlink(missing_ok=True)
                 (self.path / CONTROL_NAME).unlink(missing_ok=True)
                 (self.path / LOCK_NAME).unlink()
-                # Another replica may have made a new lock file in this moment; then the directory is its own.
+                # Another replica may just have made a new lock file; then the directory is its own.
                 with suppress(OSError):
                     self.path.rmdir()
         except OSError as error:
@@ -125,9 +125,9 @@ class SpoolDirectory:
 
 
 def hold(path: Path) -> SpoolDirectory | None:
-    """Take a directory whatever its label says, and change nothing in it; None while somebody else holds it.
+    """Take a directory with any label, and change nothing in it; None if another process holds it.
 
-    :raises OSError: it is not there, or is not ours to open.
+    :raises OSError: it does not exist, or may not be opened.
     """
     (path / LOCK_NAME).stat()
     descriptor = _try_lock(path, os.O_RDONLY)
@@ -135,44 +135,37 @@ def hold(path: Path) -> SpoolDirectory | None:
 
 
 def open_directory(path: Path) -> int:
-    """A descriptor of a directory, by which its socket has a short name: an address has 107 bytes at most."""
+    """Open a directory for `socket_path`, as the address of a socket has at most 107 bytes."""
     return os.open(path, os.O_PATH | os.O_DIRECTORY)
 
 
 def socket_path(directory_fd: int) -> str:
-    """The path of a directory's socket, as long as the descriptor is open."""
+    """Return a short path of the socket in a directory, valid while the descriptor is open."""
     return f"/proc/self/fd/{directory_fd}/{CONTROL_NAME}"
 
 
 def _contents(path: Path) -> set[str]:
-    """The names of what is in a directory beside its lock and its socket."""
+    """Return the names in a directory, except its lock and its socket."""
     return {entry.name for entry in path.iterdir()} - {LOCK_NAME, CONTROL_NAME}
 
 
 def _try_lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int | None:
-    """The descriptor of a directory's lock, held; None if someone else has it, or the directory is gone."""
+    """Lock a directory; return the descriptor, or None if another process holds it or it is gone."""
     lock = path / LOCK_NAME
-    try:
+    with suppress(BlockingIOError, FileNotFoundError), ExitStack() as unless_held:
         descriptor = os.open(lock, flags, 0o600)
-    except FileNotFoundError:
-        return None
-    try:
+        unless_held.callback(os.close, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Between our open and our flock the holder may have removed the directory, and a third one may have
-        # made it again: only the lock of the file that has the name now counts.
+        # Between open and flock, the holder may have removed the directory, and a third process may have made
+        # it again: only the lock of the file that has the name now counts.
         if os.path.samestat(os.fstat(descriptor), lock.stat()):
+            unless_held.pop_all()
             return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
     return None
 
 
 class Tenancy(Enum):
-    """Whose a directory is: a running replica's, nobody's, or one for another destination."""
+    """The state of a directory: held by a running replica, free, or with another label."""
 
     HELD = "held"
     FREE = "free"
@@ -183,8 +176,8 @@ class Tenancy(Enum):
 class SpoolRoot:
     """The root below which all replicas have their directories.
 
-    ``fingerprint`` names what the records are for (Redis, prefix and queue), in a form without secrets.
-    All methods do I/O: call them in the spool's thread. They raise ``OSError`` where the disk fails.
+    ``fingerprint`` identifies the destination of the records (Redis, prefix and queue) without secrets.
+    All methods do I/O: call them in the spool's thread. They raise ``OSError`` if the disk fails.
     """
 
     path: Path
@@ -193,9 +186,9 @@ class SpoolRoot:
     _warned: set[Path] = Factory(set)
 
     def prepare(self) -> None:
-        """Make the root, with mode 0700, and check that a spool can be on its file system.
+        """Make the root, with mode 0700, and check its file system.
 
-        :raises ConfigError: it is on a network file system, where neither locks nor fsync can be trusted.
+        :raises ConfigError: it is on a network file system, whose locks and fsync cannot be trusted.
         """
         if not self.path.is_dir():
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -204,39 +197,39 @@ class SpoolRoot:
         self.check_file_system()
 
     def check_file_system(self) -> None:
-        """Check that a spool can be where it is, or will be.
+        """Check the file system of the root, which may not exist yet.
 
-        :raises ConfigError: it is on a network file system, where neither locks nor fsync can be trusted.
+        :raises ConfigError: it is a network file system, whose locks and fsync cannot be trusted.
         """
         kind = file_system_type(self.path.resolve(), self._mountinfo)
         if kind in _NETWORK_FILE_SYSTEMS:
             raise ConfigError(f"the spool {self.path} is on a network file system, {kind}: use a local disk")
 
     def take(self) -> SpoolDirectory:
-        """A directory for this replica: one that is free, with whatever it holds, or else a new one."""
+        """Take a directory for this replica: an orphan, with its records, or else a new one."""
         for directory in self.orphans():
             return directory
         while True:
             path = self.path / f"{REPLICA_PREFIX}{secrets.token_hex(8)}"
             path.mkdir(mode=0o700)
-            # Until we have its lock, another replica may take it for an orphan, and use it or remove it.
+            # Until it is locked, another replica may take it for an orphan, and use it or remove it.
             with suppress(FileNotFoundError):
-                path.chmod(0o700)  # whatever the umask took away
+                path.chmod(0o700)  # despite the umask
                 fsync_directory(self.path)
                 claimed = self._claim(path)
                 if claimed is not None:
                     return claimed
 
     def replicas(self) -> Sequence[Path]:
-        """All that have a replica's name below the root, whoever holds them."""
+        """All directories of replicas below the root, held or not."""
         return sorted(self.path.glob(f"{REPLICA_PREFIX}*"))
 
     def is_ours(self, path: Path) -> bool:
-        """Whether a directory's label is ours."""
+        """Return whether a directory has our label."""
         return (path / LOCK_NAME).read_bytes() == self._label
 
     def orphans(self) -> Iterator[SpoolDirectory]:
-        """Each directory with our label whose lock is free, locked for the caller, one at a time."""
+        """Yield each directory that has our label and a free lock; lock it for the caller first."""
         for path in self.replicas():
             try:
                 directory = self._claim(path)
@@ -247,9 +240,9 @@ class SpoolRoot:
                     yield directory
 
     def survey(self) -> Mapping[Path, Tenancy]:
-        """Whose each directory is; for others to look at, nothing is made or changed.
+        """Return the state of each directory; nothing is created or changed.
 
-        Each lock is tried for an instant: a replica that starts in it passes that directory over.
+        Each lock is taken for an instant: a replica that starts just then does not take that directory.
         """
         return {path: self._tenancy(path) for path in self.replicas()}
 
@@ -273,24 +266,22 @@ class SpoolRoot:
         descriptor = _try_lock(path)
         if descriptor is None:
             return None
-        try:
+        with ExitStack() as unless_ours:
+            unless_ours.callback(os.close, descriptor)
             if self._take_over(path, descriptor):
+                unless_ours.pop_all()
                 return SpoolDirectory(path, descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
         self._warn_once(path, "it was made by another version, or for another Redis, prefix or queue")
         return None
 
     def _take_over(self, path: Path, descriptor: int) -> bool:
-        """Whether the label is ours; a directory with nothing in it gets our label."""
+        """Return whether the label is ours; an empty directory gets our label."""
         label = self._label
         if os.pread(descriptor, len(label) + 1, 0) == label:
             return True
         if _contents(path):
             return False
-        # New, or its maker crashed before the label was whole: nothing can be in it before that.
+        # It is new, or its maker crashed before the label was complete, and so before it had any content.
         os.fchmod(descriptor, 0o600)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, label, 0)

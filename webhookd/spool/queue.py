@@ -1,4 +1,4 @@
-"""A spool as others use it: operations that wait for the thread, committed in groups."""
+"""The spool as other modules use it: operations wait for the thread, and are committed in groups."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from attrs import define, evolve, field
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, DeferredLock, fail
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -17,21 +17,23 @@ from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from webhookd.model import ISpool, Job, Receipt, SpoolRecord, SpoolStats, SpoolUnavailable
-from webhookd.spool.database import EMPTY, Operation, SpoolDatabase, SpoolLimits, encode_record
+from webhookd.spool.database import EMPTY, Operation, SpoolDatabase, SpoolLimits
 from webhookd.spool.directory import SpoolDirectory, SpoolRoot
+from webhookd.spool.record import encode_record
+from webhookd.spool.schema import Table
 
 _T = TypeVar("_T")
 _log = Logger()
 
 
-class Run(Protocol):
-    """Runs blocking work somewhere, one piece after the other, and fires with its result."""
+class DeferToThread(Protocol):
+    """Runs blocking work, one piece after another; the Deferred fires with the result."""
 
     def __call__(self, work: Callable[[], _T], /) -> Deferred[_T]: ...
 
 
 class SpoolThread:
-    """The one thread in which spools do their work; a `Run`."""
+    """The one thread in which all spools work; a `DeferToThread`."""
 
     def __init__(self, reactor: IReactorFromThreads) -> None:
         self._reactor = reactor
@@ -42,181 +44,164 @@ class SpoolThread:
         self._pool.start()
 
     def stop(self) -> None:
-        """Wait for the thread to end; after the spools are closed, that is at once."""
+        """Wait until the thread ends, which is at once if the spools are closed."""
         self._pool.stop()
 
     def __call__(self, work: Callable[[], _T], /) -> Deferred[_T]:
-        """Do some work after what was handed in before."""
         return deferToThreadPool(self._reactor, self._pool, work)
 
 
 @implementer(ISpool)
 @define(eq=False)
 class Spool:
-    """A spool in a directory that is ours; see `Spools`.
+    """A spool in a directory that this process holds; see `Spools`.
 
-    Cancelling a Deferred of it does not take back what was asked for.
+    Cancelling one of its Deferreds does not withdraw the operation.
     """
 
     directory: SpoolDirectory
     _database: SpoolDatabase
-    _run: Run
+    _defer_to_thread: DeferToThread
     _now_ms: Callable[[], int]
     _limits: SpoolLimits
     stats: SpoolStats = field(default=EMPTY, init=False)
     _waiting: list[tuple[Operation, Deferred[Any]]] = field(factory=list, init=False)
     _appends: int = field(default=0, init=False)
-    _writing: Deferred[None] | None = field(default=None, init=False)
-    _closing: Deferred[None] | None = field(default=None, init=False)
+    _writing: DeferredLock = field(factory=DeferredLock, init=False)
+    _is_closed: bool = field(default=False, init=False)
 
     @property
     def is_empty(self) -> bool:
-        """Whether no record is in it or on its way; see `ISpool`."""
         return self.stats.records == 0 and self._appends == 0
 
     def until_open(self) -> None:
-        """It is open; see `ISpool.until_open`."""
+        """Return None: it is open."""
 
     def append(self, job: Job) -> Deferred[Receipt]:
-        """Put a job at the end; see `ISpool.append`."""
         if len(self._waiting) >= self._limits.max_waiting:
             return fail(SpoolUnavailable("busy"))
         self._appends += 1
-        appended = self._submit(partial(SpoolDatabase.append, job=job, record=encode_record(job)))
-        return appended.addBoth(self._append_ended)
+        record = encode_record(job)
+        return self.do(lambda database: database.append(job, record)).addBoth(self._append_ended)
 
     def first(self, limit: int, max_bytes: int) -> Deferred[Sequence[SpoolRecord]]:
-        """Read the oldest records; see `ISpool.first`."""
-        return self._submit(
-            partial(SpoolDatabase.first, limit=limit, max_bytes=max_bytes, now_ms=self._now_ms())
-        )
+        return self.do(lambda database: database.first(limit, max_bytes, self._now_ms()))
 
     def remove(self, sequences: Sequence[int]) -> Deferred[None]:
-        """Forget records; see `ISpool.remove`."""
-        return self._submit(partial(SpoolDatabase.remove, sequences=tuple(sequences)))
+        return self.do(lambda database: database.delete(Table.LIVE, sequences))
 
     def bury(self, sequence: int, reason: str) -> Deferred[None]:
-        """Move a record to the dead letters; see `ISpool.bury`."""
-        return self._submit(
-            partial(SpoolDatabase.bury, sequence=sequence, reason=reason, now_ms=self._now_ms())
-        )
+        return self.do(lambda database: database.set_aside(Table.DEAD, sequence, reason, self._now_ms()))
 
     def check(self) -> Deferred[None]:
-        """Write and fsync; see `ISpool.check`."""
-        return self._submit(partial(SpoolDatabase.beat, now_ms=self._now_ms()))
+        """Write something and fsync it; fails with `SpoolUnavailable` if an append would fail."""
+        return self.do(lambda database: database.check(self._now_ms()))
 
-    def expire_dead(self) -> Deferred[int]:
-        """Delete dead letters and corrupt records past their age; fires with their number."""
-        return self._submit(partial(SpoolDatabase.expire_dead, now_ms=self._now_ms()))
+    def expire_dead(self) -> Deferred[None]:
+        """Delete dead letters and corrupt records that are older than the limit."""
+        return self.do(lambda database: database.expire_dead(self._now_ms()))
 
     def do(self, operation: Operation) -> Deferred[Any]:
-        """Do something to the spool's database that an operator wants; fires with its result."""
-        return self._submit(operation)
+        """Run an operation on the database, with the next group; fires with its result."""
+        if self._is_closed:
+            return fail(SpoolUnavailable("closed"))
+        result: Deferred[Any] = Deferred()
+        self._waiting.append((operation, result))
+        if len(self._waiting) == 1:  # later operations join its group, until the thread is free
+            Deferred.fromCoroutine(self._write())
+        return result
 
     def close(self) -> Deferred[None]:
-        """Finish what waits, write the WAL back, close the file and release the directory.
+        """Finish what waits, write the WAL back, close the file, and release the directory.
 
-        A directory that holds nothing any more is removed. From now on everything else fails with
-        `SpoolUnavailable`; closing again waits for the same end.
+        A directory that holds nothing is removed. All later operations fail with `SpoolUnavailable`.
         """
-        if self._closing is None:
-            self._closing = Deferred.fromCoroutine(self._close())
-        return _follow(self._closing)
+        if self._is_closed:
+            return fail(SpoolUnavailable("closed"))
+        self._is_closed = True
+        closed: Deferred[None] = Deferred()
+        Deferred.fromCoroutine(self._close()).chainDeferred(closed)
+        return closed
+
+    async def _close(self) -> None:
+        async with self._writing:
+            await self._defer_to_thread(partial(_close_files, self.directory, self._database))
 
     def _append_ended(self, result: _T) -> _T:
         self._appends -= 1
         return result
 
-    def _submit(self, operation: Operation) -> Deferred[Any]:
-        if self._closing is not None:
-            return fail(SpoolUnavailable("closed"))
-        result: Deferred[Any] = Deferred()
-        self._waiting.append((operation, result))
-        if self._writing is None:
-            self._writing = Deferred()
-            Deferred.fromCoroutine(self._write())
-        return result
-
     async def _write(self) -> None:
-        """Commit what waits, group after group, until nothing does."""
-        while self._waiting:
+        """Commit what waits, as one group."""
+        async with self._writing:
             group, self._waiting = self._waiting, []
             try:
                 results = await self._commit([operation for operation, _ in group])
-            except Exception as error:  # noqa: BLE001 - whatever it was, nobody may wait for ever
+            except Exception as error:  # noqa: BLE001 - a defect, too: no caller may wait forever
                 results = [error] * len(group)
             for (_, waiter), result in zip(group, results, strict=True):
                 if isinstance(result, Exception):
                     waiter.errback(result)
                 else:
                     waiter.callback(result)
-        done, self._writing = self._writing, None
-        if done is not None:
-            done.callback(None)
 
     async def _commit(self, operations: Sequence[Operation]) -> Sequence[Any]:
-        was = self.stats.problem
+        problem = self.stats.problem
         try:
-            results, self.stats = await self._run(partial(self._database.commit, operations))
+            results, self.stats = await self._defer_to_thread(partial(self._database.commit, operations))
         except SpoolUnavailable as error:
             self.stats = evolve(self.stats, problem=str(error))
             raise
         finally:
-            self._tell(was)
+            if self.stats.problem != problem:
+                self._log_problem()
         return results
 
-    def _tell(self, was: str | None) -> None:
-        now = self.stats.problem
-        if now != was:
-            path = str(self.directory.path)
-            if now is None:
-                _log.info("spool {path} takes events", path=path)
-            else:
-                _log.error("spool {path} takes no events: {problem}", path=path, problem=now)
-
-    async def _close(self) -> None:
-        if self._writing is not None:
-            await _follow(self._writing)
-        await self._run(partial(_close_files, self.directory, self._database))
+    def _log_problem(self) -> None:
+        path, problem = str(self.directory.path), self.stats.problem
+        if problem is None:
+            _log.info("spool {path} takes events", path=path)
+        else:
+            _log.error("spool {path} takes no events: {problem}", path=path, problem=problem)
 
 
 @define(eq=False)
 class Spools:
-    """The spools below one root: this replica's own, and those that others left behind."""
+    """The spools below one root: this replica's own, and those that other replicas left."""
 
     _root: SpoolRoot
-    _run: Run
+    _defer_to_thread: DeferToThread
     _now_ms: Callable[[], int]
     _limits: SpoolLimits
     _make_database: Callable[[Path, SpoolLimits], SpoolDatabase] = SpoolDatabase
 
     def open_own(self) -> Deferred[Spool]:
-        """Take a directory, an orphan before a new one, and open its spool.
+        """Take a directory, an orphan if there is one, and open its spool.
 
-        Fires with a spool that may have a problem (see its ``stats``), and heals when the disk does. Fails
-        with `ConfigError` where a spool can never be, and with `SpoolUnavailable` where no directory can be
-        had now.
+        Fires with a spool that may have a problem (see its ``stats``), and that recovers when the disk does.
+        Fails with `ConfigError` if no spool can ever be below the root, and with `SpoolUnavailable` if no
+        directory is available now.
         """
         return Deferred.fromCoroutine(self._open_own())
 
     def claim_orphan(self) -> Deferred[Spool | None]:
-        """Take the next directory with our label that nobody holds, and that has records to drain.
+        """Take the next directory that has our label, a free lock, and records to drain.
 
-        Fires with its opened spool, or with None; fails with `SpoolUnavailable` where the disk does. The
-        caller drains it and closes it, which removes the directory if it is empty then. A directory that
-        holds nothing but dead letters is left where it is; those of them that are past their age are deleted.
+        Fires with its opened spool, or with None. Fails with `SpoolUnavailable` if the disk fails. The caller
+        drains the spool and closes it, which removes the directory if it is empty. A directory that holds
+        only dead letters stays; those that are older than the limit are deleted.
         """
         return Deferred.fromCoroutine(self._claim_orphan())
 
     async def _open_own(self) -> Spool:
-        spool = self._spool(await self._run(self._take))
+        spool = self._spool(await self._defer_to_thread(self._take))
         with suppress(SpoolUnavailable):
             await spool.check()
         return spool
 
     async def _claim_orphan(self) -> Spool | None:
         orphans = self._root.orphans()
-        while (directory := await self._run(partial(_next_with_content, orphans))) is not None:
+        while (directory := await self._defer_to_thread(partial(_next_with_content, orphans))) is not None:
             spool = self._spool(directory)
             with suppress(SpoolUnavailable):
                 await spool.expire_dead()
@@ -234,7 +219,7 @@ class Spools:
 
     def _spool(self, directory: SpoolDirectory) -> Spool:
         database = self._make_database(directory.database, self._limits)
-        return Spool(directory, database, self._run, self._now_ms, self._limits)
+        return Spool(directory, database, self._defer_to_thread, self._now_ms, self._limits)
 
 
 def _next_with_content(orphans: Iterator[SpoolDirectory]) -> SpoolDirectory | None:
@@ -253,10 +238,3 @@ def _close_files(directory: SpoolDirectory, database: SpoolDatabase) -> None:
         directory.remove()
     else:
         directory.release()
-
-
-def _follow(original: Deferred[None]) -> Deferred[None]:
-    """A Deferred that fires after another one, which any number can follow."""
-    follower: Deferred[None] = Deferred()
-    original.chainDeferred(follower)
-    return follower

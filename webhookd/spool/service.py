@@ -1,4 +1,4 @@
-"""A replica's own spool as a service: opened, kept well, drained and closed; and the orphans of others."""
+"""A service that opens, repairs, drains and closes a replica's own spool, and drains orphans."""
 
 from __future__ import annotations
 
@@ -28,26 +28,22 @@ _CLOSE_DEADLINE_S = 5.0
 _T = TypeVar("_T")
 
 
-class Door(Protocol):
-    """Where operators ask about a spool, as long as it is open."""
+class Closable(Protocol):
+    """An object that takes a while to close."""
 
-    def close(self) -> Coroutine[Any, Any, None]: ...
-
-
-#: Opens one for a spool and its drain; None where that cannot be.
-OpenDoor: TypeAlias = Callable[[Spool, Drain], Coroutine[Any, Any, Door | None]]
+    async def close(self) -> None: ...
 
 
-async def no_door(_spool: Spool, _drain: Drain) -> None:
-    """Nobody can ask."""
+#: Opens the socket on which operators can query a spool and its drain; None if that failed.
+OpenControl: TypeAlias = Callable[[Spool, Drain], Coroutine[Any, Any, Closable | None]]
 
 
 @implementer(ISpool)
 class SpoolService(Service):
     """The replica's own spool, from start to stop.
 
-    It is opened in its thread, and until then what is asked of it waits. Where it cannot be opened, it says
-    why, and tries again.
+    Its thread opens it, and operations wait until then. If that fails, the service logs the reason, and tries
+    again.
     """
 
     def __init__(
@@ -57,17 +53,17 @@ class SpoolService(Service):
         spools: Spools,
         make_drain: Callable[[ISpool], Drain],
         drain_deadline_s: float,
-        open_door: OpenDoor = no_door,
+        open_control: OpenControl,
     ) -> None:
-        """``drain_deadline_s`` is how long the end may take to empty the spool."""
+        """``drain_deadline_s`` limits the time to drain the spool on shutdown."""
         self.drain = make_drain(self)
         self._clock = clock
         self._thread = thread
         self._spools = spools
         self._make_drain = make_drain
         self._drain_deadline_s = drain_deadline_s
-        self._open_door = open_door
-        self._door: Door | None = None
+        self._open_control = open_control
+        self._control: Closable | None = None
         self._spool: Spool | None = None
         self._problem: str | None = None
         self._until_open: list[Deferred[None]] = []
@@ -79,21 +75,20 @@ class SpoolService(Service):
 
     @property
     def stats(self) -> SpoolStats:
-        """See `ISpool`; while it is being opened nothing is known, and nothing is wrong."""
+        """While the spool is being opened, its contents are unknown, and it has no problem."""
         return self._spool.stats if self._spool is not None else evolve(EMPTY, problem=self._problem)
 
     @property
     def is_empty(self) -> bool:
-        """See `ISpool`; while it is being opened, it may hold something."""
+        """While the spool is being opened, it may hold something."""
         return self._spool.is_empty if self._spool is not None else self._problem is not None
 
     @property
     def is_up(self) -> bool:
-        """Whether it takes events: it is open, and nothing is wrong with it."""
+        """True if the spool is open and has no problem, so it accepts events."""
         return self._spool is not None and self._spool.stats.problem is None
 
     def until_open(self) -> Deferred[None] | None:
-        """See `ISpool`."""
         if self._spool is not None or self._problem is not None:
             return None
         opened: Deferred[None] = Deferred()
@@ -101,32 +96,16 @@ class SpoolService(Service):
         return opened
 
     def append(self, job: Job) -> Deferred[Receipt]:
-        """See `ISpool`."""
         return self._once_open(lambda spool: spool.append(job))
 
     def first(self, limit: int, max_bytes: int) -> Deferred[Sequence[SpoolRecord]]:
-        """See `ISpool`."""
         return self._once_open(lambda spool: spool.first(limit, max_bytes))
 
     def remove(self, sequences: Sequence[int]) -> Deferred[None]:
-        """See `ISpool`."""
         return self._once_open(lambda spool: spool.remove(sequences))
 
     def bury(self, sequence: int, reason: str) -> Deferred[None]:
-        """See `ISpool`."""
         return self._once_open(lambda spool: spool.bury(sequence, reason))
-
-    def check(self) -> Deferred[None]:
-        """See `ISpool`."""
-        return self._once_open(lambda spool: spool.check())
-
-    def expire_dead(self) -> Deferred[int]:
-        """See `ISpool`."""
-        return self._once_open(lambda spool: spool.expire_dead())
-
-    def close(self) -> Deferred[None]:
-        """See `ISpool`."""
-        return self._once_open(lambda spool: spool.close())
 
     def _once_open(self, operate: Callable[[Spool], Deferred[_T]]) -> Deferred[_T]:
         if self._spool is not None:
@@ -139,7 +118,7 @@ class SpoolService(Service):
     # -- Service
 
     def startService(self) -> None:
-        """Open the spool, and begin to look after it."""
+        """Open the spool, and start its upkeep."""
         super().startService()
         self._thread.start()
         for interval_s, work in (
@@ -153,7 +132,7 @@ class SpoolService(Service):
             self._loops.append(loop)
 
     def stopService(self) -> Deferred[None]:
-        """Empty the spool if that can be done in time, and close it; fires when its thread has ended."""
+        """Drain the spool, for a limited time, and close it; fires when its thread has ended."""
         super().stopService()
         for loop in self._loops:
             loop.stop()
@@ -167,12 +146,12 @@ class SpoolService(Service):
         except DeadlinePassed:
             self._log.info("{records} events stay in the spool", records=self.stats.records)
         self.drain.stop()
-        if self._door is not None:
-            await self._door.close()
+        if self._control is not None:
+            await self._control.close()
         try:
-            await self.close().addTimeout(_CLOSE_DEADLINE_S, self._clock)
+            await self._once_open(Spool.close).addTimeout(_CLOSE_DEADLINE_S, self._clock)
         except DeadlinePassed:
-            # To wait for a thread that hangs in its disk would hang the reactor, too.
+            # To wait for a thread whose disk hangs would block the reactor, too.
             self._log.error("the spool did not close in time")
             return
         except SpoolUnavailable as error:
@@ -180,7 +159,7 @@ class SpoolService(Service):
         self._thread.stop()
 
     def _carefully(self, work: Callable[[], Coroutine[Deferred[object], object, None]]) -> Deferred[None]:
-        """A loop's work: a failure is for the log, and does not end the loop."""
+        """Do the work of a loop; log a failure, so that it does not end the loop."""
         return Deferred.fromCoroutine(work()).addErrback(self._work_failed)
 
     def _work_failed(self, failure: Failure) -> None:
@@ -188,14 +167,14 @@ class SpoolService(Service):
             self._log.failure("the spool's upkeep failed", failure)
 
     async def _heal(self) -> None:
-        """Open what is not open, and see whether a broken disk takes writes again."""
+        """Open the spool if it is not open, and test whether a broken disk accepts writes again."""
         try:
             if self._spool is None:
                 await self._open()
             elif self._spool.stats.problem is not None:
                 await self._spool.check()
         finally:
-            self.drain.wake()  # a full spool, too: to drain it is what makes room
+            self.drain.wake()  # if the spool is full, too: draining makes room
 
     async def _open(self) -> None:
         try:
@@ -208,10 +187,10 @@ class SpoolService(Service):
         for opened in waiting:
             opened.callback(None)
         if self._spool is not None:
-            self._door = await self._open_door(self._spool, self.drain)
+            self._control = await self._open_control(self._spool, self.drain)
 
     async def _adopt(self) -> None:
-        """Drain a spool that a replica left behind, beside the live events of this one."""
+        """Drain a spool that another replica left, while this one accepts events."""
         orphan = await self._spools.claim_orphan()
         if orphan is None:
             return
@@ -221,14 +200,15 @@ class SpoolService(Service):
             records=orphan.stats.records,
         )
         drain = self._orphan_drain = self._make_drain(orphan)
-        door = await self._open_door(orphan, drain)
+        control = await self._open_control(orphan, drain)
         try:
             await drain.until_empty()
         finally:
             self._orphan_drain = None
-            if door is not None:
-                await door.close()
+            if control is not None:
+                await control.close()
             await orphan.close()
 
     async def _expire(self) -> None:
-        await self.expire_dead()
+        if self._spool is not None:
+            await self._spool.expire_dead()

@@ -1,10 +1,10 @@
-"""SQLite's write-ahead log: what one flipped bit in it would cut off is found, and kept.
+"""Repair of SQLite's write-ahead log: one flipped bit in it would hide every later commit.
 
-Each frame of a WAL (a page as one commit left it) has a checksum over itself and all before it. SQLite reads
-up to the first that is wrong, and takes the rest for what a crash tore: a commit that nobody was told of.
-But a commit is on disk before the next one begins. So where two commits follow, the first of them was
-acknowledged, and the wrong checksum is no tear, it is damage. Then all checksums are made anew. What is
-damaged in the pages is left to the records' own checksums, and to SQLite's integrity check.
+Each frame of a WAL (a page as one commit left it) has a checksum over itself and all frames before it. SQLite
+reads up to the first wrong checksum, and assumes that a crash tore the rest: a commit that was not
+acknowledged. But a commit is on disk before the next one begins. So if two commits follow the wrong checksum,
+the first of them was acknowledged, and the cause is damage, not a crash. Then all checksums are computed
+again. The records' own checksums, and SQLite's integrity check, find the damage within the pages.
 
 The format is that of https://www.sqlite.org/fileformat2.html#walformat.
 """
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 
 from attrs import frozen
 
-_LITTLE_ENDIAN, _BIG_ENDIAN = 0x377F0682, 0x377F0683  # the order of the bytes that are summed up
+_LITTLE_ENDIAN, _BIG_ENDIAN = 0x377F0682, 0x377F0683  # byte order of the checksums
 _VERSION = 3_007_000
 _HEADER = struct.Struct(">8I")  # magic, version, page size, number, two salts, two sums
 _FRAME = struct.Struct(">6I")  # page number, pages after a commit or else 0, two salts, two sums
@@ -28,7 +28,11 @@ _Sums = tuple[int, int]
 
 @frozen
 class _Frame:
-    """``is_current``: of this log, and not of what was in its file before. ``is_good``: by its checksum."""
+    """One frame of a WAL.
+
+    ``is_current``: it belongs to this log, not to an earlier one in the same file. ``is_good``: its checksum
+    is right.
+    """
 
     page: int
     pages_after_commit: int
@@ -38,7 +42,7 @@ class _Frame:
 
 
 def reseal(wal: bytes) -> bytes | None:
-    """A WAL that SQLite reads to the end of its last commit; None where no damage keeps it from that."""
+    """Repair a WAL, so that SQLite reads it to its last commit; return None if nothing needs repair."""
     if len(wal) < _HEADER.size:
         return None
     magic, _version, page_bytes, number, *salts, first, second = _HEADER.unpack_from(wal)
@@ -66,7 +70,7 @@ def reseal(wal: bytes) -> bytes | None:
 
 
 def _frames(wal: bytes, order: str, page_bytes: int, salts: bytes, before: _Sums) -> Iterator[_Frame]:
-    """All frames, each judged by the sums in the one before: so a damaged one does not condemn the rest."""
+    """Yield all frames, each checked against the sums of the one before, so that damage does not spread."""
     for at in range(_HEADER.size, len(wal) - _FRAME.size - page_bytes + 1, _FRAME.size + page_bytes):
         page, pages_after_commit, *_salts, first, second = _FRAME.unpack_from(wal, at)
         covered = wal[at : at + 8] + wal[at + _FRAME.size : at + _FRAME.size + page_bytes]
@@ -77,7 +81,7 @@ def _frames(wal: bytes, order: str, page_bytes: int, salts: bytes, before: _Sums
 
 
 def _sealed(head: bytes, frames: Iterable[_Frame], order: str) -> Iterator[bytes]:
-    """A WAL's parts, with checksums that are right."""
+    """Yield the parts of a WAL, with correct checksums."""
     sums = _sum(head, order, (0, 0))
     yield head + _SUMS.pack(*sums)
     for frame in frames:

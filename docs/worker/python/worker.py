@@ -1,8 +1,8 @@
-"""A worker for the jobs of webhookd: acts on each message of a customer, and on nothing else.
+"""A worker for webhookd's jobs. It processes each message from a customer, and ignores everything else.
 
     REDIS_URL=redis://127.0.0.1:6379/0 python worker.py
 
-WEBHOOK_QUEUE and WEBHOOK_PREFIX are those of webhookd. SIGTERM or Ctrl-C ends it once its jobs are finished.
+WEBHOOK_QUEUE and WEBHOOK_PREFIX are those of webhookd. On SIGTERM or Ctrl-C it finishes its jobs, and exits.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ log = logging.getLogger("worker")
 
 
 async def handle(message: Event) -> None:
-    """What this worker is for: put your own work here. It may raise: BullMQ tries the job again."""
+    """Do your own work here. It may raise: BullMQ retries the job."""
     log.info("message %s in conversation %s: here is your work", message["id"], message["conversation"]["id"])
 
 
 def event_of(job: Job) -> Event:
-    """The event of a job, with either ``--job-data`` of webhookd."""
+    """Return the event of a job, for either ``--job-data`` of webhookd."""
     is_envelope = "payload" in job.data and "deliveryId" in job.data
     event: Event = job.data["payload"] if is_envelope else job.data
     return event
 
 
 def is_from_customer(event: Event) -> bool:
-    """Whether a customer wrote it.
+    """Return True if a customer wrote the message.
 
-    Chatwoot tells of our own answers, too: they are ``outgoing``, be they an agent's, a bot's or sent by its
-    API. A worker that answers those answers itself, forever. Notes among agents are ``private``.
+    Chatwoot also sends an event for each answer of an agent, a bot or its API: these are ``outgoing``. A
+    worker that answers them answers itself, forever. Notes between agents are ``private``.
     """
     is_message = event["event"] == "message_created"
     return is_message and event["message_type"] == "incoming" and not event["private"]
 
 
 class Processor:
-    """Does each customer's message once, and remembers in Redis which were done."""
+    """Processes each customer's message once: Redis remembers which were done."""
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
@@ -61,10 +61,10 @@ class Processor:
         return await self._once(job.id, lambda: handle(event)) if is_from_customer(event) else "ignored"
 
     async def _once(self, job_id: str, work: Callable[[], Awaitable[None]]) -> str:
-        """Do the work, unless it was done.
+        """Do the work, unless it was done before.
 
-        The mark comes after the work: a crash in between does it twice, where a mark before it would lose a
-        message. With a database, write the mark in the transaction of the work: then it is once.
+        The mark is written after the work: a crash in between repeats the work. If the mark came first, the
+        crash would lose a message. With a database, write both in one transaction: then it is once.
         """
         mark = f"done:{job_id}"
         if await self._client.exists(mark):
@@ -75,7 +75,7 @@ class Processor:
 
 
 async def main() -> None:
-    """Work until a signal comes."""
+    """Process jobs until a signal arrives."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -89,7 +89,7 @@ async def main() -> None:
         worker.on("error", lambda error, *_: log.error("%s", error))
         log.info("waiting for jobs of the queue %s", QUEUE)
         await end.wait()
-        await worker.close()  # takes no further job, and finishes those under way
+        await worker.close()  # takes no further jobs, and finishes those in progress
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-// What both peers share: the lock, the job, and what a user would configure.
+// Shared by both peers: the lock, the job, and the options of a typical user.
 'use strict';
 
 const { Queue } = require('bullmq');
@@ -6,7 +6,7 @@ const { Redis } = require('ioredis');
 
 const LOCK_TTL_MS = 5000;
 
-// webhookd's own defaults, so that all write jobs of one size.
+// webhookd's own defaults, so that all servers write jobs of the same size.
 const OPTIONS = {
   attempts: 3,
   backoff: { type: 'exponential', delay: 1000 },
@@ -14,7 +14,7 @@ const OPTIONS = {
   removeOnFail: { age: 604800 },
 };
 
-/** A function that queues one event, once, and resolves to the status and the body of the answer. */
+/** Returns a function that queues one event, once, and resolves to the status and the body of the answer. */
 function intake({ REDIS_URL, QUEUE }) {
   const redis = new Redis(REDIS_URL, { maxRetriesPerRequest: null });
   const queue = new Queue(QUEUE, { connection: redis });

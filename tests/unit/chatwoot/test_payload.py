@@ -1,4 +1,4 @@
-"""From raw bytes to an event: every row of the scheme of job ids, and every body that is none."""
+"""From raw bytes to an event: each row of the scheme of job ids, and bodies that are not events."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class JobIdTests(SynchronousTestCase):
     def test_a_contact_is_never_scoped_by_an_inbox(self) -> None:
         self.assert_job_id("contact_created.a1.5", "contact_created", id=5, account={"id": 1}, inbox_id=7)
 
-    def test_an_event_that_happens_once_is_told_apart_by_delivery_where_an_id_is_missing(self) -> None:
+    def test_an_event_that_happens_once_gets_a_discriminator_if_an_id_is_missing(self) -> None:
         rows: list[tuple[str, dict[str, Any], str]] = [
             ("message_created", {"inbox": {"id": 7}}, "7.0"),
             ("message_created", {"id": 5, "account": {"id": 1}}, "a1.5"),
@@ -206,7 +206,7 @@ class JobIdTests(SynchronousTestCase):
             with self.subTest(repr(delivery_id)):
                 self.assertEqual(read(content, delivery_id).job_id, by_hash)
 
-    def test_without_a_delivery_id_the_configured_fallback_tells_deliveries_apart(self) -> None:
+    def test_without_a_delivery_id_the_configured_fallback_makes_the_discriminator(self) -> None:
         content = body("message_updated", id=5, inbox={"id": 7})
         delivery = Delivery("chatwoot", content, None, 0)
 
@@ -292,7 +292,7 @@ class BodyTests(SynchronousTestCase):
             b'{"event":"x"/* 5e17 */}',
         )
 
-    def test_nesting_without_end(self) -> None:
+    def test_endless_nesting(self) -> None:
         self.assert_refused(
             "not_json",
             100_000 * b"[",
@@ -320,7 +320,7 @@ class BodyTests(SynchronousTestCase):
             b'{"Event":"message_created"}',
         )
 
-    def test_what_a_worker_can_parse_is_taken(self) -> None:
+    def test_a_body_that_a_worker_can_parse_is_accepted(self) -> None:
         for content in (
             b'{"event":"x"}',
             b' \t\r\n{ "event" : "x" } \n',
@@ -338,7 +338,7 @@ class BodyTests(SynchronousTestCase):
             with self.subTest(content[:40]):
                 self.assertEqual(read(content).name, "x")
 
-    def test_of_keys_that_repeat_the_last_one_counts_as_for_json_parse(self) -> None:
+    def test_the_last_of_repeated_keys_counts_as_in_json_parse(self) -> None:
         event = read(
             b'{"event":"a","id":1,"event":"message_created","inbox":{"id":9},"inbox":{"id":7},"id":5}'
         )
@@ -404,7 +404,7 @@ json_pieces = st.sampled_from(
 
 @st.composite
 def damaged_bodies(draw: st.DrawFn) -> bytes:
-    """A body with something cut out, put in, or exchanged somewhere."""
+    """A body with a random deletion, insertion or replacement."""
     content = draw(valid_bodies)
     start = draw(st.integers(0, len(content)))
     end = draw(st.integers(start, min(len(content), start + 4)))
@@ -418,7 +418,7 @@ delivery_ids = st.one_of(st.none(), st.text(max_size=40), st.uuids().map(str))
 
 
 def ids_of(payload: _Payload) -> tuple[object, ...]:
-    """What the readers found, without the difference between an absent object and an empty one."""
+    """The result of a reader; an absent object equals an empty one."""
     account = payload.conversation and payload.conversation.account
     found = (
         payload.id,
@@ -441,7 +441,7 @@ class PropertyTests(SynchronousTestCase):
         st.sampled_from(["chatwoot", LONGEST_SOURCE]),
         st.sampled_from(sorted(FALLBACKS)),
     )
-    def test_a_body_gets_a_job_id_that_bullmq_takes_or_is_refused(
+    def test_a_body_gets_a_job_id_that_bullmq_accepts_or_is_refused(
         self, content: bytes, delivery_id: str | None, source: str, fallback: str
     ) -> None:
         try:
@@ -457,7 +457,7 @@ class PropertyTests(SynchronousTestCase):
 
     @settings(deadline=None)
     @given(bodies)
-    def test_both_readers_agree_on_what_both_take(self, content: bytes) -> None:
+    def test_both_readers_agree_on_what_both_accept(self, content: bytes) -> None:
         try:
             fast, tolerant = _decode(content), _read_tolerantly(content.decode())
         except (msgspec.DecodeError, UnicodeDecodeError, BadRequest):

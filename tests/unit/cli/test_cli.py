@@ -1,4 +1,4 @@
-"""The parts of the operator's command that need no daemon: their output, their exit codes, and no secret."""
+"""The subcommands that need no daemon: their output, their exit codes, and no secrets."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from twisted.trial.unittest import SynchronousTestCase
 
+from webhookd.cli.daemon import daemon_url
 from webhookd.cli.main import PARTS, main
-from webhookd.cli.settings import daemon_url
 from webhookd.cli.terminal import WrongUse, brief
 from webhookd.cli.verify import originals, read_headers
 from webhookd.config import OPTIONS, resolve
@@ -48,7 +48,7 @@ class CommandCase(SynchronousTestCase):
         return result.stdout
 
     def fail_with(self, code: int, *arguments: str, stdin: str = "", **environ: str) -> str:
-        """The one line on the standard error."""
+        """Return the only line on the standard error."""
         result = self.run_part(*arguments, stdin=stdin, **environ)
         self.assertEqual(result.exit_code, code, result.output)
         (line,) = result.stderr.splitlines()
@@ -65,6 +65,9 @@ class HelpTests(CommandCase):
                 text = self.succeed(part, "--help")
                 self.assertIn("-h, --help", text)
                 self.assertLessEqual(max(map(len, text.splitlines())), 80)
+
+    def test_the_default_of_health_is_no_path(self) -> None:
+        self.assertNotIn("[default: /health", self.succeed("health", "--help"))
 
     def test_there_is_no_other_part(self) -> None:
         self.assertIn("No such command 'x'", self.run_part("x").stderr)
@@ -83,10 +86,10 @@ class HelpTests(CommandCase):
 
 
 class BriefTests(SynchronousTestCase):
-    """What a server said of itself, on a terminal."""
+    """Untrusted text on a terminal."""
 
-    def test_is_bounded_whatever_it_holds(self) -> None:
-        """An escape is longer than the character that it stands for."""
+    def test_is_always_bounded(self) -> None:
+        """An escape is longer than its character."""
         for text in ("x" * 10_000, "\x1b" * 10_000, "\U000e0001" * 10_000):
             shown = brief(text)
             self.assertTrue(shown.isprintable())
@@ -200,7 +203,7 @@ class SignTests(CommandCase):
 
 @frozen
 class Alteration:
-    """What came of a body on its way, and what `verify` says of it."""
+    """A body before and after it was altered, and what ``verify`` says about it."""
 
     sent: bytes
     arrived: bytes
@@ -210,16 +213,16 @@ class Alteration:
 RAILS = rb'{"event":"x","content":"\u003cb\u003e \u0026 /","name":"' + "é".encode() + rb'","n":[1,2.5,null]}'
 VALUE = json.loads(RAILS)
 ALTERATIONS = (
-    Alteration(RAILS, RAILS + b"\n", "without the blanks and line ends around it"),
+    Alteration(RAILS, RAILS + b"\n", "without blanks and line ends around it"),
     Alteration(RAILS, b"\xef\xbb\xbf" + RAILS, "without the byte order mark"),
-    Alteration(RAILS + b"\n", RAILS, "with a line end behind it"),
-    Alteration(b'{\n"a":1}', b'{\r\n"a":1}', "with LF where it has CR LF"),
-    Alteration(b'{\r\n"a":1}', b'{\n"a":1}', "with CR LF where it has LF"),
-    Alteration(RAILS, json.dumps(VALUE).encode(), "JSON that Chatwoot itself writes"),
-    Alteration(RAILS, json.dumps(VALUE, indent=2).encode() + b"\n", "JSON that Chatwoot itself writes"),
-    Alteration('{"a":"é","b":"<"}'.encode(), b'{"a": "\\u00e9", "b": "<"}', "JSON that JavaScript writes"),
-    Alteration(b'{"a": 1}', b'{"a":1}', "JSON that Python writes"),
-    Alteration(b'{"a":"\\/\\u00e9"}', '{"a": "/é"}'.encode(), "JSON that PHP writes"),
+    Alteration(RAILS + b"\n", RAILS, "with a line end added"),
+    Alteration(b'{\n"a":1}', b'{\r\n"a":1}', "with LF instead of CR LF"),
+    Alteration(b'{\r\n"a":1}', b'{\n"a":1}', "with CR LF instead of LF"),
+    Alteration(RAILS, json.dumps(VALUE).encode(), "JSON as Chatwoot itself writes it"),
+    Alteration(RAILS, json.dumps(VALUE, indent=2).encode() + b"\n", "JSON as Chatwoot itself writes it"),
+    Alteration('{"a":"é","b":"<"}'.encode(), b'{"a": "\\u00e9", "b": "<"}', "JSON as JavaScript writes it"),
+    Alteration(b'{"a": 1}', b'{"a":1}', "JSON as Python writes it"),
+    Alteration(b'{"a":"\\/\\u00e9"}', '{"a": "/é"}'.encode(), "JSON as PHP writes it"),
 )
 
 
@@ -254,14 +257,14 @@ class VerifyTests(CommandCase):
             with self.subTest(case.finding):
                 code, text = self.verify(case.arrived, self.signed(case.sent))
                 self.assertEqual(code, 1)
-                self.assertIn("The secret is right", text)
+                self.assertIn("The secret is correct", text)
                 self.assertIn(case.finding, text)
 
     def test_a_body_that_is_another(self) -> None:
         for body in (b"{}", b"", b"\xff", b"[" * 100_000):
             code, text = self.verify(body, self.signed(BODY))
             self.assertEqual(code, 1)
-            self.assertIn("No secret of chatwoot, of 2 known", text)
+            self.assertIn("No secret of chatwoot (2 configured)", text)
 
     def test_a_secret_of_another_source(self) -> None:
         toml = self.file(
@@ -274,16 +277,23 @@ class VerifyTests(CommandCase):
 
     def test_stale_and_by_how_much(self) -> None:
         for at_s, words in (
-            (NOW_S + 301, "5 min old; 300 s"),
+            (NOW_S + 301, "5 min old; the tolerance is 300 s"),
             (NOW_S + 7200, "2 h old"),
             (NOW_S + 8 * 86400, "8 d old"),
             (NOW_S - 3600, "60 min ahead"),
         ):
             code, text = self.verify(BODY, self.signed(BODY), at_s=at_s)
             self.assertEqual(code, 1)
-            self.assertIn("The secret and the body are right", text)
+            self.assertIn("The secret and the body are correct", text)
             self.assertIn(words, text)
         self.assertEqual(self.verify(BODY, self.signed(BODY), "--tolerance", "400", at_s=NOW_S + 301)[0], 0)
+
+    def test_a_time_of_arrival_that_cannot_be(self) -> None:
+        for at in ("inf", "1e400", "-1"):
+            result = self.run_part(
+                "verify", self.file(BODY), *self.signed(BODY), "--at", at, WEBHOOK_SECRET=SECRET
+            )
+            self.assertEqual(result.exit_code, 2)
 
     def test_a_timestamp_that_is_none(self) -> None:
         for timestamp, words in (("1788264005000", "milliseconds"), ("now", "not a decimal number")):
@@ -313,7 +323,9 @@ class VerifyTests(CommandCase):
     def test_what_cannot_be_judged(self) -> None:
         body = self.file(BODY)
         self.assertIn("no secret", self.fail_with(2, "verify", body))
-        self.assertIn("are needed", self.fail_with(2, "verify", body, WEBHOOK_SECRET=SECRET))
+        self.assertIn(
+            "give --signature and --timestamp", self.fail_with(2, "verify", body, WEBHOOK_SECRET=SECRET)
+        )
         for arguments in (["/nowhere", *self.signed(BODY)], [body, "--headers", "/nowhere"]):
             self.assertIn("cannot read", self.fail_with(3, "verify", *arguments, WEBHOOK_SECRET=SECRET))
 

@@ -1,4 +1,4 @@
-"""What `webhookd send` sends, and how its latencies look: no socket is needed for either."""
+"""The requests of ``webhookd send``, and its histogram: neither needs a socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log lines for people and for machines, from a level up, and what a flood of them comes to."""
+"""Log lines for people and for machines, from a level up, and floods of them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def event(log_format: str = "it happened", **fields: Any) -> LogEvent:
 
 
 def failed(error: Exception) -> Failure:
-    """A failure that was raised, here."""
+    """A failure with a traceback from here."""
 
     def fail() -> None:
         raise error
@@ -117,7 +117,7 @@ class LineTests(SynchronousTestCase):
         self.assertLess(len(text_line(event("{path}", path="x" * 10_000))), 2200)
 
     @given(st.dictionaries(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), VALUES))
-    def test_one_line_of_plain_values_whatever_happens(self, fields: dict[str, Any]) -> None:
+    def test_any_event_is_one_line_of_plain_values(self, fields: dict[str, Any]) -> None:
         fields = {name: value for name, value in fields.items() if not name.startswith("log_")}
         happened = event(" ".join(f"{{{name}}}" for name in fields), **fields)
         text, line = text_line(happened), json_line(happened)
@@ -137,7 +137,7 @@ class LineTests(SynchronousTestCase):
 
 
 class FailureTests(SynchronousTestCase):
-    def test_a_failure_of_ours_says_what_is_wrong_and_where(self) -> None:
+    def test_a_failure_of_ours_has_its_text_and_a_traceback(self) -> None:
         failure = failed(SpoolUnavailable("the disk\n2026-01-01 is full"))
         line = json.loads(json_line(event("cannot go on", log_failure=failure)))
 
@@ -201,7 +201,7 @@ class FloodTests(SynchronousTestCase):
     def lines(self) -> list[str]:
         return [formatEvent(one) for one in self.written]
 
-    def test_a_flood_is_counted_and_told_once(self) -> None:
+    def test_a_flood_is_counted_and_reported_once(self) -> None:
         self.refuse(1000)
         self.assertEqual(self.lines(), [f"refused bad_token, {number}" for number in range(LINES_OF_A_KIND)])
 
@@ -216,13 +216,13 @@ class FloodTests(SynchronousTestCase):
         )
         self.assertNotIn("number", line)
 
-    def test_nothing_is_told_of_what_was_all_written(self) -> None:
+    def test_no_report_when_all_lines_were_written(self) -> None:
         self.refuse(LINES_OF_A_KIND)
         self.clock.advance(WINDOW_S)
 
         self.assertEqual(len(self.written), LINES_OF_A_KIND)
 
-    def test_the_next_window_begins_anew(self) -> None:
+    def test_the_next_window_counts_from_zero(self) -> None:
         for _ in range(3):
             self.refuse(LINES_OF_A_KIND)
             self.clock.advance(WINDOW_S)

@@ -1,4 +1,4 @@
-"""What systemd is told, beat by beat."""
+"""The notifications to systemd, beat by beat."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ STOPPING = "STOPPING=1\nSTATUS=draining"
 class SystemdServiceTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.told: list[str] = []
+        self.sent: list[str] = []
         self.status = "ok"
 
     def start(self, watchdog_s: float | None) -> SystemdService:
-        service = SystemdService(self.clock, self.told.append, lambda: self.status, watchdog_s)
+        service = SystemdService(self.clock, self.sent.append, lambda: self.status, watchdog_s)
         service.startService()
         return service
 
     def test_it_is_ready_when_it_starts(self) -> None:
         self.start(None)
-        self.assertEqual(self.told, [ALIVE])
+        self.assertEqual(self.sent, [ALIVE])
 
     def test_it_beats_three_times_within_the_watchdogs_patience(self) -> None:
         self.start(3.0)
         self.clock.pump([1.0] * 3)
-        self.assertEqual(self.told, [ALIVE] * 4)
+        self.assertEqual(self.sent, [ALIVE] * 4)
 
     def test_the_status_is_that_of_the_moment(self) -> None:
         self.start(None)
         self.status = "degraded"
         self.clock.advance(60.0)
-        self.assertEqual(self.told[-1], "READY=1\nSTATUS=degraded\nWATCHDOG=1")
+        self.assertEqual(self.sent[-1], "READY=1\nSTATUS=degraded\nWATCHDOG=1")
 
     def test_after_the_stop_it_says_nothing(self) -> None:
         service = self.start(3.0)
         service.stopService()
         self.clock.pump([1.0] * 10)
-        self.assertEqual(self.told, [ALIVE, STOPPING])
+        self.assertEqual(self.sent, [ALIVE, STOPPING])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
@@ -82,7 +82,7 @@ class EnvironmentTests(SynchronousTestCase):
                 count += 1
         return count
 
-    def test_without_systemd_there_is_nothing_to_tell(self) -> None:
+    def test_without_systemd_there_is_no_service(self) -> None:
         for environ in ({}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1"}):
             self.assertIsNone(systemd_service(environ, self.clock, lambda: "ok"))
 
@@ -113,7 +113,7 @@ class EnvironmentTests(SynchronousTestCase):
     def test_a_watchdog_of_no_time_is_none(self) -> None:
         self.assertEqual(self.beats_in_a_second(WATCHDOG_USEC="0"), 1)
 
-    def test_nobody_who_listens_is_no_reason_to_fail(self) -> None:
+    def test_a_missing_socket_is_no_reason_to_fail(self) -> None:
         service = self.started({"NOTIFY_SOCKET": self.path})
         self.clock.advance(60)
         service.stopService()

@@ -1,4 +1,4 @@
-"""The HTTP edge: framing, limits while bytes arrive, refusals, the access log, and the end."""
+"""The HTTP edge: framing, limits while bytes arrive, rejections, the access log, and the shutdown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from twisted.web.server import NOT_DONE_YET
 
 from tests.support.http import Response
 from tests.support.web_client import MemoryClient
-from webhookd.http import (
+from webhookd.http import WebhookRequest, WebhookSite
+from webhookd.http.answers import json_response
+from webhookd.http.channel import (
     BODY_DEADLINE_S,
     HEAD_DEADLINE_S,
     IDLE_TIMEOUT_S,
@@ -26,8 +28,6 @@ from webhookd.http import (
     MAX_HEAD_BYTES,
     MAX_HEADERS,
     WRITE_DEADLINE_S,
-    WebhookRequest,
-    WebhookSite,
 )
 from webhookd.http.request import request_id
 
@@ -45,7 +45,7 @@ def post(body: bytes = b"{}") -> bytes:
 
 
 class Echo(Resource):
-    """Remembers each request's body, and answers it with the same, at once or when the test says so."""
+    """Remembers each request's body, and sends it back, at once or when the test calls `answer`."""
 
     isLeaf = True
 
@@ -68,7 +68,7 @@ class Echo(Resource):
         return NOT_DONE_YET
 
     def answer(self) -> None:
-        """Answer the request that waits."""
+        """Answer the next request that waits."""
         request = self.waiting.pop(0)
         request.setHeader(b"Content-Length", b"%d" % len(request.body))
         request.write(request.body)
@@ -89,7 +89,7 @@ class SiteCase(SynchronousTestCase):
         return site
 
     def pass_time(self, seconds: float) -> None:
-        """Let a deadline pass, and the sweep that looks after it."""
+        """Let a deadline pass, and the next sweep."""
         self.clock.pump([1.0] * int(seconds + 2) + [0.0])
 
     def connect(self) -> MemoryClient:
@@ -98,7 +98,7 @@ class SiteCase(SynchronousTestCase):
     def assert_refused(
         self, client: MemoryClient, status: int, code: str, response: Response | None = None
     ) -> None:
-        """The answer is a refusal, it is the last, and the connection ends although the client does not."""
+        """The answer is an error and the last one, and we close although the client does not."""
         response = response or client.response()
         self.assertEqual((response.status, json.loads(response.body)["error"]["code"]), (status, code))
         self.assertEqual(response.headers["connection"], "close")
@@ -108,7 +108,7 @@ class SiteCase(SynchronousTestCase):
         self.assertFalse(client.transport.is_closed)
         self.pass_time(LINGER_S)
         self.assertTrue(client.transport.is_closed)
-        self.assertEqual(self.site.channels, set())
+        self.assertEqual(self.site.state.channels, set())
 
 
 class RequestTests(SiteCase):
@@ -149,7 +149,7 @@ class RequestTests(SiteCase):
 
         self.assertEqual([client.response().body, client.response().body], [b"1", b"22"])
 
-    def test_a_client_that_waits_to_be_told_to_go_on(self) -> None:
+    def test_a_client_that_waits_for_100_continue(self) -> None:
         client = self.connect()
         client.send(HEAD + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n")
         self.assertEqual(client.response().status, 100)
@@ -169,7 +169,7 @@ class RequestTests(SiteCase):
             client.response()
             self.assertEqual(self.echo.paths[-1], path)
 
-    def test_what_http_1_0_asks_for(self) -> None:
+    def test_http_1_0(self) -> None:
         client = self.connect()
         client.send(b"POST /x HTTP/1.0\r\nContent-Length: 1\r\n\r\n1")
 
@@ -189,7 +189,7 @@ class RequestTests(SiteCase):
         self.assertEqual(client.response().body, b"1")
         self.assertNotIn(b"x-chatwoot-signature", self.echo.headers[-1])
 
-    def test_an_offer_of_another_protocol_is_passed_over(self) -> None:
+    def test_an_offer_of_another_protocol_is_declined(self) -> None:
         offer = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
         for piece_bytes in (None, 1):
             client = self.connect()
@@ -201,7 +201,7 @@ class RequestTests(SiteCase):
 
 
 class FlowTests(SiteCase):
-    def test_nothing_is_read_while_a_request_waits_behind_another(self) -> None:
+    def test_nothing_is_read_while_a_request_waits_for_another(self) -> None:
         self.echo.is_slow = True
         client = self.connect()
         client.send(post(b"1"))
@@ -222,7 +222,7 @@ class FlowTests(SiteCase):
         self.clock.advance(0)
 
         self.assertEqual(self.echo.bodies, [])
-        self.assertEqual(self.site.channels, set())
+        self.assertEqual(self.site.state.channels, set())
 
     def test_a_client_that_does_not_read_its_answers_gets_no_more_of_them(self) -> None:
         client = self.connect()
@@ -247,7 +247,7 @@ class FlowTests(SiteCase):
 
         self.assertEqual(client.response().body, b"1")
 
-    def test_a_client_that_never_reads_its_answers_is_cut_off(self) -> None:
+    def test_a_client_that_never_reads_its_answers_is_aborted(self) -> None:
         client = self.connect()
         client.send(post(b"1"))
         client.transport.protocol.pauseProducing()
@@ -331,7 +331,7 @@ class BodyLimitTests(SiteCase):
                 self.assert_refused(client, 413, "too_large")
         self.assertEqual(self.echo.bodies, [])
 
-    def test_who_waits_to_be_told_to_go_on_is_not_told_to(self) -> None:
+    def test_a_client_that_waits_for_100_continue_gets_413(self) -> None:
         client = self.connect()
         client.send(HEAD + b"Expect: 100-continue\r\nContent-Length: 101\r\n\r\n")
 
@@ -353,7 +353,7 @@ class BodyLimitTests(SiteCase):
 
         self.assert_refused(client, 413, "too_large")
 
-    def test_the_rest_is_read_and_thrown_away(self) -> None:
+    def test_the_rest_is_read_and_discarded(self) -> None:
         client = self.connect()
         client.send(with_length(500))
         response = client.response()
@@ -363,7 +363,7 @@ class BodyLimitTests(SiteCase):
         self.assert_refused(client, 413, "too_large", response)
         self.assertEqual(self.echo.bodies, [])
 
-    def test_nothing_that_came_with_a_refused_request_becomes_a_request(self) -> None:
+    def test_nothing_that_follows_a_rejected_request_becomes_a_request(self) -> None:
         for refused in (
             with_length(500) + 500 * b"x",
             with_length(500),
@@ -377,55 +377,40 @@ class BodyLimitTests(SiteCase):
                     self.assert_refused(client, 413, "too_large")
         self.assertEqual(self.echo.bodies, [])
 
-    def test_a_request_before_the_refused_one_is_answered_first(self) -> None:
+    def test_a_request_before_the_rejected_one_is_answered_first(self) -> None:
         client = self.connect()
         client.send(post(b"1") + with_length(500))
 
         self.assertEqual(client.response().body, b"1")
         self.assert_refused(client, 413, "too_large")
 
-    def test_a_client_that_is_gone_before_it_is_cut_off(self) -> None:
+    def test_a_client_that_hangs_up_before_we_close(self) -> None:
         client = self.connect()
         client.send(with_length(500))
         client.hang_up()
 
-        self.assertEqual(self.site.channels, set())
+        self.assertEqual(self.site.state.channels, set())
         self.pass_time(LINGER_S)
         self.assertFalse(client.transport.is_aborted)
 
 
 class CrowdTests(SiteCase):
-    """What all clients together may take."""
-
-    def test_one_connection_too_many_is_answered_and_closed(self) -> None:
-        self.site = self.make_site(max_connections=2)
-        first, second, third = self.connect(), self.connect(), self.connect()
-        self.clock.advance(0)
-
-        response = third.response()
-        self.assertEqual((response.status, response.headers["retry-after"]), (429, "3"))
-        self.assertEqual(response.headers["connection"], "close")
-        self.assertTrue(third.transport.is_closed)
-        second.hang_up()
-        fourth = self.connect()
-        for client in (first, fourth):
-            client.send(post())
-            self.assertEqual(client.response().status, 200)
+    """The limit of all arriving bodies."""
 
     def test_of_the_bodies_that_arrive_the_largest_gives_way(self) -> None:
         self.site = self.make_site(max_arriving_bytes=100)
         large, small, newest = self.connect(), self.connect(), self.connect()
         large.send(with_length(100) + 60 * b"x")
         small.send(with_length(40) + 30 * b"x")
-        self.assertEqual(self.site.arriving_bytes, 90)
+        self.assertEqual(self.site.state.arriving_bytes, 90)
 
         newest.send(with_length(20) + 19 * b"x")
 
-        self.assertEqual(self.site.arriving_bytes, 49)
+        self.assertEqual(self.site.state.arriving_bytes, 49)
         for client in (small, newest):
             client.send(10 * b"x" if client is small else b"x")
             self.assertEqual(client.response().status, 200)
-        self.assertEqual(self.site.arriving_bytes, 0)
+        self.assertEqual(self.site.state.arriving_bytes, 0)
         self.assertEqual(large.response().headers["retry-after"], "3")
         self.assertEqual(len(self.echo.bodies), 2)
 
@@ -441,13 +426,6 @@ class CrowdTests(SiteCase):
         small.send(b"x")
         self.assertEqual(small.response().status, 200)
         self.assertEqual(len(self.echo.bodies), 1)
-
-    def test_a_client_that_leaves_gives_its_room_back(self) -> None:
-        client = self.connect()
-        client.send(with_length(100) + 60 * b"x")
-        client.hang_up()
-
-        self.assertEqual(self.site.arriving_bytes, 0)
 
 
 class BadRequestTests(SiteCase):
@@ -551,7 +529,7 @@ class BadRequestTests(SiteCase):
         ).map(b"".join),
         st.one_of(st.none(), st.integers(1, 9)),
     )
-    def test_whatever_arrives_the_answers_are_http_and_no_error_is_ours(
+    def test_any_bytes_get_http_answers_and_cause_no_error(
         self, data: bytes, piece_bytes: int | None
     ) -> None:
         client = self.connect()
@@ -560,8 +538,8 @@ class BadRequestTests(SiteCase):
         while client.received:
             self.assertIn(client.response().status, (100, 200, 400, 413, 431))
         client.hang_up()
-        self.assertEqual(self.site.channels, set())
-        self.assertEqual(self.site.arriving_bytes, 0)
+        self.assertEqual(self.site.state.channels, set())
+        self.assertEqual(self.site.state.arriving_bytes, 0)
         self.assertEqual(self.flushLoggedErrors(), [])
 
 
@@ -578,10 +556,10 @@ class AccessLogTests(SiteCase):
         self.assertEqual(formatEvent(event), "192.168.1.1 GET /webhook/chatwoot 200")
         self.assertNotIn("s3cret", repr(event))
 
-    def test_no_line_unless_it_is_wanted(self) -> None:
+    def test_no_line_unless_it_is_configured(self) -> None:
         self.assertEqual(self.lines(post(), access_log=False), [])
 
-    def test_nobody_writes_a_line_of_his_own(self) -> None:
+    def test_a_path_cannot_start_a_line(self) -> None:
         [event] = self.lines(b"GET /%0d%0a%1b[31m HTTP/1.1\r\nHost: h\r\n\r\n")
 
         self.assertTrue(formatEvent(event).isprintable())
@@ -594,7 +572,7 @@ class AccessLogTests(SiteCase):
 
 class RequestIdTests(SiteCase):
     def id_of(self, *given: bytes) -> str:
-        """The id in the answer to a request that brings these."""
+        """Return the id in the answer to a request with these ids."""
         client = self.connect()
         lines = b"".join(b"X-Request-Id: %b\r\n" % one for one in given)
         client.send(HEAD + lines + b"Content-Length: 2\r\n\r\n{}")
@@ -620,7 +598,7 @@ class RequestIdTests(SiteCase):
                 self.assertRegex(self.id_of(*sent), r"^[0-9a-f]{12}-[0-9a-f]+$")
 
     @given(st.binary())
-    def test_whatever_is_given_the_id_can_be_written_anywhere(self, given_id: bytes) -> None:
+    def test_any_id_that_is_kept_is_safe_to_write(self, given_id: bytes) -> None:
         name = request_id({b"x-request-id": given_id}, iter([b"own"]))
 
         self.assertRegex(name, rb"\A[0-9A-Za-z._-]{1,64}\Z")
@@ -631,7 +609,7 @@ class RequestIdTests(SiteCase):
 
         def shortcut(request: WebhookRequest) -> bool:
             seen.extend(vars(request))
-            request.respond(200, {b"Content-Length": b"0"}, b"")
+            request.respond(json_response(200, {}))
             seen.extend(vars(request))
             return True
 
@@ -643,14 +621,14 @@ class RequestIdTests(SiteCase):
 
 class RefusalLineTests(SiteCase):
     def refused(self, *data: bytes, **limits: Any) -> LogEvent:
-        """The one line about what a client sent, and time that passed after it; its id is in the answer."""
+        """Send data, wait, and return the one log line; its request id is in the answer."""
         self.site = self.make_site(**limits)
         with capturedLogs() as events:
             client = self.connect()
             for part in data:
                 client.send(part)
             self.pass_time(HEAD_DEADLINE_S)
-        [line] = [event for event in events if event["log_namespace"] == "webhookd.http.site"]
+        [line] = [event for event in events if event["log_namespace"] == "webhookd.http.refusals"]
         self.assertEqual(line["client"], "192.168.1.1")
         self.assertEqual(line["request_id"], client.response().headers["x-request-id"])
         return line
@@ -663,7 +641,7 @@ class RefusalLineTests(SiteCase):
             formatEvent(line), f"refused {path} from 192.168.1.1: {status} {code}, request {name}"
         )
 
-    def test_what_is_no_http(self) -> None:
+    def test_bytes_that_are_not_http(self) -> None:
         self.assert_line(self.refused(b"hello\r\n\r\n"), 400, "bad_request", "-", LogLevel.info)
 
     def test_a_request_without_a_host(self) -> None:
@@ -693,7 +671,7 @@ class RefusalLineTests(SiteCase):
 
         self.assert_line(line, 431, "head_too_large", "-", LogLevel.info)
 
-    def test_what_is_too_much_is_a_warning(self) -> None:
+    def test_an_overload_is_a_warning(self) -> None:
         line = self.refused(max_connections=0)
 
         self.assert_line(line, 429, "too_many_connections", "-", LogLevel.warn)
@@ -708,7 +686,7 @@ class DrainTests(SiteCase):
     def assert_drained(self, drained: Deferred[None]) -> None:
         self.clock.advance(0)
         self.successResultOf(drained)
-        self.assertEqual(self.site.channels, set())
+        self.assertEqual(self.site.state.channels, set())
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_without_connections_there_is_nothing_to_wait_for(self) -> None:
@@ -771,7 +749,7 @@ class DrainTests(SiteCase):
 
         self.assert_drained(drained)
 
-    def test_requests_that_have_come_are_answered_and_the_last_answer_says_that_it_is(self) -> None:
+    def test_pending_requests_are_answered_and_the_last_answer_says_close(self) -> None:
         self.echo.is_slow = True
         client = self.connect()
         client.send(post(b"1") + post(b"2"))
@@ -785,7 +763,7 @@ class DrainTests(SiteCase):
         self.assertEqual((last.body, last.headers.get("connection")), (b"2", "close"))
         self.assert_drained(drained)
 
-    def test_the_deadline_cuts_off_who_is_not_done(self) -> None:
+    def test_the_deadline_aborts_the_rest(self) -> None:
         self.echo.is_slow = True
         busy, half = self.connect(), self.connect()
         busy.send(post())

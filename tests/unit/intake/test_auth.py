@@ -1,10 +1,9 @@
-"""Who is let in: Chatwoot's own signatures, everything that only looks like one, and tokens."""
+"""Authentication: Chatwoot's signatures, look-alikes of them, and tokens."""
 
 from __future__ import annotations
 
 import hmac
 from base64 import b64encode
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
 from hypothesis import assume, given
@@ -12,19 +11,17 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from twisted.trial.unittest import SynchronousTestCase
 
-from webhookd.intake.auth import REASONS, Authenticator, Credentials, Network, client_address, sign
+from webhookd.intake.auth import REASONS, Authenticator, Credentials, sign
 from webhookd.model import Unauthorized
 from webhookd.samples import SAMPLES, SECRET, SIGNED_AT_S
 
 TOLERANCE_S = 300
-PROXIES = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
-OFFICE = ip_network("192.0.2.0/24")
 BODY = SAMPLES["message_created"].body
 TIMESTAMP = str(SIGNED_AT_S).encode()
 
 
 def signed(secret: str = SECRET, timestamp: bytes = TIMESTAMP, body: bytes = BODY) -> Credentials:
-    """What Chatwoot would show, computed apart from the module under test."""
+    """The credentials of Chatwoot, computed without the module under test."""
     digest = hmac.new(secret.encode(), timestamp + b"." + body, "sha256").hexdigest()
     return Credentials(signature=b"sha256=" + digest.encode(), timestamp=timestamp)
 
@@ -34,10 +31,8 @@ def basic(user_and_password: bytes) -> bytes:
 
 
 class AuthenticatorCase(SynchronousTestCase):
-    def authenticator(
-        self, *secrets: str, tokens: tuple[str, ...] = (), networks: tuple[Network, ...] = ()
-    ) -> Authenticator:
-        return Authenticator(secrets, tokens, TOLERANCE_S, networks, PROXIES)
+    def authenticator(self, *secrets: str, tokens: tuple[str, ...] = ()) -> Authenticator:
+        return Authenticator(secrets, tokens, TOLERANCE_S)
 
     def assert_refused(
         self,
@@ -226,14 +221,14 @@ class TokenTests(AuthenticatorCase):
             with self.subTest(shown):
                 self.assert_refused("bad_token", Credentials(**shown), rule=rule)
 
-    def test_a_signature_counts_for_nothing_where_only_tokens_are_configured(self) -> None:
+    def test_a_signature_is_ignored_if_only_tokens_are_configured(self) -> None:
         self.assert_refused("wrong_signature", signed(""), rule=self.authenticator(tokens=("token",)))
 
-    def test_a_token_counts_for_nothing_where_only_secrets_are_configured(self) -> None:
+    def test_a_token_is_ignored_if_only_secrets_are_configured(self) -> None:
         self.assert_refused("missing_signature", Credentials(token=SECRET.encode()))
         self.assert_refused("missing_signature", Credentials(authorization=b"Bearer " + SECRET.encode()))
 
-    def test_where_both_are_configured_either_is_enough(self) -> None:
+    def test_either_is_enough_if_both_are_configured(self) -> None:
         rule = self.authenticator(SECRET, tokens=("token",))
 
         self.assertIsNone(self.verify(rule, token=b"token"))
@@ -245,7 +240,7 @@ class TokenTests(AuthenticatorCase):
 
 
 class OpenTests(AuthenticatorCase):
-    def test_a_source_with_neither_lets_everybody_in(self) -> None:
+    def test_a_source_with_neither_is_open(self) -> None:
         rule = self.authenticator()
 
         self.assertTrue(rule.is_open)
@@ -257,87 +252,12 @@ class OpenTests(AuthenticatorCase):
         ):
             self.assertIsNone(rule.verify(credentials, BODY, 0))
 
-    def test_one_with_either_is_not_open(self) -> None:
+    def test_a_source_with_either_is_not_open(self) -> None:
         self.assertFalse(self.authenticator("x").is_open)
         self.assertFalse(self.authenticator(tokens=("x",)).is_open)
 
 
-class NetworkTests(AuthenticatorCase):
-    def assert_client(self, expected: str | None, peer: str | None, **shown: Any) -> None:
-        client = client_address(Credentials(peer=peer, **shown), PROXIES)
-        self.assertEqual(client, None if expected is None else ip_address(expected))
-
-    def test_the_peer_of_a_connection_is_the_client_unless_it_is_a_trusted_proxy(self) -> None:
-        self.assert_client("192.0.2.1", "192.0.2.1")
-        self.assert_client("192.0.2.1", "192.0.2.1", forwarded_for=b"10.0.0.1", real_ip=b"10.0.0.1")
-        self.assert_client("10.0.0.1", "10.0.0.1")
-        self.assert_client("2001:db8::1", "2001:db8::1", forwarded_for=b"fd00::1")
-        self.assert_client("192.0.2.1", "::ffff:192.0.2.1")
-        self.assert_client("192.0.2.9", "::ffff:10.0.0.1", forwarded_for=b"192.0.2.9")
-        self.assert_client(None, None)
-        self.assert_client(None, None, forwarded_for=b"192.0.2.1")
-
-    def test_forwarded_for_is_believed_from_its_end_as_far_as_its_writers_are_trusted(self) -> None:
-        for forwarded_for, client in (
-            (b"192.0.2.1", "192.0.2.1"),
-            (b" 192.0.2.1 ", "192.0.2.1"),
-            (b"198.51.100.7, 192.0.2.1", "192.0.2.1"),
-            (b"10.0.0.9,192.0.2.1", "192.0.2.1"),
-            (b"198.51.100.7,192.0.2.1,10.0.0.2, 10.0.0.3", "192.0.2.1"),
-            (b"10.0.0.2, 10.0.0.3", "10.0.0.2"),
-            (b"2001:db8::1,fd00::2", "2001:db8::1"),
-            (b"::ffff:192.0.2.1", "192.0.2.1"),
-            (b"192.0.2.1, unknown", None),
-            (b"192.0.2.1:1234", None),
-            (b"192.0.2.1,", None),
-            (b"", None),
-            (b"\xff", None),
-        ):
-            with self.subTest(forwarded_for):
-                self.assert_client(client, "10.0.0.1", forwarded_for=forwarded_for, real_ip=b"203.0.113.9")
-
-    def test_real_ip_counts_where_there_is_no_forwarded_for(self) -> None:
-        self.assert_client("192.0.2.1", "10.0.0.1", real_ip=b"192.0.2.1")
-        self.assert_client(None, "10.0.0.1", real_ip=b"nobody")
-
-    def test_a_source_with_networks_takes_nothing_from_elsewhere_however_it_is_signed(self) -> None:
-        rule = self.authenticator(SECRET, tokens=("token",), networks=(OFFICE,))
-
-        self.assertEqual(rule.verify(replace(signed(), peer="192.0.2.1"), BODY, SIGNED_AT_S), 0)
-        for peer in ("192.0.3.1", "::1", None):
-            self.assert_refused("wrong_network", replace(signed(), peer=peer), rule=rule)
-            self.assert_refused("wrong_network", Credentials(token=b"token", peer=peer), rule=rule)
-        spoofed = replace(signed(), peer="198.51.100.7", forwarded_for=b"192.0.2.1", real_ip=b"192.0.2.1")
-        self.assert_refused("wrong_network", spoofed, rule=rule)
-        self.assert_refused("missing_signature", Credentials(peer="192.0.2.1"), rule=rule)
-
-    def test_a_network_is_enough_for_a_source_with_neither_secret_nor_token(self) -> None:
-        rule = self.authenticator(networks=(OFFICE,))
-
-        self.assertIsNone(
-            rule.verify(Credentials(peer="10.0.0.1", forwarded_for=b"192.0.2.1"), BODY, SIGNED_AT_S)
-        )
-        self.assert_refused("wrong_network", Credentials(peer="10.0.0.1"), rule=rule)
-
-    @given(st.ip_addresses(), st.binary(max_size=40), st.binary(max_size=20))
-    def test_whatever_a_client_writes_behind_it_stands_its_own_address(
-        self, client: IPv4Address | IPv6Address, lie: bytes, other_lie: bytes
-    ) -> None:
-        assume(not any(client in network for network in PROXIES))
-        assume(getattr(client, "ipv4_mapped", None) is None)
-        forwarded_for = lie + b", " + str(client).encode()
-
-        self.assert_client(str(client), str(client), forwarded_for=lie, real_ip=other_lie)
-        self.assert_client(str(client), "10.0.0.1", forwarded_for=forwarded_for, real_ip=other_lie)
-
-
 class SecrecyTests(AuthenticatorCase):
-    def test_no_secret_shows(self) -> None:
-        shown = repr(self.authenticator("s3cret", tokens=("t0ken",)))
-
-        self.assertNotIn("s3cret", shown)
-        self.assertNotIn("t0ken", shown)
-
     def test_no_refusal_repeats_what_was_shown(self) -> None:
         for reason in REASONS.values():
             self.assertNotIn("{", reason)
@@ -393,7 +313,7 @@ class PropertyTests(AuthenticatorCase):
         token: bytes | None,
         body: bytes,
     ) -> None:
-        rule = self.authenticator(SECRET, tokens=("a token that nobody guesses",))
+        rule = self.authenticator(SECRET, tokens=("a token that is hard to guess",))
         credentials = Credentials(signature, timestamp, authorization, token)
 
         error = self.assertRaises(Unauthorized, rule.verify, credentials, body, float(SIGNED_AT_S))

@@ -1,4 +1,4 @@
-"""From a delivery and its credentials to a job, or to the reason why there is none."""
+"""From a delivery and its credentials to a job or a refusal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from webhookd.bullmq.options import JobOptions
 from webhookd.chatwoot.payload import hash_of_body
-from webhookd.intake import ENCODERS, Intake, Source, envelope, told
+from webhookd.intake import ENCODERS, Intake, SourcePolicy, envelope, log_deliveries
 from webhookd.intake.auth import Authenticator, Credentials
 from webhookd.model import (
     BadRequest,
@@ -34,7 +34,7 @@ PLAIN = JobOptions.from_mapping({"attempts": 3})
 
 
 class Jobs:
-    """Takes every job and remembers it."""
+    """Accepts each job and remembers it."""
 
     def __init__(self) -> None:
         self.taken: list[Job] = []
@@ -51,8 +51,8 @@ def source(
     events: frozenset[str] | None = None,
     queue: str = "chatwoot",
     options: JobOptions = PLAIN,
-) -> Source:
-    return Source(Authenticator(secrets, (), tolerance_s), events, queue, options)
+) -> SourcePolicy:
+    return SourcePolicy(Authenticator(secrets, (), tolerance_s), events, queue, options)
 
 
 def delivery(body: bytes = SAMPLE.body, name: str = "chatwoot", delivery_id: str | None = None) -> Delivery:
@@ -63,7 +63,7 @@ class IntakeTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.jobs = Jobs()
 
-    def intake(self, encoder: str = "payload", **sources: Source) -> Intake:
+    def intake(self, encoder: str = "payload", **sources: SourcePolicy) -> Intake:
         return Intake(sources or {"chatwoot": source()}, ENCODERS[encoder], hash_of_body, self.jobs.deliver)
 
     def test_a_delivery_becomes_a_job(self) -> None:
@@ -101,7 +101,7 @@ class IntakeTests(SynchronousTestCase):
         self.assertEqual(error.code, "unknown_source")
         self.assertNotIn("other", str(error))
 
-    def test_who_may_not_send_does_not_learn_whether_the_body_is_good(self) -> None:
+    def test_an_unauthorized_sender_does_not_learn_whether_the_body_is_good(self) -> None:
         intake = self.intake(chatwoot=source(secrets=("secret",)))
 
         self.assertRaises(Unauthorized, intake.accept, delivery(b"not json"), Credentials())
@@ -123,7 +123,7 @@ class IntakeTests(SynchronousTestCase):
         self.assertRaises(BadRequest, self.intake().accept, delivery(b"[]"), Credentials())
         self.assertEqual(self.jobs.taken, [])
 
-    def test_an_event_that_nobody_wants_is_no_job(self) -> None:
+    def test_an_event_that_is_filtered_out_is_no_job(self) -> None:
         intake = self.intake(chatwoot=source(events=frozenset({"conversation_created"})))
 
         receipt = self.successResultOf(intake.accept(delivery(), Credentials()))
@@ -159,10 +159,10 @@ class IntakeTests(SynchronousTestCase):
             b'"payload":{ "event":"x" }}' % NOW_MS,
         )
 
-    def test_a_line_for_each_event_that_is_taken(self) -> None:
+    def test_a_line_for_each_accepted_event(self) -> None:
         clock = Clock()
         waiting: Deferred[Receipt] = Deferred()
-        accept = told(lambda _delivery, _credentials: waiting, clock.seconds)
+        accept = log_deliveries(lambda _delivery, _credentials: waiting, clock.seconds)
         with capturedLogs() as lines:
             taken = accept(Delivery("branch", SAMPLE.body, None, NOW_MS, b"name-1"), Credentials())
             clock.advance(0.0125)
@@ -174,15 +174,15 @@ class IntakeTests(SynchronousTestCase):
         self.assertEqual(formatEvent(line), f"spooled {SAMPLE.job_id} of branch in 12.5 ms, request name-1")
         self.assertEqual((line["event"], line["duration_ms"]), (SAMPLE.event, 12.5))
 
-    def test_no_such_line_for_one_that_is_refused(self) -> None:
+    def test_no_line_for_a_refused_event(self) -> None:
         with capturedLogs() as lines:
-            accept = told(lambda _delivery, _credentials: fail(ValueError()), Clock().seconds)
+            accept = log_deliveries(lambda _delivery, _credentials: fail(ValueError()), Clock().seconds)
             self.failureResultOf(accept(delivery(), Credentials()), ValueError)
 
         self.assertEqual(lines, [])
 
     @given(st.one_of(st.none(), st.text(alphabet=st.characters(exclude_categories=["Cs"]))))
-    def test_an_envelope_is_json_whatever_the_delivery_id(self, delivery_id: str | None) -> None:
+    def test_an_envelope_is_json_for_any_delivery_id(self, delivery_id: str | None) -> None:
         self.assertEqual(
             json.loads(envelope(delivery(delivery_id=delivery_id))),
             {

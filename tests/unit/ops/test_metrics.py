@@ -1,14 +1,14 @@
-"""Every metric, read from real parts in memory; both text formats; and a scrape that nothing can break."""
+"""Every metric, read from real parts in memory; both text formats; and a scrape that never fails."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from twisted.internet.defer import Deferred, ensureDeferred, succeed
@@ -19,34 +19,34 @@ from twisted.web.server import Request
 
 from tests.support.fakes import AcceptingSink, MemorySpool
 from tests.support.http import request_bytes
-from tests.support.redis_wire import PoolCase, array, bulk, error, integer
+from tests.support.redis_wire import NIL, Line, PoolCase, array, bulk, error, integer
 from tests.support.spools import make_job
 from tests.support.web_client import MemoryClient
 from webhookd.bullmq.keys import QueueKeys
 from webhookd.bullmq.script import Wire
 from webhookd.chatwoot.payload import hash_of_body
 from webhookd.delivery import Drain
-from webhookd.http import WebhookSite
-from webhookd.intake import Intake, Source, payload
+from webhookd.http import InFlight, Shortcut, WebhookSite
+from webhookd.intake import Intake, SourcePolicy, payload
 from webhookd.intake.auth import Authenticator
 from webhookd.model import Job, Outcome, Receipt
-from webhookd.ops.metrics import DaemonCollector, Exposition, Parts, ReactorLag
+from webhookd.ops.metrics import Components, DaemonCollector, Exposition, ReactorLag
 from webhookd.ops.status import load_page
 from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker
-from webhookd.redis.queue import QueueSettings, RedisQueue
-from webhookd.redis.watch import JobCounts, RedisWatch
+from webhookd.redis.queue import RedisQueue
+from webhookd.redis.settings import QueueSettings
+from webhookd.redis.watch import QueueWatch, RedisWatch
 from webhookd.samples import SAMPLES, SECRET
-from webhookd.web import InFlight, OpsApp, Shortcut, WebhookApp
+from webhookd.web import OpsApp, WebhookApp
 
 NOW_MS = 1_788_264_005_123
 SAMPLE = SAMPLES["message_created"]
 PATH = "/webhook/chatwoot"
 _OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
-_DEADLINE_S = 4.0
 
 
 class Health(Resource):
-    """The sibling, as far as its requests are counted."""
+    """A health resource, of which only the requests count."""
 
     isLeaf = True
 
@@ -55,7 +55,7 @@ class Health(Resource):
 
 
 class MetricsCase(PoolCase):
-    """The parts of a daemon, on a Redis that the test plays, and a client of its ops endpoint."""
+    """The parts of a daemon, with a Redis that the test plays, and its ops endpoint."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -64,18 +64,21 @@ class MetricsCase(PoolCase):
         self.sink = AcceptingSink()
         self.lag = ReactorLag(self.clock)
         self.queues = [self.queue(), self.queue()]
-        self.watch = RedisWatch([QueueKeys("bull", "chatwoot")], _DEADLINE_S, lambda: None)
+        queues = [QueueKeys("bull", "chatwoot")]
+        self.redis_watch = RedisWatch(self.pool, queues, lambda: None)
+        self.queue_watch = QueueWatch(self.clock, self.pool, queues)
         self.intake = Intake(
             {"chatwoot": self.source(), "branch": self.source(SECRET)}, payload, hash_of_body, self.deliver
         )
         self.app = WebhookApp(self.intake.accept, "chatwoot", lambda: NOW_MS, InFlight(2, 100_000), Health())
         self.site = self.make_site(self.app)
-        self.collector = DaemonCollector(self.parts())
-        self.ops = self.make_ops(lambda: self.watch.count_jobs(self.pool))
+        self.collector = DaemonCollector(self.components())
+        exposition = Exposition(self.components())
+        self.ops = self.make_site(OpsApp(Resource(), exposition.expose, load_page(), Resource()))
 
-    def source(self, *secrets: str) -> Source:
+    def source(self, *secrets: str) -> SourcePolicy:
         options: Any = SimpleNamespace(encode=lambda _id: b"{}", delay_ms=0, priority=0, lifo=False)
-        return Source(Authenticator(secrets, (), 300), None, "chatwoot", options)
+        return SourcePolicy(Authenticator(secrets, (), 300), None, "chatwoot", options)
 
     def queue(self) -> RedisQueue:
         settings = QueueSettings("bull", Wire.AUTO, 5000, lambda: "now here")
@@ -83,23 +86,23 @@ class MetricsCase(PoolCase):
             self.clock, self.pool, self.breaker, settings, deadline_s=0.5, acknowledged=lambda _jobs: None
         )
 
-    def parts(self, **changes: Any) -> Parts:
+    def components(self, **changes: Any) -> Components:
         drain = Drain(self.clock, self.spool, self.sink, lambda: 0.0)
         values: dict[str, Any] = {
-            "version": "1.2.3",
             "site": self.site,
             "app": self.app,
             "intake": self.intake,
-            "queues": self.queues,
+            "redis_queues": self.queues,
             "pool": self.pool,
-            "watch": self.watch,
             "breaker": self.breaker,
+            "redis_watch": self.redis_watch,
+            "queue_watch": self.queue_watch,
             "spool": SpoolWithDrain(self.spool, drain),
             "spool_capacity_bytes": 1000,
             "lag": self.lag,
             "now_ms": lambda: NOW_MS,
         }
-        return Parts(**{**values, **changes})
+        return Components(**{**values, **changes})
 
     def make_site(self, app: WebhookApp | OpsApp) -> WebhookSite:
         return WebhookSite(
@@ -109,12 +112,6 @@ class MetricsCase(PoolCase):
             access_log=False,
             shortcut=Shortcut(app.app, app.failed),
         )
-
-    def make_ops(self, count_jobs: Callable[[], Awaitable[JobCounts]]) -> WebhookSite:
-        registry = CollectorRegistry()
-        registry.register(self.collector)
-        exposition = Exposition(self.clock, registry, self.collector, count_jobs)
-        return self.make_site(OpsApp(Resource(), exposition.expose, load_page(), Resource()))
 
     def deliver(self, job: Job) -> Deferred[Receipt]:
         return succeed(Receipt(Outcome.QUEUED, job.id, job.name))
@@ -130,7 +127,7 @@ class MetricsCase(PoolCase):
         return {metric.name: metric for metric in self.collector.collect()}
 
     def values(self, name: str) -> dict[tuple[str, ...], float]:
-        """A metric's samples by the values of their labels."""
+        """Return a metric's samples by the values of their labels."""
         (metric,) = (
             metric for metric in self.families().values() if any(one.name == name for one in metric.samples)
         )
@@ -142,7 +139,7 @@ class MetricsCase(PoolCase):
         return self.values(name)[labels]
 
     def scrape(self, accept: str = "") -> tuple[str, str]:
-        """Media type and text."""
+        """Return media type and text."""
         client = MemoryClient(self.ops, self.clock)
         answer = client.exchange("GET", "/metrics", {"Accept": accept})
         self.assertEqual(answer.status, 200)
@@ -151,7 +148,7 @@ class MetricsCase(PoolCase):
 
 
 class SpoolWithDrain:
-    """What the metrics see of a SpoolService."""
+    """The attributes of a SpoolService that metrics read."""
 
     def __init__(self, spool: MemorySpool, drain: Drain) -> None:
         self._spool = spool
@@ -167,7 +164,7 @@ class SpoolWithDrain:
 
 
 class ZeroTests(MetricsCase):
-    """A counter that is not there before its first increment hides that one from every rate."""
+    """If a counter appears with its first increment, no rate includes that increment."""
 
     def assert_zeros(self, name: str, *labels: tuple[str, ...]) -> None:
         values = self.values(name)
@@ -274,7 +271,7 @@ class EventTests(MetricsCase):
         self.assertEqual(self.value("webhookd_refusals_total", "missing_signature"), 1)
         self.assertEqual(self.value("webhookd_signature_failures_total", "branch", "missing_signature"), 1)
 
-    def test_nobody_can_make_labels(self) -> None:
+    def test_no_request_can_make_labels(self) -> None:
         for number in range(50):
             self.post(f"{PATH}/source{number}")
             self.post(body=b'{"event":"event%d"}' % number)
@@ -286,7 +283,7 @@ class EventTests(MetricsCase):
 
 class RedisTests(MetricsCase):
     async def add(self, *answers: bytes) -> None:
-        """One call that adds a job for each of these answers, through one of the two queues by turns."""
+        """Add one job per answer, each in its own call, through the two queues in turn."""
         line = await self.connect()
         for number, answer in enumerate(answers):
             self.queues[number % 2].add(make_job(number)).addErrback(lambda _failure: None)
@@ -320,7 +317,7 @@ class SpoolTests(MetricsCase):
     def test_what_it_holds(self) -> None:
         self.spool.append(make_job(1))
         received_at_ms = self.spool.stats.oldest_received_at_ms or 0
-        self.collector = DaemonCollector(self.parts(now_ms=lambda: received_at_ms + 90_500))
+        self.collector = DaemonCollector(self.components(now_ms=lambda: received_at_ms + 90_500))
         self.assertEqual(self.value("webhookd_spool_records"), 1)
         self.assertEqual(self.value("webhookd_spool_bytes"), make_job(1).size_bytes)
         self.assertEqual(self.value("webhookd_spool_oldest_age_seconds"), 90.5)
@@ -329,7 +326,7 @@ class SpoolTests(MetricsCase):
 
     def test_a_clock_that_was_set_back_makes_no_negative_age(self) -> None:
         self.spool.append(make_job(1))
-        self.collector = DaemonCollector(self.parts(now_ms=lambda: 0))
+        self.collector = DaemonCollector(self.components(now_ms=lambda: 0))
         self.assertEqual(self.value("webhookd_spool_oldest_age_seconds"), 0)
 
     def test_a_broken_one(self) -> None:
@@ -338,13 +335,13 @@ class SpoolTests(MetricsCase):
 
     def test_what_left_it(self) -> None:
         drain = Drain(self.clock, self.spool, self.sink, lambda: 0.0)
-        self.collector = DaemonCollector(self.parts(spool=SpoolWithDrain(self.spool, drain)))
+        self.collector = DaemonCollector(self.components(spool=SpoolWithDrain(self.spool, drain)))
         self.spool.append(make_job(1))
         self.successResultOf(drain.until_empty())
         self.assertEqual(self.values("webhookd_spool_replayed_total"), {("queued",): 1, ("dead",): 0})
 
     def test_none_at_all(self) -> None:
-        self.collector = DaemonCollector(self.parts(spool=None))
+        self.collector = DaemonCollector(self.components(spool=None))
         self.assertEqual([name for name in self.families() if name.startswith("webhookd_spool")], [])
 
 
@@ -376,7 +373,7 @@ class FormatTests(MetricsCase):
             self.assertEqual(media_type, "text/plain; version=0.0.4; charset=utf-8")
             self.assertIn("webhookd_build_info", [metric.name for metric in parse_text(text)])
 
-    def test_openmetrics_where_it_is_wanted(self) -> None:
+    def test_openmetrics_on_request(self) -> None:
         media_type, text = self.scrape(_OPENMETRICS)
         self.assertEqual(media_type, "application/openmetrics-text; version=1.0.0; charset=utf-8")
         families = {metric.name: metric for metric in parse_openmetrics(text)}
@@ -387,88 +384,25 @@ class FormatTests(MetricsCase):
             self.assertRegex(metric.documentation, r"^[A-Z].+\.$")
 
 
-class HeaderTests(SynchronousTestCase):
-    @given(st.text(alphabet=st.characters(max_codepoint=255), max_size=60))
-    def test_no_accept_header_breaks_a_scrape_or_comes_back(self, junk: str) -> None:
-        watch = SimpleNamespace(waiting_since=self.no_queues)
-        collector: Any = SimpleNamespace(parts=SimpleNamespace(watch=watch, pool=None))
-        exposition = Exposition(Clock(), CollectorRegistry(), collector, self.no_queues)
-        for accept in (junk, f"application/openmetrics-text;version={junk}"):
-            media_type, _ = self.successResultOf(ensureDeferred(exposition.expose(accept)))
-            self.assertIn(media_type.partition(";")[0], ("text/plain", "application/openmetrics-text"))
-            self.assertLess(len(media_type), 64)
+class HeaderTests(MetricsCase):
+    def test_no_accept_header_breaks_a_scrape_or_comes_back(self) -> None:
+        exposition = Exposition(self.components())
 
-    async def no_queues(self, *_arguments: object) -> JobCounts:
-        return {}
+        @given(st.text(alphabet=st.characters(max_codepoint=255), max_size=60))
+        def check(junk: str) -> None:
+            for accept in (junk, f"application/openmetrics-text;version={junk}"):
+                media_type, _ = self.successResultOf(ensureDeferred(exposition.expose(accept)))
+                self.assertIn(media_type.partition(";")[0], ("text/plain", "application/openmetrics-text"))
+                self.assertLess(len(media_type), 64)
+
+        check()
 
 
 class QueueTests(MetricsCase):
-    """The one thing that a scrape asks somebody else for."""
+    """The queues: the only metrics for which a scrape asks Redis."""
 
-    def setUp(self) -> None:
-        super().setUp()
-        self.looks: list[Deferred[JobCounts]] = []
-        self.ops = self.make_ops(self.count_jobs)
-
-    def count_jobs(self) -> Deferred[JobCounts]:
-        self.looks.append(Deferred())
-        return self.looks[-1]
-
-    def begin(self) -> MemoryClient:
-        client = MemoryClient(self.ops, self.clock)
-        client.send(request_bytes("GET", "/metrics"))
-        return client
-
-    def shown(self) -> dict[tuple[str, ...], float]:
-        return self.values("bullmq_job_count")
-
-    def counted(self, count: int) -> None:
-        self.looks[-1].callback({"chatwoot": {"waiting": count}, "unknown": None})
-
-    def test_all_who_ask_at_once_share_a_look(self) -> None:
-        clients = [self.begin() for _ in range(3)]
-        self.assertEqual((len(self.looks), [client.received for client in clients]), (1, [b""] * 3))
-        self.counted(5)
-        for client in clients:
-            self.assertIn(b'bullmq_job_count{queue="chatwoot",state="waiting"} 5.0', client.received)
-
-    def test_a_look_is_good_for_two_seconds(self) -> None:
-        self.begin()
-        self.counted(5)
-        self.clock.advance(1.9)
-        self.assertIn(b"200 OK", self.begin().received)
-        self.assertEqual(len(self.looks), 1)
-        self.clock.advance(0.1)
-        self.begin()
-        self.assertEqual(len(self.looks), 2)
-
-    def test_a_redis_that_does_not_answer_keeps_only_its_own_numbers_back(self) -> None:
-        self.begin()
-        self.counted(5)
-        self.clock.advance(2)
-        client = self.begin()
-        self.clock.advance(1)
-        self.assertIn(b"webhookd_build_info", client.received)
-        self.assertNotIn(b"bullmq_job_count{", client.received)
-        self.counted(7)  # at last; it is new
-        self.assertIn(b"200 OK", self.begin().received)
-        self.assertEqual(self.shown(), {("chatwoot", "waiting"): 7})
-
-    def test_nothing_is_shown_of_a_queue_that_could_not_be_asked(self) -> None:
-        self.begin()
-        self.looks[-1].callback({"chatwoot": None})
-        self.assertEqual(self.families()["bullmq_job_count"].samples, [])
-
-    def test_a_defect_does_not_break_the_scrape(self) -> None:
-        client = self.begin()
-        self.looks[-1].errback(ZeroDivisionError())
-        self.assertIn(b"200 OK", client.received)
-        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-
-
-class OldestTests(MetricsCase):
-    async def scrape_beside(self, *replies: bytes) -> str:
-        """The text, where the Redis that is asked answers so."""
+    async def begin(self, *replies: bytes) -> tuple[Line, MemoryClient]:
+        """Begin a scrape, and have Redis give these replies."""
         await self.connect()
         prober = await self.connect()
         client = MemoryClient(self.ops, self.clock)
@@ -476,18 +410,31 @@ class OldestTests(MetricsCase):
         for reply in replies:
             prober.commands()
             prober.reply(reply)
-        return client.received.decode()
+        return prober, client
 
     async def test_the_age_of_the_next_job(self) -> None:
         counts = [integer(number) for number in range(6)]
         since = [bulk(b"chatwoot.a.7.1"), array(bulk(b"%d" % (NOW_MS - 12_500)))]
-        text = await self.scrape_beside(*counts, *since)
-        self.assertIn('webhookd_queue_oldest_wait_age_seconds{queue="chatwoot"} 12.5', text)
-        self.assertIn('bullmq_job_count{queue="chatwoot",state="active"} 4.0', text)
+        _, client = await self.begin(*counts, *since)
+        self.assertIn(b'webhookd_queue_oldest_wait_age_seconds{queue="chatwoot"} 12.5', client.received)
+        self.assertIn(b'bullmq_job_count{queue="chatwoot",state="active"} 4.0', client.received)
 
     async def test_an_empty_queue_has_age_zero(self) -> None:
-        text = await self.scrape_beside(*[integer(0)] * 6, b"$-1\r\n")
-        self.assertIn('webhookd_queue_oldest_wait_age_seconds{queue="chatwoot"} 0.0', text)
+        _, client = await self.begin(*[integer(0)] * 6, NIL)
+        self.assertIn(b'webhookd_queue_oldest_wait_age_seconds{queue="chatwoot"} 0.0', client.received)
+
+    async def test_a_redis_that_does_not_answer_keeps_only_its_own_numbers_back(self) -> None:
+        _, client = await self.begin(integer(5))
+        self.assertEqual(client.received, b"")
+        self.clock.advance(0.5)
+        self.assertIn(b"webhookd_build_info", client.received)
+        self.assertNotIn(b"bullmq_job_count{", client.received)
+
+    async def test_a_defect_does_not_break_the_scrape(self) -> None:
+        _, client = await self.begin(*[integer(0)] * 6, integer(1))
+        self.assertIn(b"200 OK", client.received)
+        self.assertNotIn(b"bullmq_job_count{", client.received)
+        self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1)
 
     def test_without_a_connection_the_rest_is_there(self) -> None:
         _, text = self.scrape()

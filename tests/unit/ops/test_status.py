@@ -1,4 +1,4 @@
-"""The status page: rates and percentiles, the history, the stream, and what the page may do."""
+"""The status page: rates and percentiles, the history, the stream, and the page's policy."""
 
 from __future__ import annotations
 
@@ -12,30 +12,21 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
-from twisted.internet.defer import ensureDeferred
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
 
 from tests.support.http import request_bytes
+from tests.support.redis_wire import array, bulk, integer
 from tests.support.web_client import MemoryClient
 from tests.unit.ops.test_metrics import MetricsCase
 from webhookd.histogram import DURATIONS_S, Histogram
-from webhookd.http import IDLE_TIMEOUT_S, WRITE_DEADLINE_S
-from webhookd.ops.health import Health, describe_breaker, describe_spool
+from webhookd.http.channel import IDLE_TIMEOUT_S, WRITE_DEADLINE_S
+from webhookd.ops.health import Health, describe_spool
 from webhookd.ops.metrics import Exposition
-from webhookd.ops.status import (
-    HISTORY_POINTS,
-    MAX_VIEWERS,
-    WINDOW_S,
-    Reading,
-    Sampler,
-    StatusEvents,
-    StatusFeed,
-    load_page,
-    quantile,
-    rates_between,
-)
+from webhookd.ops.status import Sampler, StatusEvents, StatusFeed, load_page
+from webhookd.ops.status.feed import MAX_VIEWERS
+from webhookd.ops.status.rates import Reading, quantile, rates_between
+from webhookd.ops.status.sampler import HISTORY_POINTS, WINDOW_S
 from webhookd.samples import SAMPLES
 from webhookd.web import OpsApp
 
@@ -85,45 +76,39 @@ class RateTests(SynchronousTestCase):
 
 
 class StatusCase(MetricsCase):
-    """The page's feed over the parts of `MetricsCase`, and browsers in memory that look at it."""
+    """The page's feed over the parts of `MetricsCase`, and its viewers in memory."""
 
     def setUp(self) -> None:
         super().setUp()
         self.is_redis_up = True
         self.now_ms = NOW_MS
-        self.collector.parts = self.parts(now_ms=lambda: self.now_ms)
         self.is_defective = False
-        self.exposition = Exposition(
-            self.clock, CollectorRegistry(), self.collector, partial(self.watch.count_jobs, self.pool)
-        )
         self.sampler = self.make_sampler()
-        self.feed = StatusFeed(self.clock, self.sampler, self.exposition.look_at_queues)
-        self.ops = self.make_site(
-            OpsApp(Resource(), self.exposition.expose, load_page(), StatusEvents(self.feed))
-        )
+        self.feed = StatusFeed(self.clock, self.sampler, self.queue_watch)
+        exposition = Exposition(self.components())
+        self.ops = self.make_site(OpsApp(Resource(), exposition.expose, load_page(), StatusEvents(self.feed)))
         self.ops.startFactory()
         self.feed.startService()
         self.addCleanup(self.stop_feed)
 
-    def make_sampler(self) -> Sampler:
+    def make_sampler(self, **changes: Any) -> Sampler:
         health = Health(
             self.clock,
-            "1.2.3",
-            self.clock.seconds(),
             can_queue=lambda: self.is_redis_up,
             can_spool=lambda: True,
-            checks={
+            sections={
                 "redis": self.describe_redis,
-                "breaker": partial(describe_breaker, self.breaker),
                 "spool": partial(describe_spool, self.spool, lambda: self.now_ms),
             },
+            queue_watch=self.queue_watch,
         )
-        return Sampler(self.clock, self.collector.parts, health, self.exposition, "here:3001")
+        components = self.components(now_ms=lambda: self.now_ms, **changes)
+        return Sampler(self.clock, components, health, "here:3001")
 
-    async def describe_redis(self) -> Mapping[str, object]:
+    def describe_redis(self) -> Mapping[str, object]:
         if self.is_defective:
             raise ZeroDivisionError
-        return await self.watch.describe(self.pool)
+        return self.redis_watch.describe()
 
     def stop_feed(self) -> None:
         if self.feed.running:
@@ -143,7 +128,7 @@ class StatusCase(MetricsCase):
 
 
 class Viewer:
-    """What a browser does with the stream."""
+    """A browser that reads the stream."""
 
     def __init__(self, client: MemoryClient) -> None:
         self.client = client
@@ -155,7 +140,7 @@ class Viewer:
         return int(self.head.split(b" ")[1])
 
     def messages(self) -> list[Any]:
-        """All that came so far."""
+        """Return all messages so far."""
         _, _, chunks = self.client.received.partition(b"\r\n\r\n")
         return [json.loads(text) for text in re.findall(rb"data: (.*)\n\n", chunks)]
 
@@ -233,30 +218,35 @@ class SamplerTests(StatusCase):
         self.assertEqual(self.sampler.points[-1][0] - self.sampler.points[0][0], 1000 * (HISTORY_POINTS - 1))
 
     def test_without_a_spool(self) -> None:
-        self.collector.parts = self.parts(spool=None)
-        sampler = self.make_sampler()
-        self.successResultOf(ensureDeferred(sampler.sample()))
+        sampler = self.make_sampler(spool=None)
+        sampler.sample()
         self.assertIsNone(sampler.points[-1][4])
 
 
 class QueueTests(StatusCase):
-    async def test_redis_is_asked_while_somebody_looks(self) -> None:
+    async def test_redis_is_asked_while_there_is_a_viewer(self) -> None:
         await self.connect()
         prober = await self.connect()
-        prober.commands()
         self.pass_seconds(3)
-        self.assertEqual([command for command in prober.commands() if command[0] != b"PING"], [])
+        self.assertEqual(prober.commands(), [])
         self.look()
         prober.expect(b"LLEN")
 
-    def test_a_look_of_long_ago_is_not_shown(self) -> None:
-        self.successResultOf(ensureDeferred(self.exposition.look_at_queues()))
-        self.collector.job_counts = {"chatwoot": {"waiting": 3, "prioritized": 1, "paused": 0}}
-        self.pass_seconds(2)
-        self.assertEqual(self.state["queues"]["chatwoot"]["jobs"]["waiting"], 3)
-        self.assertEqual(self.sampler.points[-1][3], 4)
-        self.pass_seconds(5)
-        self.assertEqual((self.state["queues"], self.sampler.points[-1][3]), ({}, None))
+    async def test_the_jobs_that_wait_and_since_when(self) -> None:
+        await self.connect()
+        prober = await self.connect()
+        self.look()
+        for reply in (*map(integer, range(6)), bulk(b"chatwoot.a.7.1"), array(bulk(b"%d" % NOW_MS))):
+            prober.reply(reply)
+        self.pass_seconds(1)
+        self.assertEqual(self.state["queues"]["chatwoot"]["jobs"]["prioritized"], 3)
+        self.assertEqual(self.state["queues"]["chatwoot"]["waitingSince"], NOW_MS)
+        self.assertEqual(self.sampler.points[-1][3], 0 + 1 + 3)
+
+    def test_what_is_not_known(self) -> None:
+        self.pass_seconds(1)
+        self.assertEqual(self.state["queues"], {"chatwoot": {"jobs": None, "waitingSince": None}})
+        self.assertIsNone(self.sampler.points[-1][3])
 
 
 class StreamTests(StatusCase):
@@ -318,7 +308,7 @@ class StreamTests(StatusCase):
     def test_a_stream_is_the_last_answer_of_its_connection(self) -> None:
         self.assertIn(b"Connection: close", self.look().head)
 
-    def test_whoever_only_asks_for_the_head_does_not_stay(self) -> None:
+    def test_a_request_for_the_head_alone_is_no_viewer(self) -> None:
         client = MemoryClient(self.ops, self.clock)
         self.assertEqual(client.exchange("HEAD", "/status/events").status, 200)
         self.assertEqual(client.exchange("POST", "/status/events").status, 405)

@@ -1,4 +1,4 @@
-"""Spans around webhooks and jobs, on connections in memory and an exporter in memory."""
+"""Spans of webhooks and jobs, with connections and an exporter in memory."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.support.fakes import Log
 from tests.support.web_client import MemoryClient
 from webhookd.bullmq.options import JobOptions
 from webhookd.chatwoot.payload import hash_of_body
-from webhookd.http import WebhookSite
-from webhookd.intake import Intake, Source, payload
+from webhookd.http import InFlight, Shortcut, WebhookSite
+from webhookd.intake import Intake, SourcePolicy, payload
 from webhookd.intake.auth import Authenticator
 from webhookd.model import Job, Outcome, Receipt, SpoolUnavailable
 from webhookd.ops.tracing import SdkLog, Tracing
 from webhookd.reactor import IReactor
 from webhookd.samples import SAMPLES
-from webhookd.web import HealthApp, InFlight, Shortcut, WebhookApp
+from webhookd.web import HealthApp, WebhookApp
 
 SAMPLE = SAMPLES["message_created"]
 PATH = "/webhook/chatwoot"
@@ -39,7 +39,7 @@ SENDER = "00f067aa0ba902b7"
 
 
 class Threads(Clock):
-    """A clock that is called from threads as a reactor is: in its own time."""
+    """A clock that threads can call, as they call a reactor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,18 +51,18 @@ class Threads(Clock):
 
 
 class TracingCase(SynchronousTestCase):
-    """The receiver with its intake; `receipt` is what becomes of a job, if it is not queued."""
+    """The receiver with its intake; a job is queued unless ``receipt`` is set."""
 
     def setUp(self) -> None:
         self.clock = Threads()
         self.exporter = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        tracing = Tracing(cast(IReactor, self.clock), provider, "1.0")
+        tracing = Tracing(cast(IReactor, self.clock), provider)
         self.jobs: list[Job] = []
         self.receipt: Deferred[Receipt] | None = None
-        source = Source(Authenticator((), (), 300), None, "support", JobOptions.from_mapping({}))
-        intake = Intake({"chatwoot": source}, payload, hash_of_body, tracing.delivering(self.deliver))
+        source = SourcePolicy(Authenticator((), (), 300), None, "support", JobOptions.from_mapping({}))
+        intake = Intake({"chatwoot": source}, payload, hash_of_body, tracing.trace_jobs(self.deliver))
 
         async def report() -> Mapping[str, object]:
             return {}
@@ -79,7 +79,7 @@ class TracingCase(SynchronousTestCase):
             self.clock,
             max_body_bytes=10_000,
             access_log=False,
-            shortcut=tracing.answering(Shortcut(app.app, app.failed)),
+            shortcut=tracing.trace_requests(Shortcut(app.app, app.failed)),
         )
 
     def deliver(self, job: Job) -> Deferred[Receipt]:
@@ -96,7 +96,7 @@ class TracingCase(SynchronousTestCase):
         return [span for span in self.exporter.get_finished_spans() if span.kind is kind]
 
     def carried(self) -> dict[str, str]:
-        """What the last job carries."""
+        """Return the telemetry of the last job."""
         carried: dict[str, str] = json.loads(json.loads(self.jobs[-1].options)["tm"])
         return carried
 
@@ -117,11 +117,11 @@ class SpanTests(TracingCase):
         self.assertEqual(added.attributes["messaging.message.id"], SAMPLE.job_id)
         name = f"00-{added.context.trace_id:032x}-{added.context.span_id:016x}"
         self.assertEqual(self.carried().keys(), {"traceparent"})
-        self.assertRegex(self.carried()["traceparent"], f"^{name}-0[13]$")  # 2 says that the id is random
+        self.assertRegex(self.carried()["traceparent"], f"^{name}-0[13]$")  # 2 means that the id is random
         self.assertNotIn("s3cret", "".join(span.to_json() for span in (webhook, added)))
         self.assertEqual(webhook.status.status_code, StatusCode.UNSET)
 
-    def test_a_job_is_stored_as_before_but_for_its_telemetry(self) -> None:
+    def test_tracing_changes_only_the_telemetry_of_a_job(self) -> None:
         self.send()
 
         options = json.loads(self.jobs[0].options)
@@ -183,7 +183,7 @@ class SpanTests(TracingCase):
 
         self.assertEqual(self.exporter.get_finished_spans(), ())
 
-    def test_a_path_that_leads_nowhere_has_no_name(self) -> None:
+    def test_an_unknown_path_has_no_name(self) -> None:
         self.assertEqual(self.send("/nowhere/4915550172839"), 404)
 
         self.assertEqual(self.spans(SpanKind.SERVER)[0].name, "POST")
@@ -212,7 +212,7 @@ class SenderTests(TracingCase):
         self.assertNotIn("tracestate", self.carried())
 
     @given(st.text(alphabet=st.characters(min_codepoint=33, max_codepoint=126), max_size=80))
-    def test_whatever_is_no_traceparent_begins_a_new_trace(self, text: str) -> None:
+    def test_an_invalid_traceparent_begins_a_new_trace(self, text: str) -> None:
         for header in (text, f"00-{text}-01", f"00-{'0' * 32}-{SENDER}-01"):
             self.assertEqual(self.send(headers={"traceparent": header, "tracestate": text}), 202)
             self.assertRegex(self.carried()["traceparent"], r"^00-[0-9a-f]{32}-[0-9a-f]{16}-0[13]$")
@@ -221,7 +221,7 @@ class SenderTests(TracingCase):
 class EndTests(SynchronousTestCase):
     def stopped(self, provider: Any) -> tuple[Threads, Deferred[None]]:
         clock = Threads()
-        return clock, Tracing(cast(IReactor, clock), provider, "1.0").stopService()
+        return clock, Tracing(cast(IReactor, clock), provider).stopService()
 
     def test_the_end_waits_for_the_last_export(self) -> None:
         clock, stopped = self.stopped(TracerProvider(shutdown_on_exit=False))
@@ -245,7 +245,7 @@ class EndTests(SynchronousTestCase):
         self.assertEqual(log.at(LogLevel.warn), ["the last spans were not exported in time"])
         may_end.set()
         self.assertTrue(clock.called.wait(10))
-        clock.advance(0)  # the thread's word comes late, and harms nobody
+        clock.advance(0)  # the thread is late, and that is harmless
 
 
 class SdkLogTests(SynchronousTestCase):
@@ -258,7 +258,7 @@ class SdkLogTests(SynchronousTestCase):
         self.log = Log.of(self)
         self.handler = SdkLog()
 
-    def test_the_exporters_trouble_is_told_once_a_minute(self) -> None:
+    def test_the_exporters_trouble_is_logged_once_a_minute(self) -> None:
         for second in range(100):
             self.emit("opentelemetry.exporter.x", "failed: %s", second, at_s=1000.0 + second)
 

@@ -117,7 +117,7 @@ class ComplaintsTests(SynchronousTestCase):
 
     def test_a_lost_job_is_found(self) -> None:
         (complaint,) = complaints(ANSWERS, 999, repeat=1, under_way=32)
-        self.assertEqual(complaint, "1,000 answers of 2xx, and 999 jobs where 1,000 to 1,032 must be")
+        self.assertEqual(complaint, "1,000 answers of 2xx, and 999 jobs instead of 1,000 to 1,032")
 
     def test_duplicates_are_no_jobs(self) -> None:
         self.assertEqual(complaints(ANSWERS, 500, repeat=2, under_way=0), [])
@@ -268,4 +268,4 @@ class ReportTests(SynchronousTestCase):
         self.assertIn("* machine: 2 cores\n", text)
 
     def test_without_problems_nothing_is_void(self) -> None:
-        self.assertNotIn("void", render([Section("Speed", "", [""], [])], {}))
+        self.assertNotIn("Invalid", render([Section("Speed", "", [""], [])], {}))

@@ -1,4 +1,4 @@
-"""What is written about the options is what there is."""
+"""The docs about the options agree with the options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is installed is what the tests ran with, and nothing that somebody else has put in its place."""
+"""The lock file has the versions that the tests use, with hashes against tampering."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ REPOSITORY = Path(__file__).parents[3]
 
 
 def pins(name: str) -> dict[str, str]:
-    """The version of each package that a file of requirements names, with what follows it."""
+    """Return the version of each package in a requirements file, with the rest of its line."""
     text = (REPOSITORY / name).read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line.partition("==") for line in text.splitlines() if not line.startswith(("#", "-"))]
     return {_normal(package): version for package, _, version in lines}
 
 
 def _normal(package: str) -> str:
-    """A package's name without its extras, as PyPI compares names."""
+    """Return a package's name without its extras, normalised like on PyPI."""
     return re.sub(r"[-_.]+", "-", package.partition("[")[0]).lower()
 
 

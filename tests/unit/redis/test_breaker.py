@@ -18,14 +18,17 @@ class BreakerCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.now_s = 1000.0
-        self.changes: list[tuple[State, State, float]] = []
+        self.changes: list[tuple[State, State]] = []
         self.set_up_breaker()
 
     def set_up_breaker(self, jitter: float = 0.0, **policy: Any) -> None:
         values: dict[str, Any] = {"first_break_s": BREAK_S, "longest_break_s": 8.0, "slow_call_s": SLOW_S}
         self.changes.clear()
-        self.breaker = CircuitBreaker(BreakerPolicy(**(values | policy)), lambda: jitter)
-        self.breaker.listen(lambda old, new, now_s: self.changes.append((old, new, now_s)))
+        self.breaker = CircuitBreaker(
+            BreakerPolicy(**(values | policy)),
+            lambda: jitter,
+            lambda old, new: self.changes.append((old, new)),
+        )
 
     def pass_time(self, seconds: float) -> None:
         self.now_s += seconds
@@ -193,10 +196,8 @@ class OpenTests(BreakerCase):
         self.open()
         breaks_s = []
         for _ in range(6):
-            break_s = self.breaker.retry_in_s(self.now_s)
-            assert break_s is not None
-            breaks_s.append(break_s)
-            self.pass_time(break_s)
+            breaks_s.append(self.breaker.retry_in_s(self.now_s))
+            self.pass_time(breaks_s[-1])
             self.calls_fail()
         self.assertEqual(breaks_s, [1.0, 2.0, 4.0, 8.0, 8.0, 8.0])
 
@@ -214,13 +215,6 @@ class HalfOpenTests(BreakerCase):
         probe = self.half_open()
         self.assert_refused()
         probe.succeeded(self.now_s)
-        self.permitted()
-        self.assert_refused()
-
-    def test_as_many_probes_at_once_as_the_policy_says(self) -> None:
-        self.set_up_breaker(probes_at_once=3)
-        self.half_open()
-        self.permitted()
         self.permitted()
         self.assert_refused()
 
@@ -264,91 +258,12 @@ class HalfOpenTests(BreakerCase):
         self.assertEqual(self.breaker.calls[CallOutcome.FAILURE], failures)
         self.assertEqual(self.breaker.calls[CallOutcome.SUCCESS], 0)
 
-    def test_a_probe_of_an_earlier_try_says_nothing_about_this_one(self) -> None:
-        self.set_up_breaker(probes_at_once=2)
-        bad, stale = self.half_open(), self.permitted()
-        bad.failed(self.now_s)
-        self.pass_time(2 * BREAK_S)
-        self.calls_succeed()
-        stale.failed(self.now_s)
-        self.assert_state(State.HALF_OPEN)
-        self.calls_succeed()
-        self.assert_state(State.CLOSED)
-
     def test_calls_begun_while_it_was_closed_are_no_probes(self) -> None:
         before = [self.permitted(), self.permitted()]
         self.half_open()
         for permit in before:
             permit.succeeded(self.now_s)
         self.assert_state(State.HALF_OPEN)
-
-
-class OverrideTests(BreakerCase):
-    def test_forced_open_permits_nothing_for_ever(self) -> None:
-        self.breaker.force_open(self.now_s)
-        self.assertIsNone(self.breaker.retry_in_s(self.now_s))
-        self.pass_time(1e9)
-        self.assert_refused()
-        self.assert_state(State.FORCED_OPEN)
-
-    def test_forced_closed_permits_all_whatever_happens(self) -> None:
-        self.open()
-        self.breaker.force_closed(self.now_s)
-        self.calls_fail(100)
-        self.assert_state(State.FORCED_CLOSED)
-
-    def test_after_forced_open_a_probe_goes_first(self) -> None:
-        self.breaker.force_open(self.now_s)
-        self.breaker.automatic(self.now_s)
-        self.permitted()
-        self.assert_refused()
-        self.assert_state(State.HALF_OPEN)
-
-    def test_after_forced_closed_calls_go_on_and_old_failures_are_forgotten(self) -> None:
-        self.calls_fail()
-        self.breaker.force_closed(self.now_s)
-        self.calls_fail(100)
-        self.breaker.automatic(self.now_s)
-        self.calls_fail()
-        self.assert_state(State.CLOSED)
-        self.calls_fail()
-        self.assert_state(State.OPEN)
-
-    def test_automatic_ends_nothing_but_an_override(self) -> None:
-        self.open()
-        self.breaker.automatic(self.now_s)
-        self.assert_state(State.OPEN)
-
-    def test_forcing_twice_is_one_change(self) -> None:
-        self.breaker.force_open(self.now_s)
-        self.breaker.force_open(self.now_s)
-        self.assertEqual(self.changes, [(State.CLOSED, State.FORCED_OPEN, self.now_s)])
-
-
-class ClockTests(BreakerCase):
-    def test_a_clock_set_back_neither_ends_nor_lengthens_the_break(self) -> None:
-        self.open()
-        self.pass_time(0.75)
-        self.assert_refused()
-        self.pass_time(-500.0)
-        self.assert_refused()
-        self.pass_time(0.25)
-        self.permitted()
-
-    def test_a_clock_that_leapt_and_came_back_does_not_stop_time(self) -> None:
-        self.calls_succeed()
-        self.pass_time(1e9)
-        self.open()
-        self.pass_time(-1e9)
-        self.assert_refused()
-        self.pass_time(BREAK_S)
-        self.permitted()
-
-    def test_a_call_across_a_clock_set_back_is_not_slow(self) -> None:
-        permit = self.permitted()
-        self.pass_time(-500.0)
-        permit.succeeded(self.now_s)
-        self.assertEqual(self.breaker.calls[CallOutcome.SUCCESS], 1)
 
 
 class CounterTests(BreakerCase):
@@ -361,7 +276,7 @@ class CounterTests(BreakerCase):
         self.calls_are_slow()
         self.open()
         self.assert_refused()
-        late.failed(self.now_s)  # slow as well, and of an earlier period: one failure
+        late.failed(self.now_s)  # slow, too, and of an earlier period: one failure
         self.assertEqual(
             self.breaker.calls,
             {
@@ -381,74 +296,16 @@ class CounterTests(BreakerCase):
         self.assertEqual(sum(self.breaker.calls.values()), 1)
 
 
-class ListenerTests(BreakerCase):
-    def test_they_hear_of_each_change_once_with_the_callers_time(self) -> None:
-        opened_s = self.now_s
+class ChangeTests(BreakerCase):
+    def test_each_change_is_reported_once_and_in_order(self) -> None:
         self.half_open().succeeded(self.now_s)
         self.calls_succeed()
         self.assertEqual(
             self.changes,
             [
-                (State.CLOSED, State.OPEN, opened_s),
-                (State.OPEN, State.HALF_OPEN, opened_s + BREAK_S),
-                (State.HALF_OPEN, State.CLOSED, opened_s + BREAK_S),
+                (State.CLOSED, State.OPEN),
+                (State.OPEN, State.HALF_OPEN),
+                (State.HALF_OPEN, State.CLOSED),
             ],
         )
-        self.assertEqual(self.breaker.transitions, {(old, new): 1 for old, new, _ in self.changes})
-
-    def test_a_listener_may_use_the_breaker_and_all_hear_the_changes_in_order(self) -> None:
-        heard: list[State] = []
-
-        def probe_at_once(_old: State, new: State, _now_s: float) -> None:
-            if new is State.HALF_OPEN:
-                self.calls_fail()
-
-        self.breaker.listen(probe_at_once)
-        self.breaker.listen(lambda _old, new, _now_s: heard.append(new))
-        self.open()
-        self.pass_time(BREAK_S)
-        self.assert_refused()  # the listener's own probe has failed meanwhile
-        self.assertEqual(heard, [State.OPEN, State.HALF_OPEN, State.OPEN])
-
-    def test_a_listener_that_takes_the_probe_leaves_none(self) -> None:
-        def take_it(_old: State, new: State, _now_s: float) -> None:
-            if new is State.HALF_OPEN:
-                self.permitted()
-
-        self.breaker.listen(take_it)
-        self.open()
-        self.pass_time(BREAK_S)
-        self.assert_refused()
-        self.assert_state(State.HALF_OPEN)
-
-    def test_one_that_raises_does_not_silence_the_later_changes(self) -> None:
-        def raise_once(_old: State, new: State, _now_s: float) -> None:
-            if new is State.OPEN:
-                raise RuntimeError("a bug in a listener")
-
-        self.breaker.listen(raise_once)
-        self.calls_fail()
-        self.assertRaises(RuntimeError, self.calls_fail)
-        self.assert_state(State.OPEN)
-        self.pass_time(BREAK_S)
-        self.permitted()
-        self.assertEqual([new for _, new, _ in self.changes], [State.OPEN, State.HALF_OPEN])
-
-
-class PolicyTests(SynchronousTestCase):
-    def test_an_impossible_value_is_refused(self) -> None:
-        impossible: list[dict[str, Any]] = [
-            {"window_s": 0.0},
-            {"minimum_calls": 0},
-            {"bad_ratio": 0.0},
-            {"bad_ratio": 1.1},
-            {"slow_call_s": -1.0},
-            {"failures_in_a_row": 0},
-            {"first_break_s": 0.0},
-            {"probes_at_once": 0},
-            {"probes_to_close": 0},
-            {"first_break_s": 2.0, "longest_break_s": 1.0},
-            {"slow_call_s": 2.0, "probe_timeout_s": 1.0},
-        ]
-        for values in impossible:
-            self.assertRaises(ValueError, BreakerPolicy, **values)
+        self.assertEqual(self.breaker.transitions, dict.fromkeys(self.changes, 1))

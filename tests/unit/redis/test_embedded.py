@@ -1,4 +1,4 @@
-"""The supervision of the embedded server, with a clock and processes that a test turns by hand."""
+"""The supervision of the embedded server, with a clock and processes that the test controls."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import invalidate_caches
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import AnyStr
+from typing import AnyStr, cast
 from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.internet.interfaces import (
@@ -29,9 +30,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from webhookd.model import ConfigError
+from webhookd.reactor import IReactor
 from webhookd.redis.embedded import (
     FIRST_DELAY_S,
     MAX_DELAY_S,
+    START_DEADLINE_S,
     STOP_DEADLINE_S,
     EmbeddedValkey,
     _ServerProtocol,
@@ -44,7 +47,7 @@ SERVER = "/opt/valkey-server"
 
 @implementer(IProcessTransport)
 class Child:
-    """A process that does nothing but note what it is told, until the test ends it."""
+    """A process that only records its signals, until the test ends it."""
 
     pid: int | None = 4711
 
@@ -54,6 +57,11 @@ class Child:
         self.signals: list[str | int] = []
         self.output_closed = False
         self.reaped = False
+        self.ended = False
+
+    def prints(self, text: str) -> None:
+        """Write one line to the standard output."""
+        self.proto.childDataReceived(1, f"6366:M 24 Nov 2026 04:21:52.173 {text}\n".encode())
 
     def signalProcess(self, signalID: str | int) -> None:
         if self.reaped:
@@ -66,10 +74,12 @@ class Child:
     def exit(self, status: int = 0) -> None:
         """End by itself."""
         error = ProcessTerminated(status) if status else ProcessDone(0)
+        self.ended = True
         self.proto.processEnded(Failure(error))
 
     def die(self, number: int) -> None:
         """End by a signal."""
+        self.ended = True
         self.proto.processEnded(Failure(ProcessTerminated(None, number)))
 
     def closeStdin(self) -> None:
@@ -123,6 +133,19 @@ class Machine(Clock):
         return child
 
 
+class Client(Service):
+    """A client of the server, which takes its time to stop if it is ``slow``."""
+
+    slow = False
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        self.stopped: Deferred[None] = Deferred()
+        if not self.slow:
+            self.stopped.callback(None)
+        return self.stopped
+
+
 class EmbeddedCase(SynchronousTestCase):
     def setUp(self) -> None:
         temporary = TemporaryDirectory()
@@ -132,12 +155,19 @@ class EmbeddedCase(SynchronousTestCase):
         self.service = self.build()
 
     def build(self) -> EmbeddedValkey:
-        return EmbeddedValkey(self.machine, SERVER, self.directory, PORT)
+        return EmbeddedValkey(cast(IReactor, self.machine), SERVER, self.directory, PORT)
 
-    def start(self) -> Child:
+    def launch(self) -> Child:
+        """Start the service, whose server is not ready yet."""
         self.service.startService()
         self.addCleanup(self.end)
         return self.child
+
+    def start(self) -> Child:
+        """Start the service, and let a client connect."""
+        child = self.launch()
+        self.service.connected()
+        return child
 
     @property
     def child(self) -> Child:
@@ -146,7 +176,7 @@ class EmbeddedCase(SynchronousTestCase):
     def end(self) -> None:
         if self.service.running:
             stopped = self.service.stopService()
-            if not stopped.called:
+            if not self.child.ended:
                 self.child.exit()
             self.successResultOf(stopped)
 
@@ -222,6 +252,82 @@ class StartTests(EmbeddedCase):
         self.assertFalse(self.service.running)
 
 
+class ClientTests(EmbeddedCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.client = Client()
+        self.client.setServiceParent(self.service)
+
+    def test_clients_start_when_the_server_is_ready(self) -> None:
+        child = self.launch()
+        child.prints("* Server initialized")
+        self.assertFalse(self.client.running)
+        child.prints("* Ready to accept connections tcp")
+        self.assertTrue(self.client.running)
+
+    def test_the_words_of_old_servers_are_understood(self) -> None:
+        self.launch().prints("* The server is now ready to accept connections on port 7391")
+        self.assertTrue(self.client.running)
+
+    def test_it_has_answered_when_a_client_is_connected(self) -> None:
+        self.launch().prints("* Ready to accept connections tcp")
+        self.assertNoResult(self.service.answered)
+        self.service.connected()
+        self.successResultOf(self.service.answered)
+        self.assertEqual(self.pending(), 0)
+        self.service.connected()
+
+    def test_nothing_waits_for_a_server_that_is_late(self) -> None:
+        self.launch()
+        self.machine.advance(START_DEADLINE_S - 0.1)
+        self.assertNoResult(self.service.answered)
+        with capturedLogs() as events:
+            self.machine.advance(0.1)
+        (event,) = events
+        self.assertIs(event["log_level"], LogLevel.warn)
+        self.assertIn("does not answer after 3 s", formatEvent(event))
+        self.assertTrue(self.client.running)
+        self.successResultOf(self.service.answered)
+        self.child.prints("* Ready to accept connections tcp")  # at last: the client is not started twice
+
+    def test_clients_outlive_a_server_that_died(self) -> None:
+        self.start().prints("* Ready to accept connections tcp")
+        self.child.exit(1)
+        self.machine.advance(FIRST_DELAY_S)
+        self.child.prints("* Ready to accept connections tcp")
+        self.assertTrue(self.client.running)
+
+    def test_clients_stop_before_the_server(self) -> None:
+        self.client.slow = True
+        child = self.start()
+        child.prints("* Ready to accept connections tcp")
+        stopped = self.service.stopService()
+        self.assertFalse(self.client.running)
+        self.assertEqual(child.signals, [])
+        self.client.stopped.callback(None)
+        self.assertEqual(child.signals, ["TERM"])
+        self.assertNoResult(stopped)
+        child.exit()
+        self.successResultOf(stopped)
+
+    def test_a_stop_before_the_server_is_ready_starts_no_client(self) -> None:
+        child = self.launch()
+        stopped = self.service.stopService()
+        self.assertEqual(child.signals, ["TERM"])
+        child.prints("* Ready to accept connections tcp")
+        self.assertFalse(self.client.running)
+        child.exit()
+        self.successResultOf(stopped)
+        self.assertEqual(self.pending(), 0)
+
+    def test_clients_start_again_after_a_stop(self) -> None:
+        for _ in range(2):
+            self.start().prints("* Ready to accept connections tcp")
+            self.assertTrue(self.client.running)
+            self.end()
+            self.assertFalse(self.client.running)
+
+
 class SupervisionTests(EmbeddedCase):
     def test_a_server_that_died_comes_back_after_a_growing_bounded_delay(self) -> None:
         self.start()
@@ -264,6 +370,7 @@ class SupervisionTests(EmbeddedCase):
         self.machine.out_of_processes = True
         with capturedLogs() as events:
             self.service.startService()
+        self.service.connected()
         self.addCleanup(self.end)
         self.assertIn("Resource temporarily unavailable", formatEvent(events[-1]))
         self.machine.out_of_processes = False
@@ -334,7 +441,7 @@ class StopTests(EmbeddedCase):
 class OutputTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.ends: list[str] = []
-        self.protocol = _ServerProtocol(Logger(), self.ends.append)
+        self.protocol = _ServerProtocol(Logger(), lambda: None, self.ends.append)
 
     def logged(self, *writes: tuple[int, bytes]) -> list[tuple[str, str]]:
         with capturedLogs() as events:
@@ -354,6 +461,21 @@ class OutputTests(SynchronousTestCase):
         self.assertEqual([level for level, _ in lines], ["debug", "warn", "debug", "warn"])
         self.assertIn("Failed listening on port 7391", lines[1][1])
         self.assertIn("FATAL CONFIG FILE ERROR", lines[3][1])
+
+    def test_advice_for_the_machine_and_the_end_are_for_debugging(self) -> None:
+        lines = self.logged(
+            *(
+                (1, b"6366:M 24 Nov 2026 04:21:52.173 # " + text + b"\n")
+                for text in (
+                    b"WARNING Memory overcommit must be enabled! Without it, a background save may fail.",
+                    b"WARNING overcommit_memory is set to 0! Background save may fail.",
+                    b"WARNING You have Transparent Huge Pages (THP) support enabled in your kernel.",
+                    b"WARNING: The TCP backlog setting of 511 cannot be enforced because somaxconn is 128.",
+                    b"Valkey is now ready to exit, bye bye...",
+                )
+            )
+        )
+        self.assertEqual({level for level, _ in lines}, {"debug"})
 
     def test_last_words_without_a_line_end_are_kept(self) -> None:
         self.assertEqual(self.logged((2, b"Killed")), [("warn", "Embedded server: Killed")])

@@ -1,4 +1,4 @@
-"""Jobs into Redis: which call they travel in, and what each end of a call means for each of them."""
+"""Jobs into Redis: the calls that they travel in, and what the end of a call means for each job."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from webhookd.model import (
     RedisErrorKind,
 )
 from webhookd.redis.breaker import BreakerPolicy, CallOutcome, CircuitBreaker, State
-from webhookd.redis.queue import QueueSettings, RedisQueue
+from webhookd.redis.queue import RedisQueue
+from webhookd.redis.settings import QueueSettings
 
 _DEADLINE_S = 0.5
 _ADDED, _LOCK_HELD, _JOB_EXISTS = integer(1), integer(2), integer(3)
@@ -29,12 +30,12 @@ _NOSCRIPT = error("NOSCRIPT No matching script. Please use EVAL.")
 
 
 def added(count: int) -> bytes:
-    """The reply to a call of so many new jobs."""
+    """Return the reply to a call whose jobs are all new."""
     return array(*[_ADDED] * count)
 
 
 def numbers_of(call: Command) -> list[int]:
-    """The numbers of the jobs of an EVALSHA or EVAL."""
+    """Return the numbers of the jobs of an EVALSHA or EVAL."""
     arguments = call[3 + int(call[2]) :]
     return [int(job_id.rpartition(b".")[2]) for job_id in arguments[3::8]]
 
@@ -66,7 +67,7 @@ class QueueCase(PoolCase):
     def add_job(self, job: Job) -> Deferred[Receipt]:
         receipt = self.queue.add(job)
         receipt.addBoth(self.note_end, job_number(job))
-        self.addCleanup(self.forget, receipt)  # what a test leaves open fails with the pool's end
+        self.addCleanup(self.forget, receipt)  # what a test leaves open fails when the pool ends
         return receipt
 
     def forget(self, receipt: Deferred[Receipt]) -> None:
@@ -77,11 +78,11 @@ class QueueCase(PoolCase):
         return result
 
     def turn(self) -> None:
-        """The end of a turn of the reactor: what was added in it is sent."""
+        """End the turn of the reactor: what was added in it is sent."""
         self.clock.advance(0)
 
     def sent(self, line: Line | None = None) -> list[int]:
-        """The numbers of the jobs of the one call that was sent."""
+        """Return the numbers of the jobs of the one call that was sent."""
         return numbers_of((line or self.line).expect(b"EVALSHA"))
 
     def outcomes(self, receipts: Iterable[Deferred[Receipt]]) -> list[Outcome]:
@@ -98,7 +99,7 @@ class QueueCase(PoolCase):
             self.assertEqual((reason.kind, reason.unknown), (kind, unknown))
 
     def calls(self) -> dict[CallOutcome, int]:
-        """What the breaker was told, but for what it was not."""
+        """Return the calls that the breaker has counted, without the zeros."""
         return {outcome: count for outcome, count in self.breaker.calls.items() if count}
 
 
@@ -218,7 +219,7 @@ class BatchTests(QueueCase):
 
 class AnswerTests(QueueCase):
     def answered(self, *answers: bytes) -> list[Deferred[Receipt]]:
-        """The receipts of as many jobs, numbered from 0, in one call with these answers."""
+        """Add jobs, numbered from 0, in one call with these answers; return their receipts."""
         receipts = self.add(*range(len(answers)))
         self.turn()
         self.sent()
@@ -248,7 +249,7 @@ class AnswerTests(QueueCase):
         self.assertFalse(self.line.is_aborted)
 
     async def test_an_error_reply_fails_the_call(self) -> None:
-        """By kind: none of its jobs is added, and some mean that another server may have the job to do."""
+        """None of its jobs is added. Some kinds mean that another server may be the right one."""
         for message, kind, gives_up in (
             ("READONLY You can't write against a read only replica.", RedisErrorKind.READONLY, True),
             ("UNBLOCKED force unblock", RedisErrorKind.READONLY, True),
@@ -462,13 +463,16 @@ class BreakerTests(QueueCase):
         self.assertIs(self.breaker.state, State.CLOSED)
 
     async def test_who_asks_all_the_same_is_heard(self) -> None:
-        """The caller decides; where the spool takes nothing, Redis is the only hope."""
-        self.breaker.force_open(self.clock.seconds())
+        """The caller decides: if the spool takes nothing, Redis is the only hope."""
+        for _ in range(2):
+            permit = self.breaker.permit(self.clock.seconds())
+            assert permit is not None
+            permit.failed(self.clock.seconds())
         receipts = self.add(1)
         self.turn()
         self.line.reply(added(1))
         self.assert_added(receipts)
-        self.assertEqual(self.calls(), {CallOutcome.NOT_PERMITTED: 1})
+        self.assertEqual(self.calls(), {CallOutcome.FAILURE: 2, CallOutcome.NOT_PERMITTED: 1})
 
 
 class ReplicasTests(QueueCase):

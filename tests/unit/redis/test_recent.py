@@ -62,7 +62,7 @@ class RecentJobsTests(SynchronousTestCase):
         self.assertLessEqual(sum(job.size_bytes for job in kept), 24 * _MIB)
 
     def test_the_bound_holds_over_many_turns(self) -> None:
-        """What was taken, or forgotten, does not count any more."""
+        """Jobs that were taken or forgotten no longer count."""
         for _ in range(3):
             for number in range(40):
                 self.recent.add([make_job(number, data=b"x" * _MIB)])

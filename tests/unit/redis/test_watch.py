@@ -1,4 +1,4 @@
-"""What Redis says of itself: read from INFO, judged, and compared with what the last one said."""
+"""Facts about Redis, read from INFO, judged, and compared with the last ones; and the looks at its queues."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import evolve
-from twisted.internet.defer import ensureDeferred
+from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.redis_wire import NIL, Line, PoolCase, array, bulk, error, integer
 from webhookd.bullmq.keys import QueueKeys
 from webhookd.model import QueueUnavailable, RedisErrorKind
-from webhookd.redis.watch import RedisWatch, ServerFacts
+from webhookd.redis.watch import QueueWatch, RedisWatch, ServerFacts
 
-_DEADLINE_S = 0.5
+_DEADLINE_S = 4.0
+_WAIT_S = 0.5
 _NOPERM = error("NOPERM this user has no permissions to run the command")
 _SAFE = ServerFacts(
     version="7.0.15",
@@ -29,7 +30,7 @@ _SAFE = ServerFacts(
 
 
 def info(**values: str) -> bytes:
-    """An INFO reply of a Redis that is safe, but for some values."""
+    """Return an INFO reply of a safe Redis, with some values changed."""
     lines = {
         "redis_version": "7.0.15",
         "run_id": "a" * 40,
@@ -88,14 +89,14 @@ class WatchCase(PoolCase):
         super().setUp()
         self.restarts = 0
         keys = [QueueKeys(self.prefix, queue) for queue in self.queues]
-        self.watch = RedisWatch(keys, _DEADLINE_S, self.restarted)
+        self.watch = RedisWatch(self.pool, keys, self.restarted)
         self.pool.on_ready(self.watch.connected)
 
     def restarted(self) -> None:
         self.restarts += 1
 
     async def connect_to(self, reply: bytes, fsync: bytes | None = None) -> Line:
-        """A new connection whose server answers so to INFO and to CONFIG GET appendfsync."""
+        """Connect to a server that gives these replies to INFO and to CONFIG GET appendfsync."""
         line = await self.connect()
         line.expect(b"INFO")
         line.reply(reply)
@@ -105,14 +106,14 @@ class WatchCase(PoolCase):
         return line
 
     async def meet(self, *servers: Mapping[str, str]) -> None:
-        """Connect to one server after the other."""
+        """Connect to one server after another."""
         for values in servers:
             self.start_pool()
             self.pool.on_ready(self.watch.connected)
             await self.connect_to(bulk(info(**values)))
 
     def describe(self) -> Any:
-        return self.successResultOf(ensureDeferred(self.watch.describe(self.pool)))
+        return self.watch.describe()
 
 
 class LookTests(WatchCase):
@@ -129,7 +130,7 @@ class LookTests(WatchCase):
         self.assertEqual(self.describe()["safety"], "unsafe")
         self.assertEqual(len(self.describe()["dangers"]), 2)
 
-    async def test_a_server_that_does_not_tell_how_it_syncs(self) -> None:
+    async def test_a_server_that_does_not_report_how_it_syncs(self) -> None:
         for reply in _NOPERM, error("ERR unknown command 'CONFIG'"), array():
             self.start_pool()
             self.pool.on_ready(self.watch.connected)
@@ -137,15 +138,15 @@ class LookTests(WatchCase):
             self.assertEqual(self.watch.facts, evolve(_SAFE, appendfsync=None))
             self.assertIsNotNone(self.pool.writer)
         self.assertEqual(len(self.log.at(LogLevel.warn)), 1)  # once: nothing changed
-        self.assertEqual(self.describe()["safety"], "unknown")
+        self.assertEqual(self.watch.facts.safety, "unknown")
 
-    async def test_a_server_that_tells_nothing(self) -> None:
+    async def test_a_server_that_reports_nothing(self) -> None:
         await self.connect_to(_NOPERM)
         self.assertEqual(self.watch.facts, ServerFacts())
         self.assertEqual(self.describe()["safety"], "unknown")
         self.assertEqual(len(self.log.at(LogLevel.warn)), 1)
 
-    async def test_a_server_that_is_gone_before_it_tells(self) -> None:
+    async def test_a_server_that_is_gone_before_it_answers(self) -> None:
         line = await self.connect()
         line.hang_up()
         self.assertEqual(self.log.at(LogLevel.critical), [])
@@ -196,7 +197,7 @@ class RestartTests(WatchCase):
         await self.meet({})
         self.assertEqual(self.restarts, 2)
 
-    async def test_a_server_that_does_not_tell_may_be_another_each_time(self) -> None:
+    async def test_a_server_without_a_run_id_may_be_another_each_time(self) -> None:
         for reply in _NOPERM, _NOPERM, bulk(b"redis_version:7.0.15\r\n"):
             self.start_pool()
             self.pool.on_ready(self.watch.connected)
@@ -213,7 +214,7 @@ class ClusterTests(WatchCase):
         self.assertIn("--prefix '{bull}'", line)
         self.assertIn("chatwoot", line)
 
-    async def test_elsewhere_it_is_none(self) -> None:
+    async def test_without_a_cluster_it_is_none(self) -> None:
         await self.connect_to(bulk(info()))
         self.assertEqual(self.log.at(LogLevel.error), [])
 
@@ -226,41 +227,49 @@ class HashTagTests(WatchCase):
         self.assertEqual(self.log.at(LogLevel.error), [])
 
 
-class CountTests(WatchCase):
-    queues = ("chatwoot", "other")
+def jobs(first: int) -> Mapping[str, int]:
+    """Return consecutive counts by state, in the order in which Redis is asked for them."""
+    states = ("waiting", "paused", "delayed", "prioritized", "active", "failed")
+    return {state: first + number for number, state in enumerate(states)}
+
+
+UNKNOWN: Mapping[str, None] = {"chatwoot": None, "other": None}
+NONE_WAITS = [*map(integer, range(6)), NIL]
+
+
+class QueueCase(PoolCase):
+    def setUp(self) -> None:
+        super().setUp()
+        queues = [QueueKeys("bull", queue) for queue in ("chatwoot", "other")]
+        self.watch = QueueWatch(self.clock, self.pool, queues)
+        self.asked: list[Sequence[bytes]] = []
+
+    async def connect_both(self) -> None:
+        self.writer, self.prober = await self.connect(), await self.connect()
+
+    def refresh(self) -> Deferred[None]:
+        return ensureDeferred(self.watch.refresh())
+
+    def reply(self, *replies: bytes) -> None:
+        for reply in replies:
+            self.asked += self.prober.commands()
+            self.prober.reply(reply)
+
+
+class QueueTests(QueueCase):
+    async def look(self, *replies: bytes) -> None:
+        """Take a look, and have Redis give these replies."""
+        await self.connect_both()
+        refreshed = self.refresh()
+        self.reply(*replies)
+        self.successResultOf(refreshed)
 
     async def test_the_jobs_of_each_queue(self) -> None:
-        writer = await self.connect_to(bulk(info()))
-        prober = await self.connect_to(bulk(info()))
-        counting = ensureDeferred(self.watch.count_jobs(self.pool))
-        asked = []
-        for number in range(12):
-            (command,) = prober.commands()
-            asked.append(command)
-            prober.reply(integer(number))
+        await self.look(*NONE_WAITS, *map(integer, range(6, 12)), NIL)
+        self.assertEqual(self.watch.last.jobs, {"chatwoot": jobs(0), "other": jobs(6)})
+        self.assertEqual(self.watch.last.next_since_ms, {"chatwoot": None, "other": None})
         self.assertEqual(
-            self.successResultOf(counting),
-            {
-                "chatwoot": {
-                    "waiting": 0,
-                    "paused": 1,
-                    "delayed": 2,
-                    "prioritized": 3,
-                    "active": 4,
-                    "failed": 5,
-                },
-                "other": {
-                    "waiting": 6,
-                    "paused": 7,
-                    "delayed": 8,
-                    "prioritized": 9,
-                    "active": 10,
-                    "failed": 11,
-                },
-            },
-        )
-        self.assertEqual(
-            asked[:6],
+            self.asked[:7],
             [
                 [b"LLEN", b"bull:chatwoot:wait"],
                 [b"LLEN", b"bull:chatwoot:paused"],
@@ -268,79 +277,105 @@ class CountTests(WatchCase):
                 [b"ZCARD", b"bull:chatwoot:prioritized"],
                 [b"LLEN", b"bull:chatwoot:active"],
                 [b"ZCARD", b"bull:chatwoot:failed"],
+                [b"LINDEX", b"bull:chatwoot:wait", b"-1"],
             ],
         )
-        self.assertEqual(writer.commands(), [])  # it is for the jobs
+        self.assertEqual(self.writer.commands(), [])  # it is for jobs only
+
+    async def test_the_next_job_is_at_the_end_of_the_list(self) -> None:
+        counts = map(integer, range(6))
+        await self.look(*counts, bulk(b"chatwoot.a.7.1"), array(bulk(b"1788264005123")), *NONE_WAITS)
+        self.assertEqual(self.watch.last.next_since_ms, {"chatwoot": 1_788_264_005_123, "other": None})
+        self.assertEqual(self.asked[7], [b"HMGET", b"bull:chatwoot:chatwoot.a.7.1", b"timestamp"])
+
+    async def test_the_next_job_is_gone_meanwhile(self) -> None:
+        counts = map(integer, range(6))
+        await self.look(*counts, bulk(b"chatwoot.a.7.1"), array(NIL), *NONE_WAITS)
+        self.assertIsNone(self.watch.last.next_since_ms["chatwoot"])
+
+    async def test_a_job_without_a_time(self) -> None:
+        await self.look(*map(integer, range(6)), bulk(b"\xff"), array(bulk(b"yesterday")), *NONE_WAITS)
+        self.assertIsNone(self.watch.last.next_since_ms["chatwoot"])
+
+    async def test_a_queue_that_cannot_be_asked(self) -> None:
+        await self.look(_NOPERM, *NONE_WAITS)
+        self.assertEqual(self.watch.last.jobs, {"chatwoot": None, "other": jobs(0)})
+        self.assertEqual(self.watch.last.next_since_ms, {"other": None})
+
+    async def test_a_next_job_that_cannot_be_asked_for(self) -> None:
+        await self.look(*map(integer, range(6)), _NOPERM, *NONE_WAITS)
+        self.assertEqual(self.watch.last.jobs["chatwoot"], jobs(0))
+        self.assertEqual(self.watch.last.next_since_ms, {"other": None})
 
     async def test_without_a_connection_nothing_is_known(self) -> None:
-        counting = ensureDeferred(self.watch.count_jobs(self.pool))
-        self.assertEqual(self.successResultOf(counting), {"chatwoot": None, "other": None})
+        self.successResultOf(self.refresh())
+        self.assertEqual((self.watch.last.jobs, self.watch.last.next_since_ms), (UNKNOWN, {}))
 
     async def test_a_connection_that_is_lost_meanwhile(self) -> None:
-        line = await self.connect_to(bulk(info()))
-        counting = ensureDeferred(self.watch.count_jobs(self.pool))
-        line.hang_up()
-        self.assertEqual(self.successResultOf(counting), {"chatwoot": None, "other": None})
-        gc.collect()  # a failure that nobody looks at would be logged now
+        await self.connect_both()
+        refreshed = self.refresh()
+        self.prober.hang_up()
+        self.successResultOf(refreshed)
+        self.assertEqual(self.watch.last.jobs, UNKNOWN)
+        gc.collect()  # an unhandled failure would be logged now
         self.assertEqual(self.flushLoggedErrors(), [])
 
     async def test_no_answer_in_time(self) -> None:
-        writer = await self.connect_to(bulk(info()))
-        line = await self.connect_to(bulk(info()))
-        counting = ensureDeferred(self.watch.count_jobs(self.pool))
+        await self.connect_both()
+        self.refresh()
         self.clock.advance(_DEADLINE_S)
-        self.clock.advance(_DEADLINE_S)
-        self.assertEqual(self.successResultOf(counting), {"chatwoot": None, "other": None})
-        self.assertTrue(line.is_aborted)
-        self.assertFalse(writer.is_aborted)
-
-    async def test_an_error(self) -> None:
-        line = await self.connect_to(bulk(info()))
-        counting = ensureDeferred(self.watch.count_jobs(self.pool))
-        line.reply(_NOPERM)
-        line.reply(_NOPERM)
-        self.assertEqual(self.successResultOf(counting), {"chatwoot": None, "other": None})
+        self.assertTrue(self.prober.is_aborted)
+        self.assertFalse(self.writer.is_aborted)
+        self.assertEqual(self.watch.last.jobs, UNKNOWN)
 
 
-class WaitingTests(WatchCase):
-    async def ask(self, *replies: bytes) -> tuple[Any, list[Sequence[bytes]]]:
-        """What is found where the queue's Redis answers so, and the commands that it got."""
-        await self.connect_to(bulk(info()))
-        prober = await self.connect_to(bulk(info()))
-        asking = ensureDeferred(self.watch.waiting_since(self.pool))
-        asked = []
-        for reply in replies:
-            asked += prober.commands()
-            prober.reply(reply)
-        return self.successResultOf(asking), asked
+class RefreshTests(QueueCase):
+    async def test_all_who_ask_at_once_share_a_look(self) -> None:
+        await self.connect_both()
+        refreshed = [self.refresh() for _ in range(3)]
+        self.reply(*NONE_WAITS, *NONE_WAITS)
+        for each in refreshed:
+            self.successResultOf(each)
+        self.assertEqual(len(self.asked), 14)
 
-    async def test_the_next_job_is_at_the_end_of_the_list(self) -> None:
-        found, asked = await self.ask(bulk(b"chatwoot.a.7.1"), array(bulk(b"1788264005123")))
-        self.assertEqual(found, {"chatwoot": 1_788_264_005_123})
-        self.assertEqual(
-            asked,
-            [
-                [b"LINDEX", b"bull:chatwoot:wait", b"-1"],
-                [b"HMGET", b"bull:chatwoot:chatwoot.a.7.1", b"timestamp"],
-            ],
-        )
+    async def test_a_look_is_good_for_two_seconds(self) -> None:
+        await self.connect_both()
+        self.refresh()
+        self.reply(*NONE_WAITS, *NONE_WAITS)
+        self.clock.advance(1.9)
+        self.successResultOf(self.refresh())
+        self.assertEqual(self.prober.commands(), [])
+        self.clock.advance(0.1)
+        self.refresh()
+        self.prober.expect(b"LLEN")
 
-    async def test_nothing_waits(self) -> None:
-        found, _ = await self.ask(NIL)
-        self.assertEqual(found, {"chatwoot": None})
+    async def test_a_slow_redis_is_not_waited_for_and_the_last_look_is_dropped(self) -> None:
+        await self.connect_both()
+        self.refresh()
+        self.reply(*NONE_WAITS, *NONE_WAITS)
+        self.clock.advance(2)
+        refreshed = self.refresh()
+        self.assertEqual(self.watch.last.jobs["chatwoot"], jobs(0))
+        self.clock.advance(_WAIT_S)
+        self.successResultOf(refreshed)
+        self.assertEqual(self.watch.last.jobs, UNKNOWN)
+        self.reply(*map(integer, range(7, 13)), NIL, *NONE_WAITS)  # late, but new
+        self.successResultOf(self.refresh())
+        self.assertEqual(self.watch.last.jobs["chatwoot"], jobs(7))
 
-    async def test_the_job_is_gone_meanwhile(self) -> None:
-        found, _ = await self.ask(bulk(b"chatwoot.a.7.1"), array(NIL))
-        self.assertEqual(found, {"chatwoot": None})
+    async def test_a_look_of_long_ago_is_not_shown(self) -> None:
+        await self.connect_both()
+        self.refresh()
+        self.reply(*NONE_WAITS, *NONE_WAITS)
+        self.clock.advance(5)
+        self.assertEqual(self.watch.last.jobs["chatwoot"], jobs(0))
+        self.clock.advance(0.1)
+        self.assertEqual(self.watch.last.jobs, UNKNOWN)
 
-    async def test_a_job_of_somebody_else_without_a_time(self) -> None:
-        found, _ = await self.ask(bulk(b"\xff"), array(bulk(b"yesterday")))
-        self.assertEqual(found, {"chatwoot": None})
-
-    async def test_a_queue_that_cannot_be_asked_is_left_out(self) -> None:
-        found, _ = await self.ask(_NOPERM)
-        self.assertEqual(found, {})
-
-    async def test_without_a_connection_all_are(self) -> None:
-        asking = ensureDeferred(self.watch.waiting_since(self.pool))
-        self.assertEqual(self.successResultOf(asking), {})
+    async def test_a_defect_is_logged_and_fails_no_caller(self) -> None:
+        await self.connect_both()
+        refreshed = self.refresh()
+        self.reply(*map(integer, range(6)), integer(1))
+        self.successResultOf(refreshed)
+        self.assertEqual(self.watch.last.jobs, UNKNOWN)
+        self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1)

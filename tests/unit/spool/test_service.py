@@ -1,25 +1,24 @@
-"""The life of a replica's own spool: real spools on real files, without a thread, on the test's clock."""
+"""The life of a replica's own spool: on real files, without a thread, on the test's clock."""
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TypeVar
 
 from attrs import Factory, define
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import LogLevel
-from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support.fakes import AcceptingSink, Log, PickySink, RefusingSink, SilentSink
-from tests.support.spools import Disk, HeldBack, Replica, inline, job_number, make_job
+from tests.support.fakes import AcceptingSink, PickySink, RefusingSink, SilentSink
+from tests.support.spools import Disk, HeldBack, Replica, inline, make_job, numbers
+from tests.unit.spool.case import SpoolCase
 from webhookd.delivery import Drain, JobDelivery
 from webhookd.model import IJobSink, ISpool, JobRefused, Outcome, Receipt, SpoolUnavailable
-from webhookd.spool.database import SpoolLimits, encode_record
-from webhookd.spool.queue import Run, Spool, SpoolThread
+from webhookd.spool.database import SpoolLimits
+from webhookd.spool.queue import DeferToThread, Spool, SpoolThread
+from webhookd.spool.record import encode_record
 from webhookd.spool.service import SpoolService
 
 _T = TypeVar("_T")
@@ -29,7 +28,7 @@ _HEAL_S, _ORPHANS_S, _EXPIRE_S = 2.0, 30.0, 3600.0
 
 
 class NoThread(SpoolThread):
-    """A thread whose work is done elsewhere: by the run of the spools."""
+    """A thread without work: the spools of these tests work elsewhere."""
 
     def __init__(self) -> None:
         self.runs = False
@@ -43,7 +42,7 @@ class NoThread(SpoolThread):
 
 @define
 class Defective:
-    """Does the spool's work at once; while ``is_defect``, it fails as nobody foresaw."""
+    """Does the spool's work at once; while ``is_defect``, the work fails with an unexpected error."""
 
     is_defect: bool = False
 
@@ -52,33 +51,31 @@ class Defective:
 
 
 @define
-class Doors:
-    """Where operators could ask: the names of the directories whose doors are open."""
+class ControlSockets:
+    """Opens control sockets; ``paths`` are the directories of the open ones."""
 
     paths: list[Path] = Factory(list)
 
-    async def open(self, spool: Spool, _drain: Drain) -> _Door:
+    async def open(self, spool: Spool, _drain: Drain) -> _ControlSocket:
         path = spool.directory.path
         assert path.exists()
         self.paths.append(path)
-        return _Door(self, path)
+        return _ControlSocket(self, path)
 
 
 @define
-class _Door:
-    _doors: Doors
+class _ControlSocket:
+    _sockets: ControlSockets
     _path: Path
 
     async def close(self) -> None:
-        self._doors.paths.remove(self._path)
+        self._sockets.paths.remove(self._path)
 
 
-class ServiceCase(SynchronousTestCase):
+class ServiceCase(SpoolCase):
     def setUp(self) -> None:
-        self.doors = Doors()
-        self.root = Path(mkdtemp()) / "spool"
-        self.addCleanup(shutil.rmtree, self.root.parent)
-        self.log = Log.of(self)
+        super().setUp()
+        self.sockets = ControlSockets()
         self.thread = NoThread()
         self.sink: IJobSink = RefusingSink()
         self.disk = Disk()
@@ -86,7 +83,7 @@ class ServiceCase(SynchronousTestCase):
     def start(
         self,
         *,
-        run: Run = inline,
+        run: DeferToThread = inline,
         limits: SpoolLimits = SpoolLimits(min_free_bytes=0),  # noqa: B008 - it is frozen
         mountinfo: str = "",
     ) -> SpoolService:
@@ -97,31 +94,24 @@ class ServiceCase(SynchronousTestCase):
             return Drain(self.clock, spool, self.sink, lambda: 0.0)
 
         service = SpoolService(
-            self.clock, self.thread, replica.spools, make_drain, _DRAIN_DEADLINE_S, self.doors.open
+            self.clock, self.thread, replica.spools, make_drain, _DRAIN_DEADLINE_S, self.sockets.open
         )
         service.startService()
         return service
 
     def stop(self, service: SpoolService) -> None:
-        self.successResultOf(service.stopService())
-
-    def append(self, spool: ISpool, *job_numbers: int) -> None:
-        for number in job_numbers:
-            self.assertEqual(self.successResultOf(spool.append(make_job(number))).outcome, Outcome.SPOOLED)
-
-    def held(self, spool: ISpool) -> list[int]:
-        return [job_number(record.job) for record in self.successResultOf(spool.first(1000, 1 << 30))]
+        self.now(service.stopService())
 
     def other_replica(self, *job_numbers: int) -> Spool:
-        """The spool of another replica, with jobs in it."""
-        spool = self.successResultOf(Replica(self.root).spools.open_own())
+        """Return the spool of another replica, with jobs in it."""
+        spool = self.open()
         self.append(spool, *job_numbers)
         return spool
 
     def orphan(self, *job_numbers: int) -> Path:
-        """The directory of a spool that another replica left behind, with jobs in it."""
+        """Return the directory of a spool that another replica left, with jobs in it."""
         spool = self.other_replica(*job_numbers)
-        self.successResultOf(spool.close())
+        self.now(spool.close())
         return spool.directory.path
 
     def directories(self) -> list[Path]:
@@ -132,16 +122,15 @@ class OpeningTests(ServiceCase):
     def test_until_it_is_open_everything_waits(self) -> None:
         disk = HeldBack()
         service = self.start(run=disk)
-        receipt, check, expired = service.append(make_job(1)), service.check(), service.expire_dead()
-        for each in receipt, check, expired:
+        receipt, first = service.append(make_job(1)), service.first(1, 1)
+        for each in receipt, first:
             self.assertNoResult(each)
         self.assertFalse(service.is_empty)  # it may hold something that must not be overtaken
         self.assertFalse(service.is_up)
         self.assertIsNone(service.stats.problem)
         disk.go()
-        self.assertEqual(self.successResultOf(receipt).outcome, Outcome.SPOOLED)
-        self.assertIsNone(self.successResultOf(check))
-        self.assertEqual(self.successResultOf(expired), 0)
+        self.assertEqual(self.now(receipt).outcome, Outcome.SPOOLED)
+        self.assertEqual(numbers(self.now(first)), [1])
         self.assertEqual(service.stats.records, 1)
         self.assertTrue(service.is_up)
 
@@ -152,7 +141,7 @@ class OpeningTests(ServiceCase):
         self.assertEqual(sink.queue, [1, 2])
         self.assertTrue(service.is_empty)
 
-    def test_one_that_cannot_be_opened_says_why_and_heals(self) -> None:
+    def test_one_that_cannot_be_opened_has_a_reason_and_heals(self) -> None:
         self.root.write_text("in the way")
         service = self.start()
         self.assertTrue(service.is_empty)  # so that Redis is asked
@@ -161,7 +150,7 @@ class OpeningTests(ServiceCase):
         reason = str(self.failureResultOf(service.append(make_job(1)), SpoolUnavailable).value)
         self.assertEqual(reason, service.stats.problem)
         self.clock.advance(_HEAL_S)
-        self.assertEqual(len(self.log.at(LogLevel.error)), 1)  # not each time that it is tried
+        self.assertEqual(self.logged_at(LogLevel.error), 1)  # not each time that it is tried
         self.root.unlink()
         self.clock.advance(_HEAL_S)
         self.append(service, 1)
@@ -178,7 +167,7 @@ class OpeningTests(ServiceCase):
             self.assertTrue(message.startswith("broken: "), message)
 
     def deliver_while_it_is_opened(self, *job_numbers: int, redis_is_up: bool = True) -> list[Receipt]:
-        """What becomes of events that come before it is known what the spool holds."""
+        """Deliver events while the spool is still being opened, and return their receipts."""
         disk = HeldBack()
         service = self.start(run=disk)
         delivery = JobDelivery(
@@ -192,22 +181,22 @@ class OpeningTests(ServiceCase):
         for receipt in receipts:
             self.assertNoResult(receipt)
         disk.go()
-        return [self.successResultOf(receipt) for receipt in receipts]
+        return [self.now(receipt) for receipt in receipts]
 
-    def test_events_wait_for_it_and_not_on_the_disk_where_nothing_is_before_them(self) -> None:
+    def test_events_wait_for_it_and_skip_the_disk_if_it_is_empty(self) -> None:
         self.sink = sink = AcceptingSink()
         receipts = self.deliver_while_it_is_opened(1, 2, 3)
         self.assertEqual({receipt.outcome for receipt in receipts}, {Outcome.QUEUED})
         self.assertEqual(sink.queue, [1, 2, 3])
 
-    def test_events_go_behind_what_an_earlier_run_left(self) -> None:
+    def test_events_follow_what_an_earlier_run_left(self) -> None:
         self.orphan(1, 2)
         self.sink = sink = AcceptingSink()
         receipts = self.deliver_while_it_is_opened(3, 4)
         self.assertEqual({receipt.outcome for receipt in receipts}, {Outcome.SPOOLED})
         self.assertEqual(sink.queue, [1, 2, 3, 4])
 
-    def test_events_that_waited_are_spooled_where_redis_is_away(self) -> None:
+    def test_events_that_waited_are_spooled_if_redis_is_away(self) -> None:
         (receipt,) = self.deliver_while_it_is_opened(1, redis_is_up=False)
         self.assertEqual(receipt.outcome, Outcome.SPOOLED)
 
@@ -224,20 +213,20 @@ class OpeningTests(ServiceCase):
         self.failureResultOf(service.append(make_job(1)), SpoolUnavailable)
 
 
-class DoorTests(ServiceCase):
+class ControlSocketTests(ServiceCase):
     def test_it_is_open_while_the_spool_is(self) -> None:
         service = self.start()
-        self.assertEqual(self.doors.paths, self.directories())
+        self.assertEqual(self.sockets.paths, self.directories())
         self.stop(service)
-        self.assertEqual(self.doors.paths, [])
+        self.assertEqual(self.sockets.paths, [])
 
     def test_there_is_none_for_a_spool_that_cannot_be_opened(self) -> None:
         self.root.write_text("in the way")
         service = self.start()
-        self.assertEqual(self.doors.paths, [])
+        self.assertEqual(self.sockets.paths, [])
         self.root.unlink()
         self.clock.advance(_HEAL_S)
-        self.assertEqual(self.doors.paths, self.directories())
+        self.assertEqual(self.sockets.paths, self.directories())
         self.stop(service)
 
     def test_an_adopted_spool_has_its_own(self) -> None:
@@ -246,9 +235,9 @@ class DoorTests(ServiceCase):
         own = self.directories()
         orphan = self.orphan(1)
         self.clock.advance(_ORPHANS_S)
-        self.assertEqual(sorted(self.doors.paths), sorted([*own, orphan]))
+        self.assertEqual(sorted(self.sockets.paths), sorted([*own, orphan]))
         sink.accept()
-        self.assertEqual(self.doors.paths, own)
+        self.assertEqual(self.sockets.paths, own)
 
 
 class UpkeepTests(ServiceCase):
@@ -270,7 +259,7 @@ class UpkeepTests(ServiceCase):
         self.append(service, 1, 2)
         self.assertEqual(service.stats.problem, "full")
         run.is_defect = True
-        self.successResultOf(service.drain.until_empty())
+        self.now(service.drain.until_empty())
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         run.is_defect = False
         self.clock.advance(_HEAL_S)
@@ -299,7 +288,7 @@ class UpkeepTests(ServiceCase):
         self.sink = sink = SilentSink()
         self.start()
         for spool in [self.other_replica(1), self.other_replica(1)]:
-            self.successResultOf(spool.close())
+            self.now(spool.close())
         for _ in range(2):
             self.clock.advance(_ORPHANS_S)
             self.clock.advance(_ORPHANS_S)
@@ -336,7 +325,7 @@ class UpkeepTests(ServiceCase):
 
 class StoppingTests(ServiceCase):
     def assert_left_behind(self, *job_numbers: int) -> None:
-        """What the next replica finds."""
+        """Check what the next replica finds."""
         self.assertEqual(self.held(self.other_replica()), list(job_numbers))
 
     def assert_at_rest(self) -> None:
@@ -356,7 +345,7 @@ class StoppingTests(ServiceCase):
         stopped = service.stopService()
         self.assertNoResult(stopped)
         self.assertEqual(sink.accept(), [1, 2])
-        self.successResultOf(stopped)
+        self.now(stopped)
         self.assertEqual(self.directories(), [])
         self.assert_at_rest()
 
@@ -375,7 +364,7 @@ class StoppingTests(ServiceCase):
         self.clock.advance(_DRAIN_DEADLINE_S - 1)
         self.assertNoResult(stopped)
         self.clock.advance(1)
-        self.successResultOf(stopped)
+        self.now(stopped)
         self.assert_at_rest()
         self.failureResultOf(service.append(make_job(3)), SpoolUnavailable)
         self.assert_left_behind(1, 2)
@@ -409,7 +398,7 @@ class StoppingTests(ServiceCase):
         disk.go()
         self.clock.advance(0.1)
         disk.go()
-        self.successResultOf(stopped)
+        self.now(stopped)
         self.assertEqual(self.directories(), [])
         self.assert_at_rest()
 
@@ -420,7 +409,7 @@ class StoppingTests(ServiceCase):
         stopped = service.stopService()
         self.clock.advance(_DRAIN_DEADLINE_S)
         self.clock.advance(5)
-        self.successResultOf(stopped)
-        self.assertEqual(len(self.log.at(LogLevel.error)), 1)
+        self.now(stopped)
+        self.assertEqual(self.logged_at(LogLevel.error), 1)
         self.assertTrue(self.thread.runs)  # joining it would hang, too
         disk.go()

@@ -1,7 +1,7 @@
-"""``webhookd doctor``: whether all is well around the daemon, and what to do where it is not.
+"""``webhookd doctor``: check everything around the daemon, and say how to fix it.
 
-Facts are gathered first (``look_at_…``, the only I/O), each within a deadline. Each check is a function
-from facts to a finding, and a line in the table of its part: `CONFIGURATION`, `SERVER`, `QUEUE`, `SPOOL`, ….
+The functions ``look_at_…`` gather facts, within a deadline; only they do I/O. A check is a function from
+facts to a finding; most parts have a table of their checks: `SERVER`, `QUEUE`, `SPOOL`, `LIMITS`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
-from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TypeVar
 
 import click
+from attrs import asdict
 
 from webhookd.cli.doctor import machine, redis
 from webhookd.cli.doctor.findings import Finding, Level, Result, fail, run_checks, skip_checks, skipped, warn
@@ -38,25 +38,28 @@ _T = TypeVar("_T")
 
 @click.command()
 @configured(*(option.name for option in OPTIONS))
-@click.option("--strict", is_flag=True, help="Exit with 1 for a warning, too.")
+@click.option("--strict", is_flag=True, help="Exit with 1 for warnings too.")
 @json_option
 def command(settings: Config, *, strict: bool, as_json: bool) -> None:
     """Check the configuration, Redis, the queues, the spool, the ports and the system.
 
-    Takes the options of the daemon, all of them, and reads the same environment and file. It changes nothing:
-    in Redis it adds one job to a scratch queue, and removes it again.
+    Accepts all options of the daemon, and reads the same environment and file. It changes nothing, except
+    that it adds one job to a scratch queue in Redis and removes it again.
 
-    Exit code 1 where something fails; 2 where the configuration cannot be used.
+    Exit codes: 0 no failure; 1 a check failed; 2 the configuration is unusable.
     """
     results = [
-        *run_checks("Configuration", machine.CONFIGURATION, machine.Given(settings, os.environ)),
-        *run(lambda reactor: _look_around(reactor, settings)),
+        Result("Configuration", "options", machine.options(os.environ)),
+        Result("Configuration", "secrets", machine.secrets(settings)),
+        *run(lambda reactor: check_redis(reactor, settings)),
+        *check_ports(settings),
         *check_spool(settings),
         *run_checks("System", machine.LIMITS, machine.look_at_limits()),
     ]
     levels = Counter(result.finding.level for result in results)
     if as_json:
-        print_json({"levels": {level.value: levels[level] for level in Level}, "checks": _as_json(results)})
+        checks = [{"part": one.part, "check": one.check, **asdict(one.finding)} for one in results]
+        print_json({"levels": {level.value: levels[level] for level in Level}, "checks": checks})
     else:
         _print(results, levels)
     if levels[Level.FAIL] or (strict and levels[Level.WARN]):
@@ -66,13 +69,8 @@ def command(settings: Config, *, strict: bool, as_json: bool) -> None:
 # -- the parts that need I/O --------------------------------------------------------------------------------
 
 
-async def _look_around(reactor: IReactor, settings: Config) -> list[Result]:
-    """The parts at the other end of a network."""
-    return [*await check_redis(reactor, settings), *await check_ports(reactor, settings)]
-
-
 async def check_redis(reactor: IReactor, settings: Config) -> list[Result]:
-    """Redis and each queue."""
+    """Check Redis and each queue."""
     url = find_redis(settings)
     if url is None:
         return _no_redis(settings, Result("Redis", "connection", _no_embedded_redis()))
@@ -90,8 +88,8 @@ def _no_embedded_redis() -> Finding:
     try:
         find_server()
     except ConfigError as error:
-        return fail(str(error), "or set REDIS_URL to a Redis of your own")
-    return warn(NOT_RUNNING, "start webhookd, and run this in its working directory")
+        return fail(str(error), "or set REDIS_URL to your own Redis")
+    return warn(NOT_RUNNING, "start webhookd, and run this command in its working directory")
 
 
 def _no_redis(settings: Config, connection: Result) -> list[Result]:
@@ -102,63 +100,46 @@ def _no_redis(settings: Config, connection: Result) -> list[Result]:
     return results
 
 
-async def check_ports(reactor: IReactor, settings: Config) -> list[Result]:
-    """Where the daemon listens."""
-    webhooks = await machine.look_at_port(reactor, settings.endpoint, is_needed=True)
-    results = run_checks("Ports", machine.WEBHOOKS, webhooks)
+def check_ports(settings: Config) -> list[Result]:
+    """Check the ports on which the daemon listens."""
+    webhooks = machine.look_at_port(settings.endpoint, is_needed=True)
+    results = [Result("Ports", "webhooks", machine.port(webhooks))]
     if settings.ops_endpoint is not None:
-        ops = await machine.look_at_port(reactor, settings.ops_endpoint, is_needed=False)
-        results += run_checks("Ports", machine.OPS, ops)
+        ops = machine.look_at_port(settings.ops_endpoint, is_needed=False)
+        results.append(Result("Ports", "ops", machine.port(ops)))
     return results
 
 
 def check_spool(settings: Config) -> list[Result]:
-    """The disk."""
+    """Check the spool and its disk."""
     directory = settings.spool
     if directory is None:
         return [Result("Spool", "directory", machine.SPOOL_OFF)]
     facts = _within_deadline(lambda: machine.look_at_spool(directory, settings))
     if isinstance(facts, machine.SpoolFacts):
         return run_checks("Spool", machine.SPOOL, facts)
-    reason = f"the disk does not answer within {_DISK_DEADLINE_S:g} s" if facts is None else str(facts)
+    reason = f"the disk does not respond within {_DISK_DEADLINE_S:g} s" if facts is None else str(facts)
     finding = fail(f"{directory}: {reason}", "set --spool to a directory on a local disk that works")
-    return [
-        Result("Spool", "directory", finding),
-        *skip_checks("Spool", machine.SPOOL[1:], "needs a disk"),
-    ]
+    return [Result("Spool", "directory", finding), *skip_checks("Spool", machine.SPOOL[1:], "needs a disk")]
 
 
 def _within_deadline(look: Callable[[], _T]) -> _T | OSError | None:
-    """What it returns; the error of a disk, or None where that hangs: then its thread is left behind."""
-    outcome: SimpleQueue[_T | OSError] = SimpleQueue()
+    """Return the result or the error of ``look``; None if the disk hangs, which leaves a thread running."""
+    outcomes: list[_T | OSError] = []
 
     def work() -> None:
         try:
-            outcome.put(look())
+            outcomes.append(look())
         except OSError as error:
-            outcome.put(error)
+            outcomes.append(error)
 
-    Thread(target=work, daemon=True).start()
-    try:
-        return outcome.get(timeout=_DISK_DEADLINE_S)
-    except Empty:
-        return None
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(_DISK_DEADLINE_S)
+    return outcomes[0] if outcomes else None
 
 
 # -- what is printed ----------------------------------------------------------------------------------------
-
-
-def _as_json(results: Sequence[Result]) -> list[dict[str, str]]:
-    return [
-        {
-            "part": result.part,
-            "check": result.check,
-            "level": result.finding.level.value,
-            "detail": result.finding.detail,
-            "advice": result.finding.advice,
-        }
-        for result in results
-    ]
 
 
 def _print(results: Sequence[Result], levels: Counter[Level]) -> None:
@@ -171,17 +152,13 @@ def _print(results: Sequence[Result], levels: Counter[Level]) -> None:
 
 
 def _merged(results: Iterable[Result]) -> Iterator[Result]:
-    """Those that were skipped for one reason are one line."""
-    for why, group in groupby(results, key=_why_skipped):
-        if why is None:
+    """Merge consecutive results that were skipped for the same reason."""
+    for finding, group in groupby(results, key=lambda result: result.finding):
+        if finding.level is Level.SKIPPED:
+            same = list(group)
+            yield Result(same[0].part, finding.detail, skipped(", ".join(one.check for one in same)))
+        else:
             yield from group
-            continue
-        first, *others = group
-        yield Result(first.part, why, skipped(", ".join(result.check for result in (first, *others))))
-
-
-def _why_skipped(result: Result) -> str | None:
-    return result.finding.detail if result.finding.level is Level.SKIPPED else None
 
 
 def _print_result(result: Result) -> None:

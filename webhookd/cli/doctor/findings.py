@@ -1,4 +1,4 @@
-"""What a check finds, and how the checks of one part are run."""
+"""The findings of checks, and the functions that run the checks of one part."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attrs import frozen
 
 
 class Level(Enum):
-    """How bad it is; the value is the word that is printed."""
+    """The severity of a finding; the value is the printed word."""
 
     OK = "ok"
     WARN = "warn"
@@ -20,7 +20,7 @@ class Level(Enum):
 
 @frozen
 class Finding:
-    """What is there, and where that is not well, what to do about it."""
+    """The finding of a check, with advice if something is wrong."""
 
     level: Level
     detail: str
@@ -28,22 +28,22 @@ class Finding:
 
 
 def ok(detail: str) -> Finding:
-    """All is well."""
+    """Return a finding without a problem."""
     return Finding(Level.OK, detail)
 
 
 def warn(detail: str, advice: str) -> Finding:
-    """It works, and there is something to know."""
+    """Return a finding about something that works but needs attention."""
     return Finding(Level.WARN, detail, advice)
 
 
 def fail(detail: str, advice: str) -> Finding:
-    """It does not work, or loses events."""
+    """Return a finding about something that does not work, or loses events."""
     return Finding(Level.FAIL, detail, advice)
 
 
 def skipped(why: str) -> Finding:
-    """It cannot be told, for a reason of at most 12 characters; what lacks has a finding of its own."""
+    """Return a finding without a result. ``why`` has at most 12 characters; another finding explains it."""
     return Finding(Level.SKIPPED, why)
 
 
@@ -63,20 +63,20 @@ Checks: TypeAlias = Sequence[tuple[str, Callable[[_Facts], Finding]]]
 
 
 def run_checks(part: str, checks: Checks[_Facts], facts: _Facts) -> list[Result]:
-    """The results of all checks of a part."""
+    """Run all checks of a part."""
     return [Result(part, name, check(facts)) for name, check in checks]
 
 
 def skip_checks(part: str, checks: Checks[_Facts], why: str) -> list[Result]:
-    """The results where the facts are not to be had."""
+    """Return the results of a part whose facts are unavailable."""
     return [Result(part, name, skipped(why)) for name, _ in checks]
 
 
 def milliseconds(duration_s: float) -> str:
-    """A duration for people."""
+    """Format a duration."""
     return f"{duration_s * 1000:.3g} ms"
 
 
 def mebibytes(size: int) -> str:
-    """A size for people."""
+    """Format a size."""
     return f"{size / 2**20:.0f} MiB"

@@ -1,63 +1,51 @@
-"""The machine around the daemon: the configuration, the spool's disk, the ports, the limits of the system."""
+"""The daemon's environment: configuration, the spool's disk, ports, limits of the system."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import pwd
-import re
 import resource
 import socket
 import stat
 import statistics
 import tempfile
-import time
+import timeit
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import treq
 from attrs import frozen
 
 import webhookd
+from webhookd.cli.daemon import ask_health, local_url, tcp_address
 from webhookd.cli.doctor.findings import Checks, Finding, fail, mebibytes, milliseconds, ok, skipped, warn
+from webhookd.cli.terminal import Negative, Unreachable, brief
 from webhookd.config import Config, unknown_names
 from webhookd.model import ConfigError
-from webhookd.reactor import IReactor
 from webhookd.spool.database import SpoolLimits, free_disk_bytes
 from webhookd.spool.directory import SpoolRoot, Tenancy
 
 # -- the configuration --------------------------------------------------------------------------------------
 
 
-@frozen
-class Given:
-    """The configuration, and the environment that it was read from."""
-
-    settings: Config
-    environ: Mapping[str, str]
-
-
-def options(facts: Given) -> Finding:
-    """Whether all that was meant is read; what cannot be read at all ends the command."""
-    unknown = unknown_names(facts.environ)
-    if unknown:
+def options(environ: Mapping[str, str]) -> Finding:
+    """Find misspelt variables. An unusable configuration ends the command before this check."""
+    if unknown := unknown_names(environ):
         return warn(
-            f"{', '.join(unknown)} in the environment: no option of webhookd",
-            "correct the name; in a container, others may have set it",
+            f"{', '.join(unknown)} in the environment: webhookd has no such option",
+            "correct the name, unless another program needs it (Compose and Kubernetes set some)",
         )
-    return ok("can be used")
+    return ok("valid")
 
 
-def secrets(facts: Given) -> Finding:
-    """Whether anybody may send."""
-    sources = facts.settings.sources.values()
+def secrets(settings: Config) -> Finding:
+    """Find sources without credentials."""
+    sources = settings.sources.values()
     if names := [source.name for source in sources if source.is_open]:
         return warn(
-            f"anybody who reaches the port can add jobs for {', '.join(names)}",
+            f"anyone who reaches the port can add jobs for {', '.join(names)}",
             "set WEBHOOK_SECRET_FILE to Chatwoot's secret, or WEBHOOK_TOKEN_FILE",
         )
     said = (f"{source.name}: {_credentials(len(source.secrets), len(source.tokens))}" for source in sources)
@@ -68,8 +56,6 @@ def _credentials(signing: int, tokens: int) -> str:
     counts = {"signing secrets": signing, "tokens": tokens}
     return " and ".join(f"{count} {name}" for name, count in counts.items() if count)
 
-
-CONFIGURATION: Checks[Given] = (("options", options), ("secrets", secrets))
 
 # -- the spool ----------------------------------------------------------------------------------------------
 
@@ -83,8 +69,8 @@ _MIN_FREE_BYTES = SpoolLimits().min_free_bytes
 class SpoolFacts:
     """The disk of the spool.
 
-    ``place`` is its directory, or the nearest one above it that exists. ``problem`` is why no spool can be
-    there, or nothing be written; without one, ``fsync_s`` is how long that takes to be safe.
+    ``place`` is its directory, or the nearest parent that exists. ``problem`` is the reason why the spool
+    cannot be there or be written to. If there is none, ``fsync_s`` is the time of an fsync.
     """
 
     path: Path
@@ -100,7 +86,7 @@ class SpoolFacts:
 
 
 def look_at_spool(directory: str, settings: Config) -> SpoolFacts:
-    """Look at the disk; leaves nothing behind. Raises ``OSError`` where it cannot even be looked at."""
+    """Gather facts about the disk, and leave nothing on it. Raises ``OSError`` if the disk is unreadable."""
     path = Path(directory).absolute()
     root = SpoolRoot(path, settings.destination)
     place = next(parent for parent in (path, *path.parents) if parent.exists())
@@ -127,19 +113,18 @@ def _try_to_write(root: SpoolRoot, place: Path) -> tuple[str | None, float]:
     except ConfigError as error:
         return str(error), 0.0
     except OSError as error:
-        return f"{place} cannot be written to: {error.strerror}", 0.0
+        return f"cannot write to {place}: {error.strerror}", 0.0
 
 
 def _fsync_time(place: Path) -> float:
-    """The median of a few, each of a page like those that an event takes."""
-    durations_s = []
+    """Return the median time of a few fsyncs, each of one page, as an event needs."""
     with tempfile.TemporaryFile(dir=place, buffering=0) as file:
-        for _ in range(_FSYNCS):
+
+        def write() -> None:
             file.write(bytes(_FSYNC_BYTES))
-            began_s = time.monotonic()
             os.fsync(file.fileno())
-            durations_s.append(time.monotonic() - began_s)
-    return statistics.median(durations_s)
+
+        return statistics.median(timeit.repeat(write, number=1, repeat=_FSYNCS))
 
 
 def _user_name(number: int) -> str:
@@ -150,66 +135,66 @@ def _user_name(number: int) -> str:
 
 
 def directory(facts: SpoolFacts) -> Finding:
-    """Whether there can be a spool."""
+    """Check that the spool can be created and written to."""
     if facts.problem is not None:
         return fail(facts.problem, "set --spool to a directory on a local disk that the daemon may write to")
     if not facts.place.is_relative_to(facts.path):
-        return ok(f"{facts.path} is not there yet, and can be made")
-    return ok(f"{facts.path} can be written to")
+        return ok(f"{facts.path} does not exist yet, and can be created")
+    return ok(f"{facts.path} is writable")
 
 
 def privacy(facts: SpoolFacts) -> Finding:
-    """Whether others can get at the messages in it."""
+    """Check that no other user can read the messages."""
     if facts.place != facts.path:
-        return ok("it will be the daemon's alone")
+        return ok("private, once the daemon has created it")
     if facts.mode & 0o077:
-        return warn(f"others may enter it: its mode is {facts.mode:o}", f"chmod 700 {facts.path}")
+        return warn(f"other users can enter it: its mode is {facts.mode:o}", f"chmod 700 {facts.path}")
     if facts.owner != facts.user:
         return warn(
             f"it belongs to {facts.owner}, and you are {facts.user}",
-            f"run this as {facts.owner}, if the daemon runs so; else chown it to the daemon's user",
+            f"run this command as {facts.owner}, if the daemon does; else chown it to the daemon's user",
         )
-    return ok(f"{facts.owner}'s alone")
+    return ok(f"private to {facts.owner}")
 
 
 def space(facts: SpoolFacts) -> Finding:
-    """Whether the disk has the room that the spool may take."""
+    """Check that the disk has room for the spool."""
     free, wanted = facts.free_bytes, facts.max_bytes + _MIN_FREE_BYTES
     said = f"{mebibytes(free)} free"
     if free <= _MIN_FREE_BYTES:
         return fail(
-            f"{said}: below {mebibytes(_MIN_FREE_BYTES)} the spool takes nothing",
-            "free some of the disk, or set --spool to another one",
+            f"{said}: below {mebibytes(_MIN_FREE_BYTES)} the spool takes no events",
+            "free space on the disk, or set --spool to another one",
         )
     if free < wanted:
         return warn(
-            f"{said}, of the {mebibytes(wanted)} that --spool-max-bytes and a reserve ask for",
-            "free some of the disk, or lower --spool-max-bytes",
+            f"{said}, but --spool-max-bytes and a reserve need {mebibytes(wanted)}",
+            "free space on the disk, or lower --spool-max-bytes",
         )
-    return ok(f"{said}, {mebibytes(facts.max_bytes)} wanted")
+    return ok(f"{said}, {mebibytes(facts.max_bytes)} needed")
 
 
 def fsync(facts: SpoolFacts) -> Finding:
-    """How long an event waits for the disk while Redis is away."""
+    """Check how long an event waits for the disk while Redis is unavailable."""
     if facts.problem is not None:
         return skipped("needs a disk")
     took = milliseconds(facts.fsync_s)
     if facts.fsync_s > _SLOW_FSYNC_S:
-        return warn(f"{took}: while Redis is away, each event waits so long", "use a faster disk")
+        return warn(f"{took}: each event waits this long while Redis is unavailable", "use a faster disk")
     return ok(took)
 
 
 def contents(facts: SpoolFacts) -> Finding:
-    """Whose directories are in it; what is in those of a running daemon, the daemon itself tells."""
+    """Find directories that no replica empties. The health of a running daemon reports its own records."""
     counts = Counter(facts.directories.values())
-    said = f"directories: {counts[Tenancy.HELD]} in use, {counts[Tenancy.FREE]} of replicas that ended"
+    said = f"directories: {counts[Tenancy.HELD]} in use, {counts[Tenancy.FREE]} of stopped replicas"
     if counts[Tenancy.FOREIGN]:
         return warn(
-            f"{said}, {counts[Tenancy.FOREIGN]} for another Redis, prefix or queue, which nobody empties",
-            "start a webhookd with the options of that time; `webhookd spool list` names the directories",
+            f"{said}, {counts[Tenancy.FOREIGN]} for another Redis, prefix or queue, which no replica empties",
+            "start webhookd with the options of that time; `webhookd spool list` names the directories",
         )
     if counts[Tenancy.FREE] and not counts[Tenancy.HELD]:
-        return warn(f"{said}, perhaps with events", "start webhookd: it sends them on")
+        return warn(f"{said}, perhaps with events", "start webhookd: it moves them to Redis")
     return ok(said)
 
 
@@ -222,87 +207,53 @@ SPOOL: Checks[SpoolFacts] = (
 )
 
 SPOOL_OFF = warn(
-    "off: while Redis is away, events are refused, and Chatwoot does not send them again",
+    "off: while Redis is unavailable, events are rejected, and Chatwoot never retries them",
     "set --spool to a directory on a local disk",
 )
 
 # -- the ports ----------------------------------------------------------------------------------------------
 
-_HTTP_DEADLINE_S = 3.0
-_MAX_REPORT_BYTES = 65_536
-_ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # what to ask, not to bind
-
 
 @frozen
 class PortFacts:
-    """Where the daemon listens, or will.
+    """A port on which the daemon listens, or will listen.
 
-    ``refusal`` is why the port could not be had where nobody has it; ``report`` is the health of the webhookd
-    that has it, and empty where somebody else does.
+    ``refusal`` is the reason why a free port cannot be used. ``report`` is None if no program has the port,
+    the health of the webhookd that has it, or empty if it is another program.
     """
 
     name: str
     is_needed: bool
     is_tcp: bool
-    is_taken: bool = False
     refusal: str | None = None
-    report: Mapping[str, Any] = {}
+    report: Mapping[str, Any] | None = None
 
 
-async def look_at_port(reactor: IReactor, endpoint: str, *, is_needed: bool) -> PortFacts:
-    """See whether somebody answers there, and who."""
-    address = _tcp_address(endpoint)
+def look_at_port(endpoint: str, *, is_needed: bool) -> PortFacts:
+    """Find out whether the port is free, and else which program answers there."""
+    address = tcp_address(endpoint)
     if address is None:
         return PortFacts(endpoint, is_needed, is_tcp=False)
     host, port = address
     name = f"port {port}" + (f" of {host}" if host else "")
     problem = _try_to_bind(host, port)
-    if problem is None or problem.errno != errno.EADDRINUSE:
-        refusal = None if problem is None else problem.strerror
-        return PortFacts(name, is_needed, is_tcp=True, refusal=refusal)
-    report = await _ask_health(reactor, _ANY.get(host, host), port)
-    return PortFacts(name, is_needed, is_tcp=True, is_taken=True, report=report)
+    if problem is not None and problem.errno == errno.EADDRINUSE:
+        return PortFacts(name, is_needed, is_tcp=True, report=_health_report(local_url(host, port)))
+    return PortFacts(name, is_needed, is_tcp=True, refusal=problem.strerror if problem else None)
 
 
-def _tcp_address(endpoint: str) -> tuple[str, int] | None:
-    """Interface and port of a Twisted endpoint ``tcp:PORT:…``; None for all others."""
-    kind, *arguments = [re.sub(r"\\(.)", r"\1", part) for part in re.split(r"(?<!\\):", endpoint)]
-    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    port = named.get("port", arguments[0] if arguments else "")
-    if kind not in ("tcp", "tcp4", "tcp6") or not port.isdigit():
-        return None
-    return named.get("interface", ""), int(port)
-
-
-async def _ask_health(reactor: IReactor, host: str, port: int) -> Mapping[str, Any]:
-    """The report of a webhookd; nothing of anybody else's."""
-    url = f"http://[{host}]:{port}/health" if ":" in host else f"http://{host}:{port}/health"
+def _health_report(url: str) -> Mapping[str, Any]:
+    """Return the report of a webhookd; empty if something else answers."""
     try:
-        response = await treq.get(
-            url,
-            timeout=_HTTP_DEADLINE_S,
-            persistent=False,
-            allow_redirects=False,
-            unbuffered=True,
-            reactor=cast(Any, reactor),  # of a type that treq does not export
-        )
-        body = bytearray()
-        await treq.collect(response, partial(_collect, body)).addTimeout(_HTTP_DEADLINE_S, reactor)
-        report = json.loads(body)
-    except Exception:  # noqa: BLE001  # it speaks something else, too slowly, or not at all: no webhookd
+        _status, report = ask_health(f"{url}/health")
+    except (Unreachable, Negative):
         return {}
-    is_ours = isinstance(report, dict) and {"status", "version", "uptimeSeconds"} <= report.keys()
+    is_ours = {"version", "uptimeSeconds"} <= report.keys() and isinstance(report.get("spool", {}), dict)
     return report if is_ours else {}
 
 
-def _collect(body: bytearray, data: bytes) -> None:
-    if len(body) + len(data) > _MAX_REPORT_BYTES:
-        raise ValueError("no report of ours is so long")
-    body += data
-
-
 def _try_to_bind(host: str, port: int) -> OSError | None:
-    """Why the daemon could not listen there. Nor do we: a daemon that starts meanwhile is not hindered."""
+    """Return the error if the port cannot be bound. Does not listen, so as not to block a starting daemon."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -310,40 +261,39 @@ def _try_to_bind(host: str, port: int) -> OSError | None:
             probe.bind((host, port))
         except OSError as error:
             return error
+        except OverflowError:
+            return OSError(errno.EINVAL, "the highest port is 65535")
     return None
 
 
 def port(facts: PortFacts) -> Finding:
-    """Whether it is free, or webhookd is there and well."""
+    """Check that the port is free, or that a healthy webhookd has it."""
     bad = fail if facts.is_needed else warn
     if not facts.is_tcp:
-        return ok(f"{facts.name}: only tcp: can be looked at")
+        return ok(f"{facts.name}: not checked, only tcp: is")
     if facts.refusal is not None:
-        return bad(f"{facts.name} cannot be had: {facts.refusal}", "choose another one")
-    if not facts.is_taken:
-        return ok(f"{facts.name} is free: webhookd does not run here")
+        return bad(f"{facts.name} is unavailable: {facts.refusal}", "choose another one")
+    if facts.report is None:
+        return ok(f"{facts.name} is free: webhookd is not running")
     if not facts.report:
-        return bad(f"{facts.name} is another program's", "stop it, or choose another one")
-    return _health(facts)
+        return bad(f"{facts.name} belongs to another program", "stop it, or choose another one")
+    return _health(facts.name, facts.report)
 
 
-def _health(facts: PortFacts) -> Finding:
-    status, running = str(facts.report["status"]), str(facts.report["version"])
-    said = f"{facts.name} is that of webhookd {running}: {status}"
+def _health(name: str, report: Mapping[str, Any]) -> Finding:
+    status, running = brief(str(report["status"])), brief(str(report["version"]))
+    said = f"{name} belongs to webhookd {running}: {status}"
     if status != "ok":
         judge = fail if status == "unavailable" else warn
-        return judge(said, "see /health and the other lines: Redis, the spool")
-    spool = facts.report.get("spool", {})
-    dead, corrupt, records = (spool.get(name) or 0 for name in ("deadRecords", "corruptRecords", "records"))
+        return judge(said, "see /health, and the lines about Redis and the spool")
+    spool = report.get("spool", {})
+    dead, corrupt, records = (spool.get(key) or 0 for key in ("deadRecords", "corruptRecords", "records"))
     if dead or corrupt:
         return warn(f"{said}; its spool has {dead} dead and {corrupt} corrupt records", "webhookd spool list")
     if running != webhookd.__version__:
-        return warn(f"{said}; this is {webhookd.__version__}", "restart it, if it was to be replaced")
-    return ok(said + (f", {records} events are on their way from its spool" if records else ""))
+        return warn(f"{said}; this is {webhookd.__version__}", "restart it, if it should have been replaced")
+    return ok(said + (f", {records} events wait in its spool" if records else ""))
 
-
-WEBHOOKS: Checks[PortFacts] = (("webhooks", port),)
-OPS: Checks[PortFacts] = (("ops", port),)
 
 # -- the system ---------------------------------------------------------------------------------------------
 
@@ -354,14 +304,14 @@ _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 
 @frozen
 class LimitFacts:
-    """What the kernel allows; ``somaxconn`` is None where it does not tell."""
+    """Limits of the kernel; ``somaxconn`` is None if it is unknown."""
 
     descriptors: int
     somaxconn: int | None
 
 
 def look_at_limits() -> LimitFacts:
-    """Those of this process, which the daemon has too if it is started in the same way."""
+    """Return the limits of this process. The daemon has the same ones if it is started in the same way."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         somaxconn = int(_SOMAXCONN.read_text())
@@ -371,23 +321,25 @@ def look_at_limits() -> LimitFacts:
 
 
 def files(facts: LimitFacts) -> Finding:
-    """How many connections senders may have: the daemon raises its own limit to the hard one."""
+    """Check the limit on connections: the daemon raises its soft limit to the hard limit."""
     if facts.descriptors < _FEW_DESCRIPTORS:
         return warn(
-            f"{facts.descriptors} open files at most: so many senders at once, or fewer",
+            f"at most {facts.descriptors} open files, which limits the number of senders at once",
             "raise it: LimitNOFILE= of systemd, `ulimits` of Compose, `ulimit -Hn`",
         )
-    return ok(f"{facts.descriptors} open files at most")
+    return ok(f"at most {facts.descriptors} open files")
 
 
 def backlog(facts: LimitFacts) -> Finding:
-    """How many connections may wait to be accepted."""
+    """Check the number of connections that can wait to be accepted."""
     if facts.somaxconn is not None and facts.somaxconn < _BACKLOG:
         return warn(
             f"net.core.somaxconn is {facts.somaxconn}, below the backlog of {_BACKLOG}",
             f"sysctl -w net.core.somaxconn={_BACKLOG}",
         )
-    return ok("unknown here" if facts.somaxconn is None else f"net.core.somaxconn is {facts.somaxconn}")
+    return ok(
+        "unknown on this system" if facts.somaxconn is None else f"net.core.somaxconn is {facts.somaxconn}"
+    )
 
 
 LIMITS: Checks[LimitFacts] = (("open files", files), ("backlog", backlog))

@@ -1,7 +1,7 @@
-"""Redis and its queues: what is asked, and what is judged by the answers.
+"""The checks of Redis and its queues: first the facts, then the judgements.
 
-Harmless to a Redis at work: a few dozen commands, none of which is slow, and one job that is added to a
-scratch queue of its own and removed again.
+Harmless to a Redis at work: a few dozen quick commands, and one job that is added to a scratch queue and
+removed again.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from attrs import evolve, frozen
 from webhookd.bullmq.keys import QueueKeys
 from webhookd.bullmq.script import Wire
 from webhookd.cli.doctor.findings import Checks, Finding, fail, mebibytes, milliseconds, ok, skipped, warn
-from webhookd.cli.redis import Redis, connected, describe
+from webhookd.cli.redis import RedisSession, connected, describe
 from webhookd.clock import wall_clock_ms
 from webhookd.config import Config, Source
 from webhookd.model import Job, JobRefused, Outcome, QueueUnavailable, RedisErrorKind
 from webhookd.reactor import IReactor
 from webhookd.redis.breaker import BreakerPolicy, CircuitBreaker
-from webhookd.redis.queue import QueueSettings, RedisQueue
+from webhookd.redis.queue import RedisQueue
 from webhookd.redis.url import RedisUrl
 from webhookd.redis.watch import ServerFacts, read_info
 
@@ -49,16 +49,16 @@ _TYPES = {
     "events": "stream",
 }
 
-# -- what is asked ------------------------------------------------------------------------------------------
+# -- the facts ----------------------------------------------------------------------------------------------
 
 
 @frozen
 class QueueFacts:
-    """One queue.
+    """The facts of one queue.
 
     ``refused`` are the commands that the user may not run on its keys. ``problem`` is why no job can be added
-    to a scratch queue beside it; without one, ``script_s`` is how long that takes, None where it was not
-    tried. ``foreign`` are the queue's keys that are not what BullMQ has there.
+    to its scratch queue. Without a problem, ``script_s`` is how long that takes; None if it was not tried.
+    ``foreign`` are the keys of the queue whose type is not that of BullMQ.
     """
 
     keys: QueueKeys
@@ -76,7 +76,7 @@ class QueueFacts:
 
 @frozen
 class RedisFacts:
-    """The server. ``info`` is empty where the user may not ask; ``ahead_s`` is its clock's lead over ours."""
+    """The facts of the server. ``info`` is empty if the user may not ask; ``ahead_s`` is its clock's lead."""
 
     url: RedisUrl
     settings: Config
@@ -88,19 +88,17 @@ class RedisFacts:
     queues: Sequence[QueueFacts]
 
     def number(self, name: str) -> int:
-        """A number of INFO; 0 where it is not told."""
+        """Return a number of INFO; 0 if it is missing."""
         value = self.info.get(name, "")
         return int(value) if value.isdigit() else 0
 
 
 async def look_at_redis(reactor: IReactor, settings: Config, url: RedisUrl) -> RedisFacts:
-    """All that the checks need; raises `QueueUnavailable` where Redis cannot be asked."""
+    """Return all that the checks need; raises `QueueUnavailable`."""
     async with connected(reactor, url) as redis:
         round_trip_s = min([await _round_trip(redis) for _ in range(3)])
         info, ahead_s = await _info(redis)
-        server = ServerFacts.from_info(info)
-        fsync = await _setting(redis, "appendfsync")
-        server = evolve(server, appendfsync=fsync)
+        server = evolve(ServerFacts.from_info(info), appendfsync=await _setting(redis, "appendfsync"))
         saves = await _setting(redis, "save")
         return RedisFacts(
             url=url,
@@ -110,12 +108,12 @@ async def look_at_redis(reactor: IReactor, settings: Config, url: RedisUrl) -> R
             server=server,
             has_snapshots=None if saves is None else bool(saves),
             ahead_s=ahead_s,
-            queues=[await _look_at_queue(reactor, redis, settings, server, keys) for keys in settings.queues],
+            queues=[await _look_at_queue(redis, settings, server, keys) for keys in settings.queues],
         )
 
 
-async def _if_allowed(redis: Redis, *command: str | bytes | int) -> Any:
-    """The answer; None where the user may not ask."""
+async def _if_allowed(redis: RedisSession, *command: str | bytes | int) -> Any:
+    """Return the answer; None if the user may not ask."""
     try:
         return await redis.ask(*command)
     except QueueUnavailable as error:
@@ -124,14 +122,14 @@ async def _if_allowed(redis: Redis, *command: str | bytes | int) -> Any:
         raise
 
 
-async def _round_trip(redis: Redis) -> float:
+async def _round_trip(redis: RedisSession) -> float:
     began_s = time.monotonic()
     await _if_allowed(redis, "PING")
     return time.monotonic() - began_s
 
 
-async def _info(redis: Redis) -> tuple[bytes, float | None]:
-    """INFO's text, and how far Redis' clock was ahead of ours halfway through the question."""
+async def _info(redis: RedisSession) -> tuple[bytes, float | None]:
+    """Return INFO, and how far Redis' clock was ahead of ours halfway through the question."""
     began_s = time.time()
     info = await _if_allowed(redis, "INFO") or b""
     halfway_s = (began_s + time.time()) / 2
@@ -139,27 +137,27 @@ async def _info(redis: Redis) -> tuple[bytes, float | None]:
     return info, int(its_time) / 1_000_000 - halfway_s if its_time else None
 
 
-async def _setting(redis: Redis, name: str) -> str | None:
+async def _setting(redis: RedisSession, name: str) -> str | None:
     answer = await _if_allowed(redis, "CONFIG", "GET", name)
     return answer[1].decode() if answer is not None and len(answer) == 2 else None
 
 
 async def _look_at_queue(
-    reactor: IReactor, redis: Redis, settings: Config, server: ServerFacts, keys: QueueKeys
+    redis: RedisSession, settings: Config, server: ServerFacts, keys: QueueKeys
 ) -> QueueFacts:
-    # Below the queue's own name, so that whatever an ACL or a cluster says of its keys holds here too. No key
-    # of BullMQ's and no job's is hit: none has a colon and such a name there.
+    # Below the queue's own name, so that an ACL or a cluster treats these keys as it treats the queue's. They
+    # cannot be keys of BullMQ or of a job: none of these has a colon after the queue's name.
     scratch = QueueKeys(f"{keys.prefix}:{keys.queue}", _SCRATCH_QUEUE)
     source = next(source for source in settings.sources.values() if source.queue == keys.queue)
     job = _scratch_job(source)
     problem, script_s = None, None
     refused = await _refused(redis, [("DEL", scratch.meta)])
-    if not refused:  # whoever may not clean up must not begin
+    if not refused:  # a user who may not clean up must not begin
         try:
             refused = await _refused(redis, _commands(settings, scratch.job(_SCRATCH_KEY)))
-            problem, script_s = await _add_twice(reactor, redis, settings, scratch, job)
+            problem, script_s = await _add_twice(redis, settings, scratch, job)
         finally:
-            # Crash window: who is killed before this leaves a few small keys, which the next run removes.
+            # Crash window: a kill before this leaves a few small keys, which the next run removes.
             await _remove(redis, scratch, job)
     foreign = await _foreign(redis, keys)
     meta = None if foreign else await _if_allowed(redis, "HMGET", keys.meta, "paused", "version")
@@ -179,8 +177,8 @@ async def _look_at_queue(
     )
 
 
-async def _foreign(redis: Redis, keys: QueueKeys) -> Sequence[str]:
-    """The queue's keys of another type; with one of them, no job is added to it."""
+async def _foreign(redis: RedisSession, keys: QueueKeys) -> Sequence[str]:
+    """Return the queue's keys of a wrong type; with one of them, no job can be added."""
     foreign = []
     for name, expected in _TYPES.items():
         answer = await _if_allowed(redis, "TYPE", keys.job(name))
@@ -207,14 +205,14 @@ def _scratch_job(source: Source) -> Job:
 
 
 async def _add_twice(
-    reactor: IReactor, redis: Redis, settings: Config, scratch: QueueKeys, job: Job
+    redis: RedisSession, settings: Config, scratch: QueueKeys, job: Job
 ) -> tuple[str | None, float | None]:
-    """As the daemon adds jobs: one, and the same again. What went wrong, and how long the second took."""
+    """Add one job twice, as the daemon does. Return what went wrong, and how long the second took."""
     queue = RedisQueue(
-        reactor,
-        redis,
+        redis.clock,
+        redis.pool,
         CircuitBreaker(BreakerPolicy(), random.random),
-        QueueSettings(scratch.prefix, settings.wire, _SCRATCH_TTL_MS, lambda: "doctor", settings.ack),
+        evolve(settings.queue_settings, prefix=scratch.prefix, lock_ttl_ms=_SCRATCH_TTL_MS),
         deadline_s=max(_ADD_DEADLINE_S, settings.redis_deadline_s),
         acknowledged=lambda _jobs: None,
     )
@@ -230,22 +228,21 @@ async def _add_twice(
     return None if is_right else f"a job that was added twice was {outcomes}", took_s
 
 
-async def _remove(redis: Redis, scratch: QueueKeys, job: Job) -> None:
-    names = (scratch.wait, scratch.paused, scratch.meta, scratch.id, scratch.delayed, scratch.active)
-    more = (scratch.prioritized, scratch.pc, scratch.events, scratch.marker)
-    # Where it takes no writes, there are none; where it is gone, the next question says so.
+async def _remove(redis: RedisSession, scratch: QueueKeys, job: Job) -> None:
+    # If Redis takes no writes, there is nothing to remove; if it is gone, the next question fails.
     with suppress(QueueUnavailable):
-        for name in (*names, *more, *(map(scratch.job, (job.id, _SCRATCH_KEY))), scratch.create_lock(job.id)):
-            await redis.ask("DEL", name)
+        for name in (*_TYPES, job.id, _SCRATCH_KEY):
+            await redis.ask("DEL", scratch.job(name))
+        await redis.ask("DEL", scratch.create_lock(job.id))
 
 
 _Command = tuple[str | int, ...]
 
 
 def _commands(settings: Config, key: str) -> Sequence[_Command]:
-    """Each command of ``conf/redis-acl.conf``, tried on a scratch key.
+    """Return the commands of ``conf/redis-acl.conf``, for a scratch key.
 
-    Redis looks at the rights first. So it does not matter that most of these then fail, on a key that is of
+    Redis checks the rights first. So it does not matter that most of these then fail, because the key has
     another type.
     """
     return (
@@ -281,7 +278,7 @@ _FOR_HEALTH: Sequence[_Command] = (("INFO", "server"), ("CONFIG", "GET", "append
 _OPTIONAL = {"INFO", "CONFIG GET", "LINDEX", "ZCARD"}
 
 
-async def _refused(redis: Redis, commands: Sequence[_Command]) -> Sequence[str]:
+async def _refused(redis: RedisSession, commands: Sequence[_Command]) -> Sequence[str]:
     refused = []
     for command in commands:
         try:
@@ -294,34 +291,34 @@ async def _refused(redis: Redis, commands: Sequence[_Command]) -> Sequence[str]:
     return refused
 
 
-# -- the server ---------------------------------------------------------------------------------------------
+# -- the judgements of the server ---------------------------------------------------------------------------
 
 
 def connection(facts: RedisFacts) -> Finding:
-    """How long a round trip takes, against the deadline of a request."""
+    """Judge the round trip by the deadline of a request."""
     took, deadline_s = milliseconds(facts.round_trip_s), facts.settings.redis_deadline_s
     if facts.round_trip_s > deadline_s / 2:
         return (fail if facts.round_trip_s > deadline_s else warn)(
             f"{facts.url} takes {took} to answer, of the {deadline_s:g} s of --redis-deadline: "
-            "beyond half of it, events go to the spool",
+            "with more than half, events go to the spool",
             "move Redis nearer, or raise --redis-deadline",
         )
     return ok(f"{facts.url} answers in {took}")
 
 
 def no_connection(url: RedisUrl, error: QueueUnavailable) -> Finding:
-    """Why there is none, by the kind of the error."""
+    """Report why there is no connection, with advice for the kind of the error."""
     advice = {
         RedisErrorKind.NOAUTH: "correct the user and password of REDIS_URL (redis://USER:PASSWORD@HOST)",
         RedisErrorKind.NOPERM: "give the user the rights of conf/redis-acl.conf",
-        RedisErrorKind.LOADING: "wait: it reads its data",
-        RedisErrorKind.READONLY: "Sentinel named a replica: wait for the failover to end, and ask again",
-        RedisErrorKind.TIMEOUT: "see whether it hangs, or a firewall swallows what is sent to it",
+        RedisErrorKind.LOADING: "wait: it is still loading its data",
+        RedisErrorKind.READONLY: "Sentinel named a replica: wait until the failover ends, and try again",
+        RedisErrorKind.TIMEOUT: "see whether it hangs, or whether a firewall drops packets",
         RedisErrorKind.DISCONNECTED: "start Redis, or correct REDIS_URL",
     }
     reason = describe(error)
     return fail(
-        f"{url}: {reason}", advice.get(error.kind, "correct REDIS_URL, or what Redis complains about")
+        f"{url}: {reason}", advice.get(error.kind, "correct REDIS_URL, or the problem that Redis reports")
     )
 
 
@@ -329,7 +326,7 @@ _MAY_NOT_ASK = "give the user +info and +config|get, as conf/redis-acl.conf does
 
 
 def version(facts: RedisFacts) -> Finding:
-    """Redis 6.2 or newer, or any Valkey."""
+    """Require Redis 6.2 or newer, or any Valkey."""
     name = "Valkey" if "valkey_version" in facts.info else "Redis"
     if facts.server.version is None:
         return warn("unknown: the user may not ask", _MAY_NOT_ASK)
@@ -340,13 +337,13 @@ def version(facts: RedisFacts) -> Finding:
 
 
 def persistence(facts: RedisFacts) -> Finding:
-    """Whether a crash or a restart loses jobs."""
+    """Judge whether a crash or a restart loses jobs."""
     if facts.info.get("aof_last_write_status", "ok") != "ok":
         return fail("the last write of the append-only file failed", "look at the disk of Redis, and its log")
     danger = facts.server.persistence_danger
     if danger is not None:
         problem, _, advice = danger.partition("; ")
-        snapshots = "" if not facts.has_snapshots else " (but for those of the last snapshot)"
+        snapshots = "" if not facts.has_snapshots else " (except those of the last snapshot)"
         return fail(problem + snapshots, advice)
     if facts.server.appendfsync is None or facts.server.has_aof is None:
         return warn("unknown: the user may not ask", _MAY_NOT_ASK)
@@ -354,7 +351,7 @@ def persistence(facts: RedisFacts) -> Finding:
 
 
 def eviction(facts: RedisFacts) -> Finding:
-    """Whether a full Redis throws jobs away."""
+    """Judge whether a full Redis throws jobs away."""
     danger = facts.server.eviction_danger
     if danger is not None:
         problem, _, advice = danger.partition("; ")
@@ -365,7 +362,7 @@ def eviction(facts: RedisFacts) -> Finding:
 
 
 def memory(facts: RedisFacts) -> Finding:
-    """How far Redis is from taking no more jobs."""
+    """Judge how soon Redis will have no memory for jobs."""
     used, limit = facts.number("used_memory"), facts.number("maxmemory")
     if not limit:
         return ok(f"{mebibytes(used)} used, no limit set")
@@ -377,7 +374,7 @@ def memory(facts: RedisFacts) -> Finding:
 
 
 def replication(facts: RedisFacts) -> Finding:
-    """Whether it takes writes, and has the replicas that ``--ack`` waits for."""
+    """Judge whether Redis takes writes, and has the replicas that ``--ack`` waits for."""
     replicas, wanted = facts.number("connected_slaves"), facts.settings.ack
     if facts.info.get("role", "master") != "master":
         return fail(
@@ -386,23 +383,23 @@ def replication(facts: RedisFacts) -> Finding:
         )
     if replicas < wanted:
         return fail(
-            f"{replicas} replicas, but --ack replicas:{wanted} waits for {wanted}: each event waits on disk",
+            f"{replicas} replicas, but --ack replicas:{wanted} waits for {wanted}: each event stays on disk",
             "connect the replicas, or set --ack redis",
         )
     return ok(f"primary, replicas: {replicas}")
 
 
 def clock(facts: RedisFacts) -> Finding:
-    """How far the two machines' clocks are apart."""
+    """Judge how far the clocks of the two machines are apart."""
     if facts.ahead_s is None:
-        return warn("unknown: Redis does not tell its time", _MAY_NOT_ASK)
+        return warn("unknown: Redis does not report its time", _MAY_NOT_ASK)
     off_s, tolerance_s = abs(facts.ahead_s), facts.settings.tolerance_s
     if off_s <= _SKEW_S:
         return ok(f"within {_SKEW_S:g} s of ours")
     said = f"Redis' clock is {off_s:.0f} s {'ahead of' if facts.ahead_s > 0 else 'behind'} ours"
-    advice = "set both clocks by NTP: delays and signatures go by them"
+    advice = "set both clocks by NTP: delays and signatures depend on them"
     if off_s > tolerance_s:
-        return fail(f"{said}: more than --tolerance, {tolerance_s} s, lets a signature be off", advice)
+        return fail(f"{said}: more than --tolerance, {tolerance_s} s, allows for signatures", advice)
     return warn(said, advice)
 
 
@@ -416,26 +413,26 @@ SERVER: Checks[RedisFacts] = (
     ("clock", clock),
 )
 
-# -- a queue ------------------------------------------------------------------------------------------------
+# -- the judgements of a queue ------------------------------------------------------------------------------
 
 
 def rights(facts: QueueFacts) -> Finding:
-    """What the user may do."""
+    """Judge the rights of the user."""
     needed = [command for command in facts.refused if command not in _OPTIONAL]
     advice = f"give it the rights of conf/redis-acl.conf, and the keys ~{facts.keys.job('*')}"
     if needed:
         return fail(f"the user may not run {', '.join(needed)} on the queue's keys", advice)
     if facts.refused:
-        return warn(f"the user may not run {', '.join(facts.refused)}: health and metrics lack it", advice)
-    return ok("the user may run all that adds and counts jobs")
+        return warn(f"the user may not run {', '.join(facts.refused)}, which health and metrics need", advice)
+    return ok("the user may run all commands that add and count jobs")
 
 
 def script(facts: QueueFacts) -> Finding:
-    """Whether a job is added, once, as the daemon adds it."""
+    """Judge whether a job can be added, once, as the daemon adds it."""
     if facts.problem is not None:
         return fail(f"no job can be added: {facts.problem}", _script_advice(facts.problem))
     if facts.script_s is None:
-        return skipped("needs rights")  # to remove again what it adds
+        return skipped("needs rights")  # to remove what it adds
     took, deadline_s = milliseconds(facts.script_s), facts.settings.redis_deadline_s
     if facts.script_s > deadline_s / 2:
         return warn(
@@ -458,29 +455,29 @@ def _script_advice(problem: str) -> str:
 
 
 def keys(facts: QueueFacts) -> Finding:
-    """Whether something else is where BullMQ has the queue."""
+    """Judge whether keys of the queue belong to something else."""
     if facts.foreign:
         return fail(
             f"{', '.join(facts.foreign)}: no job can be added",
-            "see whose it is; set --prefix or --queue to what nobody else uses",
+            "see whose they are; set --prefix or --queue to a name that no other program uses",
         )
-    return ok("nobody else's")
+    return ok("none belongs to another program")
 
 
 def slot(facts: QueueFacts) -> Finding:
-    """In a cluster, whether the keys of the queue are on one node."""
+    """Judge whether the keys of the queue are on one node, if Redis is a cluster."""
     if not facts.server.is_cluster:
         return ok("no cluster")
     if facts.keys.is_hash_tagged:
         return ok("the keys share a slot of the cluster")
     return fail(
-        "Redis is a cluster, where the keys of a queue must share a slot",
+        "Redis is a cluster: the keys of a queue must share a slot",
         "set --prefix '{bull}' here and in the workers",
     )
 
 
 def paused(facts: QueueFacts) -> Finding:
-    """Whether workers take jobs from it."""
+    """Judge whether workers take jobs from the queue."""
     if facts.waiting and facts.paused:
         return fail(
             f"jobs are in two lists, {facts.waiting} in wait and {facts.paused} in paused: "
@@ -495,10 +492,10 @@ def paused(facts: QueueFacts) -> Finding:
 
 
 def bullmq(facts: QueueFacts) -> Finding:
-    """Which BullMQ shares the queue."""
+    """Judge which BullMQ shares the queue."""
     wire = facts.settings.wire
     if facts.version is None:
-        return ok("no Queue of BullMQ's has opened it yet")
+        return ok("no Queue object of BullMQ has opened it yet")
     match = re.fullmatch(r"bullmq(?:-pro)?:(\d+)\..*", facts.version)
     if match is None or match[1] not in ("5", "6"):
         return warn(

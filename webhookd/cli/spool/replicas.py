@@ -1,7 +1,8 @@
-"""The spools of all replicas, for the parts of the command: of stopped ones, and of running ones.
+"""Access to the spools of all replicas, stopped or running.
 
-A stopped replica's directory is locked as an adopting replica would lock it, and read as it is: only what
-changes a spool opens it as a daemon does. A running replica is asked, on the socket in its directory.
+The command locks the directory of a stopped replica, as an adopting replica would, and reads its file as it
+is. Only to change a spool, it opens it as a daemon does. A running replica answers on the socket in its
+directory.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ from webhookd.spool.directory import (
     open_directory,
     socket_path,
 )
-from webhookd.spool.queue import Run, Spool
-from webhookd.spool.requests import DrainState, Question, Request
+from webhookd.spool.queue import DeferToThread, Spool
+from webhookd.spool.requests import DrainState, Query, SpoolRequest
+from webhookd.spool.salvage import sibling
 from webhookd.spool.wal import reseal
 
 _OPEN_DEADLINE_S = 3.0
@@ -55,30 +57,30 @@ class Unreadable(Unreachable):
 
 
 def short_name(path: Path) -> str:
-    """What tells a replica's directory from the others."""
+    """Return the part of a directory's name that identifies its replica."""
     return path.name.removeprefix(REPLICA_PREFIX)
 
 
 @define(eq=False)
 class Stopped:
-    """The spool of a replica that does not run; ours until it is closed."""
+    """The spool of a replica that does not run, locked until `close`."""
 
     path: Path
     _directory: SpoolDirectory
     _connection: sqlite3.Connection
-    _run: Run
+    _defer_to_thread: DeferToThread
     _root: SpoolRoot
     _limits: SpoolLimits
     _spool: Spool | None = field(default=None, init=False)
     pid: None = field(default=None, init=False)
 
-    async def ask(self, request: Request) -> Any:
-        """What the spool says to a request.
+    async def ask(self, request: SpoolRequest) -> Any:
+        """Run a request and return its answer.
 
-        :raises Unreachable: it cannot be read, or written to.
+        :raises Unreachable: the spool cannot be read, or written to.
         """
-        if self._spool is None and isinstance(request, Question):
-            return await self._run(partial(self._read, request))
+        if self._spool is None and isinstance(request, Query):
+            return await self._defer_to_thread(partial(self._answer, request))
         spool = self.spool()
         try:
             return await spool.do(request)
@@ -86,7 +88,7 @@ class Stopped:
             raise Unreachable(f"{self.path}: {error}") from None
 
     def spool(self) -> Spool:
-        """The spool as a daemon opens it, for what changes it."""
+        """Return the spool as a daemon opens it, for changes."""
         if self._spool is None:
             if not self._root.is_ours(self.path):
                 raise WrongUse(f"{self.path}: made by another version, or for another Redis, prefix or queue")
@@ -95,116 +97,97 @@ class Stopped:
                 raise Unreachable(f"{self.path}: it cannot be written to")
             self._connection.close()
             database = SpoolDatabase(self._directory.database, self._limits)
-            self._spool = Spool(self._directory, database, self._run, wall_clock_ms, self._limits)
+            self._spool = Spool(self._directory, database, self._defer_to_thread, wall_clock_ms, self._limits)
         return self._spool
 
     async def is_cut_off(self) -> bool:
-        """Whether damage in its WAL hides what comes behind it, until a daemon opens it."""
-        return await self._run(self._has_damaged_wal)
+        """Return whether damage in the WAL hides later records until a daemon opens the spool."""
+        return await self._defer_to_thread(self._has_damaged_wal)
 
     def _has_damaged_wal(self) -> bool:
         try:
-            database = self._directory.database
-            return reseal(database.with_name(f"{database.name}-wal").read_bytes()) is not None
+            return reseal(sibling(self._directory.database, "-wal").read_bytes()) is not None
         except FileNotFoundError:
             return False
 
     async def close(self) -> None:
-        """Leave it to the next one who comes; one that was changed and is empty now is removed."""
+        """Release the directory; remove it if the spool was changed and is empty now."""
         if self._spool is not None:
             await self._spool.close()
         else:
             self._connection.close()
             self._directory.release()
 
-    def _read(self, question: Question) -> Any:
+    def _answer(self, query: Query) -> Any:
         try:
-            return question.answer(self._connection.execute)
+            return query.answer(self._connection)
         except sqlite3.Error as error:
             raise Unreadable(f"{self.path}: its file cannot be read: {error}") from None
 
 
-@frozen
-class Running:
-    """The spool of a daemon that runs, and answers for it."""
-
-    path: Path
-    pid: int
-    _socket: Socket
-
-    async def ask(self, request: Request) -> Any:
-        """What the spool says to a request.
-
-        :raises Unreachable: the daemon does not answer, or cannot.
-        """
-        answer = await self._socket.fetch("POST", "/", msgspec.json.encode(request))
-        return msgspec.json.decode(answer, type=request.answer_type)
-
-    async def wake_drain(self) -> None:
-        """Have its drain look now."""
-        await self._socket.fetch("POST", "/drain")
-
-    async def drain_state(self) -> DrainState:
-        """How its drain gets on."""
-        return await self._socket.drain_state()
-
-    async def is_cut_off(self) -> bool:
-        """See `Stopped`: a daemon has opened it."""
-        return False
-
-    async def close(self) -> None:
-        """Ask no more."""
-        self._socket.close()
-
-
 @implementer(IAgentEndpointFactory)
-class Socket:
-    """The socket in a replica's directory, for HTTP."""
+class Running:
+    """The spool of a running daemon, which answers on the socket in the directory."""
 
     def __init__(self, reactor: IReactor, path: Path) -> None:
+        self.path = path
+        self.pid = 0
         self._reactor = reactor
-        self._path = path
         self._directory_fd = open_directory(path)
         self._client = HTTPClient(Agent.usingEndpointFactory(reactor, self))
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
-        """The same for each."""
+        """Return an endpoint for the socket; the URI does not matter."""
         return UNIXClientEndpoint(self._reactor, socket_path(self._directory_fd), _ANSWER_DEADLINE_S)
 
-    async def fetch(self, method: str, path: str, body: bytes = b"") -> bytes:
-        """The body of an answer.
+    async def ask(self, request: SpoolRequest) -> Any:
+        """Send a request and return its answer.
 
-        :raises Unreachable: the daemon does not answer, or cannot.
-        :raises ConnectError: nobody listens.
+        :raises Unreachable: the daemon does not answer, or reports an error.
         """
-        fetched = Deferred.fromCoroutine(self._fetch(method, path, body))
+        return msgspec.json.decode(
+            await self._fetch("POST", "/", msgspec.json.encode(request)), type=request.answer_type
+        )
+
+    async def wake_drain(self) -> None:
+        """Make its drain try at once."""
+        await self._fetch("POST", "/drain")
+
+    async def drain_state(self) -> DrainState:
+        """Return the process and the progress of its drain.
+
+        :raises Unreachable: the daemon does not answer, or reports an error.
+        :raises ConnectError: no process listens.
+        """
+        return msgspec.json.decode(await self._fetch("GET", "/drain"), type=DrainState)
+
+    async def is_cut_off(self) -> bool:
+        """Return False: a daemon has opened the spool."""
+        return False
+
+    async def close(self) -> None:
+        """Close the way to the socket."""
+        os.close(self._directory_fd)
+
+    async def _fetch(self, method: str, path: str, body: bytes = b"") -> bytes:
+        fetched = Deferred.fromCoroutine(self._exchange(method, path, body))
         fetched.addTimeout(_ANSWER_DEADLINE_S, self._reactor, self._too_late)
         try:
             return await fetched
         except (ResponseFailed, ResponseNeverReceived):
-            raise Unreachable(f"{self._path}: the daemon ended meanwhile") from None
+            raise Unreachable(f"{self.path}: the daemon has just ended") from None
 
-    def _too_late(self, _answer: bytes | Failure, deadline_s: float) -> Failure:
-        return Failure(
-            Unreachable(
-                f"{self._path}: the daemon has not answered for {deadline_s:.0f} s: its disk may hang"
-            )
-        )
-
-    async def _fetch(self, method: str, path: str, body: bytes) -> bytes:
+    async def _exchange(self, method: str, path: str, body: bytes) -> bytes:
         response = await self._client.request(method, f"http://spool{path}", data=body)
         content = await response.content()
         if response.code != 200:
-            raise Unreachable(f"{self._path}: {msgspec.json.decode(content)}")
+            raise Unreachable(f"{self.path}: {msgspec.json.decode(content)}")
         return content
 
-    async def drain_state(self) -> DrainState:
-        """Who listens, and how its drain gets on."""
-        return msgspec.json.decode(await self.fetch("GET", "/drain"), type=DrainState)
-
-    def close(self) -> None:
-        """Ask no more."""
-        os.close(self._directory_fd)
+    def _too_late(self, _answer: bytes | Failure, deadline_s: float) -> Failure:
+        return Failure(
+            Unreachable(f"{self.path}: the daemon has not answered for {deadline_s:.0f} s: its disk may hang")
+        )
 
 
 Replica: TypeAlias = Stopped | Running
@@ -216,15 +199,15 @@ class Replicas:
 
     root: SpoolRoot
     reactor: IReactor
-    _run: Run
+    _defer_to_thread: DeferToThread
     _limits: SpoolLimits
 
     def paths(self, wanted: str | None = None) -> Sequence[Path]:
-        """The directories of all, or of the one that is wanted: its path, or how its name begins."""
+        """Return all directories, or the one whose path, or the beginning of whose name, is ``wanted``."""
         if wanted is not None and "/" in wanted:
             return [Path(wanted).absolute()]
         try:
-            next(self.root.path.iterdir(), None)  # a glob would be silent about what it may not read
+            next(self.root.path.iterdir(), None)  # a glob would silently skip what it may not read
         except OSError as error:
             raise Unreachable(f"{self.root.path}: {error.strerror}") from None
         paths = [path for path in self.root.replicas() if path.is_dir()]
@@ -237,20 +220,20 @@ class Replicas:
         return found
 
     def path(self, wanted: str | None) -> Path:
-        """The directory of the one that is wanted; need not be said where there is one only."""
+        """Return the directory that is ``wanted``, which may be None if there is only one."""
         paths = self.paths(wanted)
         if len(paths) == 1:
             return paths[0]
         if not paths:
             raise Unreachable(f"{self.root.path}: no replica has a spool here")
         names = ", ".join(map(short_name, paths))
-        raise WrongUse(f"say which replica, with --replica: {names}")
+        raise WrongUse(f"select a replica with --replica: {names}")
 
     @asynccontextmanager
     async def open(self, path: Path) -> AsyncIterator[Replica]:
-        """The spool in a directory, whoever holds it.
+        """Open the spool in a directory, held or not, while the block lasts.
 
-        :raises Unreachable: it is not there, not ours to read, or nobody answers for it.
+        :raises Unreachable: it does not exist, may not be read, or its holder does not answer.
         """
         replica = await self._open(path)
         try:
@@ -260,15 +243,15 @@ class Replicas:
 
     async def _open(self, path: Path) -> Replica:
         end_s = time.monotonic() + _OPEN_DEADLINE_S
-        while True:  # a daemon that starts has the lock before it listens
+        while True:  # a starting daemon has the lock before it listens
             try:
-                replica = await self._run(partial(self._take, path)) or await self._call(path)
+                replica = await self._defer_to_thread(partial(self._take, path)) or await self._call(path)
             except OSError as error:
                 raise Unreachable(f"{path}: {error.strerror or error}") from None
             if replica is not None:
                 return replica
             if time.monotonic() > end_s:
-                raise Unreachable(f"{path}: in use by a process that answers no questions")
+                raise Unreachable(f"{path}: in use by a process that does not answer")
             await deferLater(self.reactor, _POLL_INTERVAL_S)
 
     def _take(self, path: Path) -> Stopped | None:
@@ -280,22 +263,22 @@ class Replicas:
         except sqlite3.Error as error:
             directory.release()
             raise Unreadable(f"{path}: its file cannot be read: {error}") from None
-        return Stopped(path, directory, connection, self._run, self.root, self._limits)
+        return Stopped(path, directory, connection, self._defer_to_thread, self.root, self._limits)
 
     async def _call(self, path: Path) -> Running | None:
-        socket = Socket(self.reactor, path)
+        replica = Running(self.reactor, path)
         try:
-            return Running(path, (await socket.drain_state()).pid, socket)
-        except ConnectError:
-            socket.close()
-            return None
-        except BaseException:
-            socket.close()
+            replica.pid = (await replica.drain_state()).pid
+        except BaseException as error:
+            await replica.close()
+            if isinstance(error, ConnectError):
+                return None
             raise
+        return replica
 
 
 def _act_as_owner(path: Path) -> None:
-    """As root, go on as the user whose spool it is: a file of root's would keep the daemon out."""
+    """Change from root to the owner of a spool: the daemon could not open a file that root owns."""
     status = path.stat()
     if os.geteuid() == 0 and status.st_uid != 0:
         os.setgroups([])

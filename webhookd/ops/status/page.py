@@ -1,4 +1,4 @@
-"""The page: it loads nothing else, asks nobody else, runs no other script, and stands in no frame."""
+"""The page. Its policy: load nothing else, contact no other host, run no other script, stand in no frame."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from klein import Response
 
 
 def load_page() -> Response:
-    """The page as it is answered, with a policy that names its own script and style by their hashes."""
+    """Return the answer with the page, and a policy that names its own script and style by their hashes."""
     body = files(__package__).joinpath("page.html").read_bytes()
     policy = [
         "default-src 'none'",
@@ -36,6 +36,6 @@ def load_page() -> Response:
 
 
 def _hash_of(element: bytes, page: bytes) -> str:
-    """What stands in the one element of that name, as a source of a Content-Security-Policy."""
+    """Return the content of the one element of that name, as a source for a Content-Security-Policy."""
     (content,) = re.findall(rb"<%b>(.*?)</%b>" % (element, element), page, re.DOTALL)
     return f"'sha256-{b64encode(sha256(content).digest()).decode()}'"

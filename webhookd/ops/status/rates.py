@@ -19,7 +19,7 @@ class Reading:
 
 @frozen
 class Rates:
-    """What happened between two readings, per second, and how many requests took how long."""
+    """The changes between two readings: rates per second, and requests by duration."""
 
     outcomes: Mapping[str, float]
     refused: float
@@ -27,12 +27,12 @@ class Rates:
 
     @property
     def events(self) -> float:
-        """Events that were taken, per second."""
+        """Accepted events per second."""
         return sum(rate for outcome, rate in self.outcomes.items() if outcome != "failed")
 
 
 def rates_between(old: Reading, new: Reading) -> Rates:
-    """All zero where no time has passed."""
+    """Return the rates between two readings; all are zero if no time has passed."""
     passed_s = new.at_s - old.at_s
     per_second = 1 / passed_s if passed_s > 0 else 0.0
     return Rates(
@@ -46,10 +46,10 @@ def rates_between(old: Reading, new: Reading) -> Rates:
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[int], share: float) -> float | None:
-    """Which value ``share`` of the observations do not exceed; None where there are none.
+    """Return the value that ``share`` of the observations do not exceed; None if there are none.
 
-    As Prometheus' histogram_quantile: within a bucket they count as spread evenly, and what is beyond the
-    last bound counts as that bound.
+    As in Prometheus' histogram_quantile, observations count as evenly spread within a bucket, and those
+    beyond the last bound count as that bound.
     """
     rank = share * sum(counts)
     if rank == 0:

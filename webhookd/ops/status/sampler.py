@@ -1,4 +1,4 @@
-"""From the parts' counters to what the page shows: the state of now, and the history of the last minutes."""
+"""The content of the page, from the parts' counters: the state now, and the history of the last minutes."""
 
 from __future__ import annotations
 
@@ -11,83 +11,78 @@ from twisted.internet.interfaces import IReactorTime
 from webhookd.histogram import DURATIONS_S
 from webhookd.model import Outcome
 from webhookd.ops.health import Health
-from webhookd.ops.metrics import Exposition, Parts, count_locks
+from webhookd.ops.metrics import Components
 from webhookd.ops.status.rates import Rates, Reading, quantile, rates_between
-from webhookd.redis.watch import JobCounts
+from webhookd.redis.watch import QueueLook
 
-#: Rates and percentiles are those of so many seconds: long enough to be calm, short enough to be of now.
+#: Rates and percentiles cover this many seconds: long enough to be steady, short enough to be current.
 WINDOW_S = 10
 HISTORY_POINTS = 300
 
 _WEBHOOK_ROUTES = "/webhook/"
-_CHECKS = ("redis", "breaker", "spool")  # those of health that ask nobody
 
-#: ms since 1970; events per second; p95 in ms; waiting jobs; records on disk. None where it is not known.
+#: ms since 1970; events per second; p95 in ms; waiting jobs; records on disk. None means unknown.
 Point: TypeAlias = tuple[int, float, float | None, int | None, int | None]
 
 
 class Sampler:
-    """Reads the counters when it is told to, once a second.
+    """Reads the counters once a second, when `sample` is called.
 
-    ``state`` is what the last reading showed, in the words of the health report, and ``points`` the history,
-    oldest first. ``replica`` is this daemon's name.
+    ``state`` is the result of the last reading, in the words of the health report, and ``points`` is the
+    history, oldest first. ``replica`` is this daemon's name.
     """
 
-    def __init__(
-        self, clock: IReactorTime, parts: Parts, health: Health, exposition: Exposition, replica: str
-    ) -> None:
+    def __init__(self, clock: IReactorTime, components: Components, health: Health, replica: str) -> None:
         self.state: Mapping[str, object] = {}
         self._clock = clock
-        self._parts = parts
+        self._components = components
         self._health = health
-        self._exposition = exposition
         self._replica = replica
         self._readings: deque[Reading] = deque(maxlen=WINDOW_S + 1)
         self._points: deque[Point] = deque(maxlen=HISTORY_POINTS)
-        self._status = ""
+        self._status: object = None
         self._status_since_ms = 0
 
     @property
     def points(self) -> Sequence[Point]:
-        """One a second, of the last minutes."""
+        """The points of the last minutes, one a second."""
         return tuple(self._points)
 
-    async def sample(self) -> None:
+    def sample(self) -> None:
         """Take a reading."""
-        parts, health, now_ms = self._parts, self._health, self._parts.now_ms()
+        components, now_ms = self._components, self._components.now_ms()
         self._readings.append(self._read())
         rates = rates_between(self._readings[0], self._readings[-1])
         p50_ms, p95_ms, p99_ms = (_quantile_ms(rates.durations, share) for share in (0.5, 0.95, 0.99))
-        job_counts, waiting_since = self._exposition.recent_look()
-        self._note_status(health.status.value, now_ms)
+        look = components.queue_watch.last
+        facts = self._health.facts()
+        if facts["status"] != self._status:
+            self._status, self._status_since_ms = facts["status"], now_ms
         self.state = {
+            **facts,
             "at": now_ms,
-            "status": self._status,
             "statusSince": self._status_since_ms,
             "replica": self._replica,
-            "version": health.version,
-            "uptimeSeconds": round(self._clock.seconds() - health.started_s),
             "eventsPerSecond": round(rates.events, 2),
             "refusedPerSecond": round(rates.refused, 2),
             "durationsMs": {"p50": p50_ms, "p95": p95_ms, "p99": p99_ms},
             "outcomes": self._describe_outcomes(rates),
-            "locks": count_locks(parts.queues),
-            **{name: await health.checks[name]() for name in _CHECKS},
-            "spoolCapacityBytes": parts.spool_capacity_bytes,
+            "locks": components.count_locks(),
+            "spoolCapacityBytes": components.spool_capacity_bytes,
             "queues": {
-                name: {"jobs": counts, "waitingSince": waiting_since.get(name)}
-                for name, counts in job_counts.items()
+                name: {"jobs": counts, "waitingSince": look.next_since_ms.get(name)}
+                for name, counts in look.jobs.items()
             },
             "refusals": self._describe_refusals(),
         }
-        on_disk = None if parts.spool is None else parts.spool.stats.records
-        self._points.append((now_ms, round(rates.events, 2), p95_ms, _waiting(job_counts), on_disk))
+        on_disk = None if components.spool is None else components.spool.stats.records
+        self._points.append((now_ms, round(rates.events, 2), p95_ms, _waiting(look), on_disk))
 
     def _read(self) -> Reading:
         outcomes: Counter[str] = Counter({outcome.value: 0 for outcome in Outcome} | {"failed": 0})
-        for (_source, _event, outcome), count in self._parts.app.events.items():
+        for (_source, _event, outcome), count in self._components.app.events.items():
             outcomes[outcome] += count
-        site = self._parts.site
+        site = self._components.site.state
         durations = [
             histogram.buckets
             for route, histogram in site.durations_s.items()
@@ -101,10 +96,6 @@ class Sampler:
             [sum(column) for column in zip(none, *durations, strict=True)],
         )
 
-    def _note_status(self, status: str, now_ms: int) -> None:
-        if status != self._status:
-            self._status, self._status_since_ms = status, now_ms
-
     def _describe_outcomes(self, rates: Rates) -> Mapping[str, object]:
         counts = self._readings[-1].outcomes
         return {
@@ -113,8 +104,8 @@ class Sampler:
         }
 
     def _describe_refusals(self) -> Sequence[Mapping[str, object]]:
-        """Of the sources only those that there are: a path can hold anything."""
-        sources = self._parts.intake.sources
+        """Return the last refusals, without unknown sources: a path can hold anything."""
+        sources = self._components.intake.sources
         return [
             {
                 "at": at_ms,
@@ -123,7 +114,7 @@ class Sampler:
                 "code": refused.code,
                 "requestId": refused.request_id.decode(),
             }
-            for at_ms, refused in self._parts.site.recent_refusals
+            for at_ms, refused in self._components.site.state.recent_refusals
         ]
 
 
@@ -132,9 +123,9 @@ def _quantile_ms(durations: Sequence[int], share: float) -> float | None:
     return None if value_s is None else round(1000 * value_s, 1)
 
 
-def _waiting(job_counts: JobCounts) -> int | None:
-    """How many jobs wait in all queues; None while one of them is not known."""
-    known = [counts for counts in job_counts.values() if counts is not None]
-    if not known or len(known) < len(job_counts):
+def _waiting(look: QueueLook) -> int | None:
+    """Return how many jobs wait in all queues; None if one of them is unknown."""
+    known = [counts for counts in look.jobs.values() if counts is not None]
+    if len(known) < len(look.jobs):
         return None
     return sum(counts[state] for counts in known for state in ("waiting", "prioritized", "paused"))

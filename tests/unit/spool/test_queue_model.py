@@ -1,8 +1,8 @@
 """A model of the spool against the real one: what was acknowledged and not removed is there once, in order.
 
-The machine appends, drains, buries and requeues in groups, fills the disk, fails commits, starts again,
-lets another replica adopt what is left, and crashes: between two commits, and in the middle of one, where
-each block of the WAL that the commit wrote is on disk, or not, or is garbage.
+The machine appends, drains, buries and requeues in groups, fills the disk, fails commits, restarts, and lets
+another replica adopt a spool. It crashes between two commits, and in the middle of one: then each block of
+the WAL that the commit wrote is on disk, or is not, or is garbage.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.spools import Disk, HeldBack, Replica, as_after_a_crash, make_job, numbers
 from webhookd.model import Outcome, Receipt, SpoolUnavailable
-from webhookd.spool.database import SpoolLimits, encode_record
+from webhookd.spool.database import SpoolLimits
 from webhookd.spool.queue import Spool
-from webhookd.spool.requests import ListRows, Requeue, Table
+from webhookd.spool.record import encode_record
+from webhookd.spool.requests import ListRecords, Requeue
+from webhookd.spool.schema import Table
 
 _T = TypeVar("_T")
 
@@ -52,7 +54,7 @@ groups = st.lists(st.integers(0, 30), min_size=1, max_size=6)
 class SpoolMachine(RuleBasedStateMachine):
     """The spool, and the numbers of the jobs that must be in it.
 
-    What an operation that failed would have added or removed is in doubt until the next look.
+    Jobs that a failed operation should have added or removed are in doubt until the next check.
     """
 
     def __init__(self) -> None:
@@ -82,7 +84,7 @@ class SpoolMachine(RuleBasedStateMachine):
         return Replica(self.root, limits=LIMITS, run=self.run_later, disk=self.disk)
 
     def results(self, deferreds: Sequence[Deferred[Any]]) -> list[Any]:
-        """What becomes of operations, all of which must end."""
+        """Return the results of operations, all of which must end."""
         found: list[Any] = []
         self.run_later.go()
         for deferred in deferreds:
@@ -99,7 +101,7 @@ class SpoolMachine(RuleBasedStateMachine):
         return [self.spool.append(make_job(number)) for number in group]
 
     def note(self, group: Sequence[int], receipts: Sequence[Receipt | SpoolUnavailable]) -> list[int]:
-        """Bring the model up to date after appends that worked, and return what they added."""
+        """Update the model after appends, and return the numbers that they added."""
         added: list[int] = []
         for number, receipt in zip(group, receipts, strict=True):
             if isinstance(receipt, SpoolUnavailable):
@@ -137,7 +139,7 @@ class SpoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.dead)
     @rule()
     def requeue(self) -> None:
-        letter = self.result(self.spool.do(ListRows(Table.DEAD, limit=1)))[0]
+        letter = self.result(self.spool.do(ListRecords(Table.DEAD, limit=1)))[0]
         assert letter.job_id == make_job(self.dead[0]).id
         assert self.result(self.spool.do(Requeue([letter.sequence]))) == 1
         number = self.dead.pop(0)
@@ -152,7 +154,7 @@ class SpoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.live)
     @rule()
     def be_adopted(self) -> None:
-        """Another replica, with a directory of its own, goes on with this one's."""
+        """Another replica, which has its own directory, takes over this one's."""
         other = self.make_replica()
         own = self.result(other.spools.open_own())
         assert self.result(other.spools.claim_orphan()) is None
@@ -170,9 +172,9 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(group=groups, limit=st.integers(0, 3), code=st.sampled_from(ERROR_CODES), late=st.booleans())
     def fail(self, group: list[int], limit: int, code: int, late: bool) -> None:
-        """A commit fails: it is in doubt whether it was in vain, where it failed late.
+        """A commit fails; if it fails late, its operations are in doubt.
 
-        (For want of room it never fails late: SQLite would have had the room.)
+        (A full disk never fails it late: by then, SQLite has its space.)
         """
         late = late and code != sqlite3.SQLITE_FULL
         records = self.result(self.spool.first(limit, 1 << 20))
@@ -187,14 +189,14 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule()
     def crash(self) -> None:
-        """All die between two commits."""
+        """All replicas are killed between two commits."""
         self.start_on(as_after_a_crash(self.root, next(self.roots)))
 
     @rule(group=groups, fates=st.lists(st.sampled_from(["new", "old", "garbage"]), min_size=1, max_size=40))
     def crash_in_commit(self, group: list[int], fates: list[str]) -> None:
-        """All die while a group is written: some of its blocks are on disk, in no order."""
+        """All replicas are killed while a group is written: some of its blocks are on disk, in any order."""
         first = self.spool.check()
-        appended = self.append_all(group)  # all of it waits for the first, and then goes together
+        appended = self.append_all(group)  # they wait for the first, and are then one group
         self.run_later.step()
         first.addErrback(lambda failure: failure.trap(SpoolUnavailable))
         before = as_after_a_crash(self.root, next(self.roots))
@@ -210,7 +212,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.live = found
 
     def start_on(self, root: Path) -> None:
-        """Start on a copy that was made before; the replicas that it outlives end in their own time."""
+        """Start on a copy that was made before, and let the old replicas end."""
         self.result(self.spool.close())
         self.root = root
         self.spool = self.open_own()
@@ -248,9 +250,9 @@ class SpoolMachine(RuleBasedStateMachine):
 
 
 def tear(before: Path, after: Path, fates: Sequence[str]) -> None:
-    """Make a file that was being written: in each block, what changed is new, old or garbage.
+    """Make a file whose writing was interrupted: in each block, the changed bytes are new, old or garbage.
 
-    (What did not change stays, as SQLite assumes of disks: https://sqlite.org/psow.html.)
+    (The other bytes stay, as SQLite assumes of disks: https://sqlite.org/psow.html.)
     """
     new = after.read_bytes()
     old = before.read_bytes().ljust(len(new), b"\0")

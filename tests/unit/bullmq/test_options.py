@@ -1,16 +1,14 @@
+"""Job options: what is stored, and what is refused."""
+
 from __future__ import annotations
 
-import hashlib
 import json
 
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from webhookd.bullmq.keys import QueueKeys, check_job_id
 from webhookd.bullmq.options import MAX_PRIORITY, JobOptions, with_telemetry
-from webhookd.bullmq.script import ADD_JOBS, Answer, Refused, Wire, add_jobs_arguments, read_reply
-from webhookd.model import Job
 
 job_ids = st.from_regex(r"[a-z][A-Za-z0-9._-]{0,60}\.[A-Za-z0-9._-]{1,60}", fullmatch=True)
 
@@ -43,64 +41,6 @@ valid_options = st.fixed_dictionaries(
         "sizeLimit": st.integers(0, 2**30),
     },
 )
-
-
-class QueueKeysTests(SynchronousTestCase):
-    def test_names(self) -> None:
-        keys = QueueKeys("bull", "chatwoot")
-        self.assertEqual(keys.wait, "bull:chatwoot:wait")
-        self.assertEqual(keys.events, "bull:chatwoot:events")
-        self.assertEqual(keys.job("a.1"), "bull:chatwoot:a.1")
-        self.assertEqual(keys.create_lock("a.1"), "bull:chatwoot:create-lock:a.1")
-
-    def test_equal_names_are_equal_keys(self) -> None:
-        self.assertEqual(QueueKeys("bull", "q"), QueueKeys("bull", "q"))
-        self.assertNotEqual(QueueKeys("bull", "q"), QueueKeys("bull", "p"))
-
-    def test_refuses_what_bullmq_refuses(self) -> None:
-        for prefix, queue in [("", "q"), ("bull", ""), ("bull", "a:b")]:
-            self.assertRaises(ValueError, QueueKeys, prefix, queue)
-
-    def test_hash_tag(self) -> None:
-        for prefix, queue, expected in [
-            ("{bull}", "q", True),
-            ("bull", "{q}", True),
-            ("bull", "a{b}c", True),
-            ("bull", "q", False),
-            ("{}", "q", False),  # Redis hashes the whole key where a tag is empty
-            ("{}", "{q}", False),  # the first brace counts
-            ("bull", "q{", False),
-            ("}bull{", "q", False),
-        ]:
-            self.assertIs(QueueKeys(prefix, queue).is_hash_tagged, expected, (prefix, queue))
-
-
-class JobIdTests(SynchronousTestCase):
-    def test_accepts(self) -> None:
-        for job_id in ["chatwoot.message_created.7.98765", "a", "1e3", "A-_.9", "-", "x" * 255]:
-            check_job_id(job_id)
-
-    def test_refuses(self) -> None:
-        for job_id in [
-            "",
-            "0",
-            "007",
-            "-5",
-            "a:b",
-            "a b",
-            "é",
-            "a\n",
-            "x" * 256,
-            "meta",
-            "completed",
-            "wait",
-        ]:
-            with self.assertRaises(ValueError, msg=job_id):
-                check_job_id(job_id)
-
-    @given(job_ids)
-    def test_two_parts_are_always_accepted(self, job_id: str) -> None:
-        check_job_id(job_id)
 
 
 class JobOptionsTests(SynchronousTestCase):
@@ -211,19 +151,6 @@ class JobOptionsTests(SynchronousTestCase):
             self.assertRefused({name: 1}, "unknown", repr(name))
 
 
-def a_job(job_id: str, **changes: object) -> Job:
-    values: dict[str, object] = {
-        "queue": "q",
-        "id": job_id,
-        "name": "created",
-        "data": b'{"n":1}',
-        "options": b"{}",
-        "timestamp_ms": 1_700_000_000_000,
-        **changes,
-    }
-    return Job(**values)  # type: ignore[arg-type]
-
-
 class TelemetryTests(SynchronousTestCase):
     @given(st.dictionaries(st.text(), st.text()))
     def test_it_is_a_string_that_holds_json_beside_the_other_options(self, metadata: dict[str, str]) -> None:
@@ -232,77 +159,3 @@ class TelemetryTests(SynchronousTestCase):
 
         self.assertEqual(json.loads(stored.pop("tm")), metadata)
         self.assertEqual(stored, json.loads(options.encode("job-1")))
-
-
-class ScriptTests(SynchronousTestCase):
-    def test_the_name_is_the_digest_of_the_text(self) -> None:
-        self.assertEqual(ADD_JOBS.sha1, hashlib.sha1(ADD_JOBS.text, usedforsecurity=False).hexdigest())
-        self.assertIn(b"redis.pcall", ADD_JOBS.text)
-
-
-class AddJobsArgumentsTests(SynchronousTestCase):
-    keys = QueueKeys("bull", "q")
-
-    def test_keys_and_arguments(self) -> None:
-        jobs = [a_job("a.1"), a_job("a.2", name="naïve", delay_ms=300_000_000, priority=5, lifo=True)]
-        keys, argv = add_jobs_arguments(self.keys, jobs, lock_ttl_ms=5000, wire=Wire.V6, set_by="replica-1")
-        fixed = "wait paused meta id delayed active prioritized pc events marker"
-        self.assertEqual(
-            keys,
-            [
-                *(f"bull:q:{suffix}" for suffix in fixed.split()),
-                *("bull:q:a.1", "bull:q:create-lock:a.1"),
-                *("bull:q:a.2", "bull:q:create-lock:a.2"),
-            ],
-        )
-        self.assertEqual(
-            argv,
-            [
-                *("replica-1", "5000", "6"),
-                *("a.1", "created", b'{"n":1}', b"{}", "1700000000000", "0", "0", "0"),
-                *("a.2", "naïve", b'{"n":1}', b"{}", "1700000000000", "300000000", "5", "1"),
-            ],
-        )
-
-    def test_all_are_strings(self) -> None:
-        for values in add_jobs_arguments(
-            self.keys, [a_job("a.1")], lock_ttl_ms=1, wire=Wire.AUTO, set_by="x"
-        ):
-            self.assertTrue(all(isinstance(value, str | bytes) for value in values))
-
-    def test_refuses(self) -> None:
-        for jobs, lock_ttl_ms in [([], 1), ([a_job("a.1", queue="other")], 1), ([a_job("a.1")], 0)]:
-            with self.assertRaises(ValueError):
-                add_jobs_arguments(self.keys, jobs, lock_ttl_ms=lock_ttl_ms, wire=Wire.AUTO, set_by="x")
-
-
-class ReadReplyTests(SynchronousTestCase):
-    def test_each_answer(self) -> None:
-        self.assertEqual(
-            read_reply([1, 2, 3, b"WRONGTYPE x", "NOPERM y"], 5),
-            [
-                Answer.ADDED,
-                Answer.LOCK_HELD,
-                Answer.JOB_EXISTS,
-                Refused("WRONGTYPE x"),
-                Refused("NOPERM y"),
-            ],
-        )
-
-    def test_a_reason_that_is_not_utf8(self) -> None:
-        self.assertEqual(read_reply([b"ERR \xff"], 1), [Refused("ERR \ufffd")])
-
-    def test_malformed(self) -> None:
-        for reply, count in [
-            (None, 1),
-            (b"OK", 2),
-            ("OK", 2),
-            ([], 1),
-            ([1, 1], 1),
-            ([0], 1),
-            ([4], 1),
-            ([None], 1),
-            ([[1]], 1),
-        ]:
-            with self.assertRaises(ValueError, msg=repr(reply)):
-                read_reply(reply, count)
