@@ -16,7 +16,7 @@ import pytest
 
 from tests.integration.conftest import StartDaemon
 from tests.support.http import exchange, get, request_bytes
-from tests.support.process import ChildProcess, find_tool, wait_until
+from tests.support.process import ChildProcess, node, wait_until
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, ODD, Webhook, connected, post, webhooks
 from tests.support.workers import Worker
@@ -38,7 +38,7 @@ class BullBoard(ChildProcess):
         self._environ = {"REDIS_URL": redis.url, "PORT": str(self.port), **environ}
 
     def argv(self) -> Sequence[str]:
-        return [find_tool("node", "it is in Debian's package nodejs"), str(DIRECTORY / "server.js")]
+        return [node(), str(DIRECTORY / "server.js")]
 
     def environ(self) -> Mapping[str, str]:
         return {**super().environ(), **self._environ}

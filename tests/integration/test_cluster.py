@@ -115,7 +115,7 @@ def test_events_wait_on_disk_while_another_node_has_the_queue(
     events = [webhook(number) for number in range(1, 6)]
 
     assert [outcome(post(daemon.port, event)) for event in events] == [(202, "spooled")] * len(events)
-    assert json.loads(daemon.get("/health").body)["status"] == "degraded"
+    wait_until(lambda: json.loads(daemon.get("/health").body)["status"] == "degraded", "health says degraded")
     where = rf"cannot be used: cluster: MOVED \d+ 127.0.0.1:{stranger.port}: that server has the queue"
     assert len(re.findall(where, daemon.log)) == 1
     time.sleep(1)  # it tries repeatedly, and logs this once

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.bullmq import T0_MS, Queue, dump
-from tests.support.process import Resource, find_tool
+from tests.support.process import Resource, node
 from tests.support.servers import FLAVOURS, RedisServer
 from webhookd.bullmq.script import AddResult, Wire
 from webhookd.model import Job
@@ -37,10 +37,9 @@ class BullMQ(Resource):
     """The real BullMQ of one line, in a Node process that runs operations."""
 
     def __init__(self, line: str) -> None:
-        node = find_tool("node", "it is in Debian's package nodejs")
         self.wire = LINES[line]
         self._process = subprocess.Popen(
-            [node, str(NODE_DIRECTORY / "differential.js"), line],
+            [node(), str(NODE_DIRECTORY / "differential.js"), line],
             env=dict(os.environ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

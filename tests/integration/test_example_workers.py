@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import StartDaemon
-from tests.support.process import ChildProcess, MissingTool, find_tool, wait_until
+from tests.support.process import ChildProcess, MissingTool, node, wait_until
 from tests.support.servers import RedisServer
 from tests.support.webhooks import Webhook, connected, outcome, post
 from webhookd.samples import SAMPLES
@@ -41,7 +41,7 @@ class ExampleWorker(ChildProcess):
             return [sys.executable, str(EXAMPLES / "python" / "worker.py")]
         if not (EXAMPLES / "node" / "node_modules").exists():
             raise MissingTool("run `make docs/worker/node/node_modules/.package-lock.json`")
-        return [find_tool("node", "it is in Debian's package nodejs"), str(EXAMPLES / "node" / "worker.js")]
+        return [node(), str(EXAMPLES / "node" / "worker.js")]
 
     def environ(self) -> Mapping[str, str]:
         return {**super().environ(), "PATH": os.environ["PATH"], "REDIS_URL": self._redis.url}

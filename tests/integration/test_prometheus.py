@@ -51,15 +51,17 @@ def alerts() -> list[Mapping[str, Any]]:
     return [rule for rule in load_rules() if "alert" in rule]
 
 
-def test_the_rules_are_valid() -> None:
-    checked = promtool("check", "rules", *RULES)
+def assert_valid(checked: subprocess.CompletedProcess[str]) -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_rules_are_valid() -> None:
+    assert_valid(promtool("check", "rules", *RULES))
 
 
 @pytest.mark.slow
 def test_the_rules_do_what_they_should() -> None:
-    checked = promtool("test", "rules", *sorted((SHIPPED / "tests").glob("*.yml")))
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert_valid(promtool("test", "rules", *sorted((SHIPPED / "tests").glob("*.yml"))))
 
 
 def test_each_alert_is_tested_to_fire_and_to_be_silent() -> None:
@@ -97,8 +99,7 @@ def test_each_section_of_the_runbook_is_whole() -> None:
 
 
 def test_the_scrape_configurations_are_valid(tmp_path: Path) -> None:
-    checked = promtool("check", "config", SHIPPED / "prometheus.yml")
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert_valid(promtool("check", "config", SHIPPED / "prometheus.yml"))
     # Debian builds Prometheus without Kubernetes, so the discovery of pods is not checked.
     config = yaml.safe_load((SHIPPED / "kubernetes.yml").read_text())
     config["rule_files"] = [str(path) for path in RULES]
@@ -106,15 +107,13 @@ def test_the_scrape_configurations_are_valid(tmp_path: Path) -> None:
     assert job.pop("kubernetes_sd_configs") == [{"role": "pod"}]
     rendered = tmp_path / "kubernetes.yml"
     rendered.write_text(yaml.safe_dump(config))
-    checked = promtool("check", "config", rendered)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert_valid(promtool("check", "config", rendered))
 
 
 def test_the_configuration_of_the_alertmanager_is_valid() -> None:
     amtool = find_tool("amtool", "it is in Debian's package prometheus-alertmanager")
     command = [amtool, "check-config", str(SHIPPED / "alertmanager.yml")]
-    checked = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert_valid(subprocess.run(command, capture_output=True, text=True, check=False))
     config = yaml.safe_load((SHIPPED / "alertmanager.yml").read_text())
     named = re.findall(r"Webhookd\w+", json.dumps(config))
     assert set(named) <= {alert["alert"] for alert in alerts()}
@@ -233,8 +232,7 @@ def test_each_query_is_valid(tmp_path: Path) -> None:
     rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(asked)]
     path = tmp_path / "queries.yml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
-    checked = promtool("check", "rules", path)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert_valid(promtool("check", "rules", path))
 
 
 def test_each_metric_is_in_a_real_scrape(redis: RedisServer) -> None:

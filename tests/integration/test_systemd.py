@@ -195,7 +195,7 @@ class HeldDaemon(Daemon):
     def __init__(self, listener: socket.socket, *options: str) -> None:
         super().__init__(*options)
         self.port = listener.getsockname()[1]
-        self._listener = listener
+        self.stdin = listener.fileno()
 
     def argv(self) -> Sequence[str]:
         hand_over = 'exec 3<&0 </dev/null; export LISTEN_PID=$$; exec "$@"'
@@ -203,23 +203,6 @@ class HeldDaemon(Daemon):
 
     def environ(self) -> Mapping[str, str]:
         return {**super().environ(), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "http"}
-
-    def launch(self) -> None:
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    find_tool("setpriv", "it is in Debian's package util-linux"),
-                    "--pdeathsig",
-                    "KILL",
-                    "--",
-                    *self.argv(),
-                ],
-                cwd=self.directory,
-                env=dict(self.environ()),
-                stdin=self._listener.fileno(),
-                stdout=log,
-                stderr=log,
-            )
 
 
 @pytest.fixture

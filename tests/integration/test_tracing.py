@@ -14,7 +14,7 @@ from tests.integration.conftest import StartDaemon
 from tests.support.daemon import Daemon
 from tests.support.http import exchange, request_bytes
 from tests.support.otlp import Collector, tracing
-from tests.support.process import ChildProcess, find_tool, wait_until
+from tests.support.process import ChildProcess, node, wait_until
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, PATH, Webhook, connected, outcome, post, webhook
 
@@ -36,7 +36,7 @@ class TracedWorker(ChildProcess):
     def argv(self) -> Sequence[str]:
         script = Path(__file__).parents[1] / "node" / "traced_worker.js"
         return [
-            find_tool("node", "it is in Debian's package nodejs"),
+            node(),
             str(script),
             str(self._redis_port),
             "bull",

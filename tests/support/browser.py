@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from .process import Resource, find_tool
+from .process import Resource, find_tool, node
 
 _SCRIPT = Path(__file__).parents[1] / "browser" / "browser.js"
 
@@ -21,10 +21,9 @@ class Browser(Resource):
     """One browser with one page at a time. It ends with the ``with`` block or the test run."""
 
     def __init__(self) -> None:
-        node = find_tool("node", "it is in Debian's package nodejs")
         chromium = find_tool("chromium", "it is in Debian's package of that name")
         self._process = subprocess.Popen(
-            [node, str(_SCRIPT), chromium], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [node(), str(_SCRIPT), chromium], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def start(self) -> Self:

@@ -39,6 +39,11 @@ def find_tool(name: str, installed_by: str) -> str:
     return path
 
 
+def node() -> str:
+    """Return the path of Node.js."""
+    return find_tool("node", "it is in Debian's package nodejs")
+
+
 def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = START_DEADLINE_S) -> None:
     """Poll until ``condition`` holds. A `TimeoutError` says that ``what`` is missing."""
     end = time.monotonic() + deadline_s
@@ -99,6 +104,7 @@ class ChildProcess(Resource):
     """
 
     name: str = "child"
+    stdin: int = subprocess.DEVNULL
 
     def __init__(self, directory: Path | None = None) -> None:
         self._resources = ExitStack()
@@ -146,7 +152,7 @@ class ChildProcess(Resource):
                 [setpriv, "--pdeathsig", "KILL", "--", *self.argv()],
                 cwd=self.directory,
                 env=dict(self.environ()),
-                stdin=subprocess.DEVNULL,
+                stdin=self.stdin,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

@@ -21,7 +21,7 @@ _MADE_HERE = shutil.ignore_patterns(
     *("__pycache__", "dropin.cache", ".*_cache", ".coverage-data", ".hypothesis", "_trial_temp*"),
 )
 _BLOCK = re.compile(r"^```sh\n(.*?)^```\n(?:\n^```\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
-_DEADLINE_S = 90.0
+_DEADLINE_S = 180.0
 
 
 @frozen

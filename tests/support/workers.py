@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from .process import ChildProcess, find_tool
+from .process import ChildProcess, node
 
 LINES = ("bullmq5", "bullmq6")
 """The versions of BullMQ that users run."""
@@ -43,8 +43,7 @@ class Worker(ChildProcess):
         self._arguments = [line, str(redis_port), prefix, queue, str(concurrency)]
 
     def argv(self) -> Sequence[str]:
-        node = find_tool("node", "it is in Debian's package nodejs")
-        return [node, str(_SCRIPT), *self._arguments]
+        return [node(), str(_SCRIPT), *self._arguments]
 
     def is_ready(self) -> bool:
         """Return true if it waits for jobs."""

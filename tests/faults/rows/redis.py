@@ -24,7 +24,7 @@ from tests.faults.bench import (
 )
 from tests.faults.builds import WITHOUT_MEMORY
 from tests.faults.nginx import Nginx
-from tests.support.process import find_tool
+from tests.support.process import find_tool, node
 from tests.support.proxy import Proxy
 from tests.support.servers import ClusterNode, RedisServer, Sentinels
 from tests.support.workers import LINES, Worker
@@ -358,10 +358,9 @@ def flushed(bench: Bench) -> None:
 
 
 def _operate(redis: RedisServer, line: str, action: str) -> None:
-    node = find_tool("node", "it is in Debian's package nodejs")
     script = _TESTS / "faults" / "queue.js"
     environ = {"PATH": os.defpath, "NODE_PATH": str(_TESTS / "node" / "node_modules")}
-    command = [node, str(script), line, str(redis.port), "bull", "chatwoot", action]
+    command = [node(), str(script), line, str(redis.port), "bull", "chatwoot", action]
     subprocess.run(command, env=environ, check=True)
 
 
