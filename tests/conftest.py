@@ -1,4 +1,4 @@
-"""Keeps the two kinds of tests apart."""
+"""Keep unit tests and integration tests in separate runs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
-    """Refuse to run both kinds in one process, and say what to do instead.
+    """Refuse to run both kinds in one process.
 
-    pytest-twisted starts the reactor and leaves it running, and trial's test cases, which turn the reactor
-    themselves, fail once it runs.
+    pytest-twisted starts the reactor, and it keeps running. Trial's test cases run the reactor themselves,
+    and fail if it already runs.
     """
     kinds = {item.path.relative_to(config.rootpath).parts[:2] for item in items}
     if len(kinds) > 1:
-        raise pytest.UsageError("run `pytest -p no:twisted tests/unit` and `pytest tests/integration` apart")
+        raise pytest.UsageError("run `pytest -p no:twisted tests/unit` apart from `pytest tests/integration`")

@@ -1,4 +1,4 @@
-"""The pictures of the status page in README.md: a replica after five minutes of load, and without its Redis.
+"""The pictures of the status page in README.md: a replica after five minutes of load, and without Redis.
 
 python -m tests.screenshots
 """
@@ -36,7 +36,7 @@ _REFUSED = (
 
 @contextmanager
 def load(port: int) -> Iterator[None]:
-    """Senders who come and go: most events are new, some are repeated, few are refused."""
+    """Send events at a changing rate: most are new, some are repeated, and few are refused."""
     over = Event()
 
     def send() -> None:

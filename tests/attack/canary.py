@@ -14,11 +14,12 @@ from tests.support.daemon import Daemon
 from tests.support.http import Response
 from tests.support.otlp import Collector
 from tests.support.process import wait_until
+from tests.support.prometheus import ObservedDaemon
 from tests.support.servers import RedisServer
 from tests.support.webhooks import connected
 
 from .signatures import digest, now, request
-from .target import DaemonWithOps, Tally
+from .target import Tally
 from .wire import exchange
 
 SECRET = "canary-secret-5b1f90"
@@ -161,7 +162,7 @@ def attack_secrets(log_format: str) -> Tally:
     with (
         RedisServer(config=[f"requirepass {REDIS_PASSWORD}"]) as redis,
         Collector() as collector,
-        DaemonWithOps(*options, environ={**_environ(redis), **collector.environ}) as daemon,
+        ObservedDaemon(*options, environ={**_environ(redis), **collector.environ}) as daemon,
     ):
         connected(daemon)
         witness.send(daemon.port, "healthy")
@@ -188,7 +189,7 @@ def _redis_error(daemon: Daemon) -> object:
     return json.loads(daemon.get("/health").body)["redis"].get("error")
 
 
-def _hear_health(witness: _Witness, daemon: DaemonWithOps) -> None:
+def _hear_health(witness: _Witness, daemon: ObservedDaemon) -> None:
     ops = daemon.ops_port
     for port, path in ((daemon.port, "/health"), (ops, "/health"), (ops, "/metrics"), (ops, "/")):
         data = f"GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode()

@@ -8,13 +8,14 @@ from itertools import islice
 
 from attrs import frozen
 
+from tests.support.prometheus import ObservedDaemon
 from tests.support.webhooks import outcome
 
 from .bodies import event
 from .connections import resident_bytes
 from .framing import message
 from .signatures import request
-from .target import DaemonWithOps, Tally, Target
+from .target import Tally, Target
 from .wire import exchange
 
 #: The characters that could end a line in a log, or control a terminal.
@@ -73,8 +74,8 @@ def attack_names(target: Target, count: int) -> Tally:
     tally.expect("all", "jobs", target.client.llen("bull:chatwoot:wait"), count)
     if grown > 64 << 20:  # the last jobs, which are kept for a loss in Redis, take at most 32 MiB
         tally.problems.append(f"the daemon grew by {grown >> 20} MiB")
-    assert isinstance(target.daemon, DaemonWithOps)
-    metrics = target.daemon.metrics()
+    assert isinstance(target.daemon, ObservedDaemon)
+    metrics = target.daemon.scrape()
     tally.expect("all", "names in the metrics", "name_" in metrics or "warm_" in metrics, wanted=False)
     tally.expect("all", "fewer than 1,000 lines of metrics", len(metrics.splitlines()) < 1000, wanted=True)
     tally.notes.append(f"grew by {grown / (1 << 20):.0f} MiB; {len(metrics.splitlines())} lines of metrics")

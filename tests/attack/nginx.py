@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
 
 from attrs import frozen
 
-from tests.support.process import ChildProcess, find_tool, wait_until
+from tests.support.process import ChildProcess, find_tool, is_listening, wait_until
 
 _CONFIGURATION = """
 {user}
@@ -79,11 +78,7 @@ class Nginx(ChildProcess):
 
     def is_ready(self) -> bool:
         """Return True if it accepts connections."""
-        try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1.0).close()
-        except OSError:
-            return False
-        return True
+        return is_listening(self.port)
 
     def seen(self, count: int) -> list[Seen]:
         """Return the requests since the last call; wait for at least ``count``."""

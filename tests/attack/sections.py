@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from tests.support.http import request_bytes
+from tests.support.prometheus import ObservedDaemon
 from tests.support.webhooks import outcome, webhook
 
 from . import bodies, canary, connections, framing, fuzz, injection, oracles, schema, signatures
-from .target import DaemonWithOps, ProxiedDaemon, Tally, Target, TlsDaemon
+from .target import ProxiedDaemon, Tally, Target, TlsDaemon
 
 _FEW = {"idle": 200, "slow head": 20}
 _MANY = {"idle": 5000, "slow head": 200, "slow body": 200, "slow chunks": 100, "slow reader": 2}
@@ -79,13 +80,13 @@ def inject() -> list[Tally]:
 
 def name_a_little() -> list[Tally]:
     """Attack with 5,000 names of events and sources."""
-    with Target(kind=DaemonWithOps) as target:
+    with Target(kind=ObservedDaemon) as target:
         return [injection.attack_names(target, 5_000)]
 
 
 def name() -> list[Tally]:
     """Attack with 100,000 names of events and sources."""
-    with Target(kind=DaemonWithOps) as target:
+    with Target(kind=ObservedDaemon) as target:
         return [injection.attack_names(target, 100_000)]
 
 

@@ -6,7 +6,6 @@ import json
 import ssl
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, Self
 
 import trustme
@@ -15,6 +14,7 @@ from attrs import define, field
 from tests.support import http
 from tests.support.daemon import Daemon
 from tests.support.http import Response
+from tests.support.process import Resource
 from tests.support.servers import RedisServer
 from tests.support.webhooks import connected
 
@@ -70,21 +70,6 @@ def why_not_ours(answer: Response) -> str | None:
     return None
 
 
-class DaemonWithOps(Daemon):
-    """A daemon with an ops endpoint."""
-
-    def __init__(self, *options: str, **settings: Any) -> None:
-        super().__init__(*options, **settings)
-        self.ops_port = self.reserve_port()
-
-    def argv(self) -> Sequence[str]:
-        return [*super().argv(), "--ops-endpoint", f"tcp:{self.ops_port}:interface={self.host}"]
-
-    def metrics(self) -> str:
-        """Return the metrics as Prometheus gets them."""
-        return http.get(self.ops_port, "/metrics").body.decode()
-
-
 class ProxiedDaemon(Daemon):
     """A daemon that gets its clients' addresses by PROXY protocol."""
 
@@ -125,7 +110,7 @@ class TlsDaemon(Daemon):
             return http.read_response(connection)
 
 
-class Target:
+class Target(Resource):
     """A daemon and its Redis; ``options`` are the daemon's command line, ``kind`` its class."""
 
     queue = "chatwoot"
@@ -160,16 +145,11 @@ class Target:
         words = ("Traceback", '"traceback"', "Unhandled", "cannot read a request", "cannot answer a request")
         return [f"the log has {word!r}: {log[-2000:]}" for word in words if word in log]
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
         self._stack.enter_context(self.redis)
         self._stack.callback(self.client.close)
         connected(self._stack.enter_context(self.daemon))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._stack.close()

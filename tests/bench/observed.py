@@ -12,10 +12,10 @@ from socket import SHUT_RDWR
 from statistics import median
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
-from types import TracebackType
 from typing import Self
 
 from tests.faults.builds import Build, Edit
+from tests.support.process import Resource
 from webhookd.bullmq.script import AddResult
 from webhookd.histogram import BATCH_SIZES, DURATIONS_S, Histogram
 from webhookd.model import Outcome
@@ -70,7 +70,7 @@ class _Observed(Webhookd):
         return [*super().argv(), "--ops-endpoint", f"tcp:{self.ops_port}:interface={self.host}"]
 
 
-class _Scraper:
+class _Scraper(Resource):
     """Fetches the metrics at a constant rate during the ``with`` block; ``seconds`` has the time of each."""
 
     def __init__(self, port: int, per_second: float) -> None:
@@ -91,16 +91,11 @@ class _Scraper:
             self.seconds.append(time.monotonic() - began_s)
             due_s += self._pause_s
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._is_over.set()
         self._thread.join()
         self._connection.close()

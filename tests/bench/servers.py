@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from tests.support.daemon import Daemon
-from tests.support.process import ChildProcess, MissingTool, find_tool
+from tests.support.process import ChildProcess, MissingTool, find_tool, is_listening
 from tests.support.servers import RedisServer
 
 from .machine import pinned
@@ -52,6 +51,8 @@ class BenchRedis(RedisServer):
 class Webhookd(Daemon):
     """The installed webhookd with its defaults."""
 
+    patience: Mapping[str, str] = {}
+
     def __init__(self, core: int, redis: RedisServer, *options: str) -> None:
         super().__init__("--redis", redis.url, *options)
         self._core = core
@@ -73,11 +74,7 @@ class _Listener(ChildProcess):
         self.port = self.reserve_port()
 
     def is_ready(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1.0).close()
-        except OSError:
-            return False
-        return True
+        return is_listening(self.port)
 
 
 class Peer(_Listener):

@@ -1,15 +1,15 @@
-// One page in Debian's chromium, told by a line of JSON on standard input what to do, which it answers with one.
+// One page in Debian's chromium. Each line of standard input is an action in JSON, and is answered with one line.
 //
 //     node browser.js /usr/bin/chromium
 //
-// It ends with its input. What goes wrong is answered as {"error": ...}.
+// It ends at the end of its input. An action that fails is answered with {"error": ...}.
 'use strict';
 
 const { readFileSync } = require('node:fs');
 const { createInterface } = require('node:readline');
 const { chromium } = require('playwright-core');
 
-const DEADLINE_MS = 20_000;
+const DEADLINE_MS = 60_000;
 const POLL_MS = 20;
 const AXE = readFileSync(require.resolve('axe-core/axe.min.js'), 'utf8');
 
@@ -18,7 +18,7 @@ let page;
 let seen;
 
 const actions = {
-  /** A new page, in a new profile; the settings are those of Playwright's newContext. */
+  /** Open a page in a new profile. The settings are those of Playwright's newContext. */
   async open({ url, settings }) {
     await page?.context().close();
     page = await (await browser.newContext(settings)).newPage();
@@ -34,10 +34,10 @@ const actions = {
     });
     await page.goto(url, { waitUntil: 'domcontentloaded' });
   },
-  /** All errors and requests of this page. */
+  /** Return all errors and requests of this page. */
   seen: () => seen,
   evaluate: ({ script }) => page.evaluate(script),
-  /** Until an expression is true; Playwright's own way to wait needs an eval, which the page's policy forbids. */
+  /** Wait until an expression is true. Playwright's own wait needs eval, which the page's policy forbids. */
   async wait({ script }) {
     const end = Date.now() + DEADLINE_MS;
     while (!(await page.evaluate(script))) {
@@ -50,7 +50,7 @@ const actions = {
   prefer: ({ settings }) => page.emulateMedia(settings),
   press: ({ key }) => page.keyboard.press(key),
   screenshot: async ({ path, settings }) => void (await page.screenshot({ path, ...settings })),
-  /** What axe finds wrong: rule and element. */
+  /** Return the problems that axe finds: rule and element. */
   async axe() {
     await page.evaluate(AXE);
     const { violations } = await page.evaluate('axe.run()');

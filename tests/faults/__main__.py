@@ -1,4 +1,4 @@
-"""``python -m tests.faults``: run the table, print it, and keep it."""
+"""``python -m tests.faults``: run the rows, and print or write the table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _rows(arguments: argparse.Namespace) -> Sequence[Row]:
 
 
 def _run(row: Row) -> Result:
-    """One row; again where it is late, and nothing else: another program may have had the processors."""
+    """Run a row. If it is only late, run it again: another program may have used the processors."""
     result = run(row)
     if result.holds and result.is_late:
         print(line_of(result), flush=True)
@@ -27,17 +27,17 @@ def _run(row: Row) -> Result:
 
 
 def main() -> int:
-    """Run what was asked for; 0 where all held."""
+    """Run the chosen rows, and return 0 if all hold."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
-    parser.add_argument("--only", help="names of rows with commas between them")
-    parser.add_argument("--short", action="store_true", help="the rows that `make test` runs too")
+    parser.add_argument("--only", help="names of rows, separated by commas")
+    parser.add_argument("--short", action="store_true", help="only the rows that `make test` runs, too")
     arguments = parser.parse_args()
     results: list[Result] = []
     for row in _rows(arguments):
         result = _run(row)
         results.append(result)
         print(line_of(result), flush=True)
-        for problem in result.problems:
+        for problem in (*result.problems, *result.too_late):
             print(f"      {problem}", flush=True)
         if result.logs:
             print(result.logs, file=sys.stderr, flush=True)

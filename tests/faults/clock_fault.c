@@ -1,5 +1,5 @@
-/* Preloaded into the daemon: its wall clock is as many seconds ahead as the eight bytes of the file
-   CLOCK_FAULT say, a native integer. The monotonic clock is left alone. */
+/* Preloaded into the daemon, this library sets its wall clock ahead. The seconds are a native integer of eight
+   bytes in the file CLOCK_FAULT. The monotonic clock is not affected. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,4 +1,4 @@
-"""Disks that fail: a small one, and one that the kernel makes read-only. Both must be mounted: root only."""
+"""Disks that fail: a small one, and one that the kernel makes read-only. Only root can mount them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .bench import Bench
 
 _CHUNK_BYTES = 65_536
 _RESERVE_BYTES = 64 << 20
-"""What the daemon leaves free for everyone else."""
+"""The space that the daemon leaves to other programs."""
 
 
 @contextmanager
 def mounted_tmpfs(path: Path, options: str) -> Iterator[None]:
-    """A tmpfs with mount options such as ``ro``, for a while."""
+    """Mount a tmpfs with options such as ``ro`` while the block runs."""
     _run("mount", "-t", "tmpfs", "-o", options, "tests", str(path))
     try:
         yield
@@ -41,18 +41,18 @@ class SmallDisk:
         self._ballast = self.path / "ballast"
 
     def fill(self) -> None:
-        """Leave nothing free, whoever else writes to it."""
+        """Fill the disk, also while others write to it."""
         with suppress(OSError), self._ballast.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(_CHUNK_BYTES))
 
     def clear(self) -> None:
-        """Give back what `fill` took."""
+        """Free the space that `fill` took."""
         self._ballast.unlink()
 
 
 class FragileDisk:
-    """An ext4 on a loop device. It can meet an error of its own, and then is read-only until mounted anew."""
+    """An ext4 on a loop device. After `fail`, it is read-only until `repair`."""
 
     def __init__(self, bench: Bench) -> None:
         self.path = bench.directory / "disk"
@@ -76,10 +76,10 @@ class FragileDisk:
         _run("mount", "-o", "errors=remount-ro", self._device, str(self.path))
 
     def fail(self) -> None:
-        """Become read-only, as after an error that the kernel met."""
+        """Make the kernel find an error, and so make the disk read-only."""
         Path("/sys/fs/ext4", Path(self._device).name, "trigger_fs_error").write_text("bench")
 
     def repair(self) -> None:
-        """Mount it anew. Nobody may have a file open on it."""
+        """Mount the disk again. No file on it may be open."""
         _run("umount", str(self.path))
         _run("mount", "-o", "errors=remount-ro", self._device, str(self.path))

@@ -1,4 +1,4 @@
-"""Builds with one defect each, and the scenario that must catch it, as short as it can be."""
+"""Builds with one defect each, and a short scenario that must catch it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import partial
 
 from attrs import frozen
 
-from .bench import Row
+from .bench import TRUTHFUL, Row
 from .builds import (
     ACKNOWLEDGES_EARLY,
     CHECKS_THEN_ADDS,
@@ -24,7 +24,7 @@ from .rows.redis import forgets_scripts, loses_one_right, replies_are_late_one_b
 
 @frozen
 class Flaw:
-    """A defect, the row that a build without it passes, and the violation that one with it shows."""
+    """A defect, the row that a build without it passes, and the violation that it causes."""
 
     name: str
     build: Build
@@ -33,7 +33,7 @@ class Flaw:
 
 
 def _row(name: str, scenario: object) -> Row:
-    return Row(name, "", "", scenario, truthful=True)  # type: ignore[arg-type]
+    return Row(name, "", "", scenario, demands=TRUTHFUL)  # type: ignore[arg-type]
 
 
 FLAWS = (

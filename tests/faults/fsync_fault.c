@@ -1,5 +1,5 @@
-/* Preloaded into the daemon: has fsync and fdatasync fail, or take long, as the file FSYNC_FAULT says:
-   "EIO" or "SLOW"; any other content, or none, leaves them alone. */
+/* Preloaded into the daemon, this library makes fsync and fdatasync fail if the file FSYNC_FAULT holds "EIO", and
+   take 200 ms if it holds "SLOW". */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>

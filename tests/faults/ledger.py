@@ -1,20 +1,19 @@
-"""What a sender did, in a file of its own: a line before each request, and a line after it."""
+"""The ledger of a sender: a file with a line before each request, and a line after it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from attrs import evolve, frozen
 
+from tests.support.process import Resource
 from tests.support.webhooks import Webhook, webhook
 
 
 def event(number: int) -> Webhook:
-    """The event with this number; any process can make it again."""
+    """Return the event with a number. Each process makes the same one."""
     return webhook(number)
 
 
@@ -22,8 +21,7 @@ def event(number: int) -> Webhook:
 class Attempt:
     """One request. Times are readings of the monotonic clock, which all processes of a machine share.
 
-    ``due_s`` is when the open loop wanted it sent; ``status`` is 0 where no answer came, and ``outcome`` then
-    says why not.
+    ``due_s`` is its time in the schedule. Without an answer, ``status`` is 0, and ``outcome`` is the reason.
     """
 
     serial: int
@@ -37,29 +35,34 @@ class Attempt:
 
     @property
     def key(self) -> str:
-        """The id of the job that its event must become."""
+        """The id of its job."""
         return event(self.number).job_id
 
     @property
     def is_acknowledged(self) -> bool:
-        """Whether the sender was told that its event is taken."""
+        """True if its answer says that the event is accepted."""
         return 200 <= self.status < 300
 
     @property
+    def was_given_up(self) -> bool:
+        """True if the sender lost patience."""
+        return self.outcome == TimeoutError.__name__
+
+    @property
     def latency_s(self) -> float:
-        """From when it was due to its answer, or to the moment that the sender gave up."""
+        """Seconds from when it was due until its answer, or until the sender gave up."""
         return (self.answered_s or self.sent_s) - self.due_s
 
 
-class Ledger:
-    """The writing side. A line is on its way to the disk before the request, and the answer's after it."""
+class Ledger(Resource):
+    """The writer of a ledger. It writes a line before a request is sent, and one after its answer."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", buffering=1)
         self._serial = 0
 
     def sends(self, number: int, port: int, due_s: float | None = None) -> int:
-        """A request is about to be sent; its serial number is what `answered` wants."""
+        """Record that a request will be sent, and return its serial number for `answered`."""
         self._serial += 1
         now_s = time.monotonic()
         due_s = now_s if due_s is None else due_s
@@ -67,23 +70,15 @@ class Ledger:
         return self._serial
 
     def answered(self, serial: int, status: int, outcome: str) -> None:
-        """It was answered, or with status 0 it was not, for a reason."""
+        """Record an answer, or with status 0 the reason why there is none."""
         self._file.write(f"answered {serial} {time.monotonic():.6f} {status} {outcome}\n")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._file.close()
 
 
 def read_ledger(path: Path) -> list[Attempt]:
-    """All attempts of one sender, in the order in which they were sent."""
+    """Return all attempts of one sender, in the order in which they were sent."""
     attempts: dict[int, Attempt] = {}
     for line in path.read_text().splitlines():
         kind, serial, *fields = line.split(" ", 5)
@@ -99,7 +94,7 @@ def read_ledger(path: Path) -> list[Attempt]:
 
 
 def unanswered(attempts: Iterable[Attempt]) -> list[int]:
-    """The numbers of the events that nobody has acknowledged yet."""
+    """Return the numbers of the events that have not been acknowledged."""
     open_numbers = dict.fromkeys(attempt.number for attempt in attempts)
     for attempt in attempts:
         if attempt.is_acknowledged:

@@ -1,11 +1,11 @@
-"""Constant load, in a process of its own.
+"""Constant load, from a separate process.
 
-    python -m tests.faults.load LEDGER RATE FIRST PORT...    until SIGTERM
-    python -m tests.faults.load --repeat LEDGER RATE PORT... the events of LEDGER without an answer, once
+    python -m tests.faults.load NEW RATE PORT...               until SIGTERM; NEW is its ledger
+    python -m tests.faults.load --repeat OLD NEW RATE PORT...  the unanswered events of OLD, once
 
-The loop is open: requests are due on a schedule, whatever becomes of those before, and latency counts from
-when a request was due. Some 12 % of them are natural duplicates: an event that was sent shortly before, to
-any of the ports. A request that gets no answer is not repeated here, as Chatwoot does not repeat it.
+The loop is open: requests are due on a schedule that does not wait for answers, and latency is counted from
+when a request was due. About 12 % of the requests are natural duplicates: they repeat a recent event, on any
+of the ports. A request without an answer is not repeated, because Chatwoot does not repeat it.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from .ledger import Ledger, event, read_ledger, unanswered
 DUPLICATES = 0.12
 LATEST_DUPLICATE_S = 1.5
 SENDER_PATIENCE_S = 5.0
-"""How long Chatwoot waits."""
+"""Seconds that Chatwoot waits for an answer."""
 
 MAX_IDLE = 8
-"""So many connections are kept for the next requests."""
+"""The largest number of connections to a port that are kept for the next requests."""
 
 Due = tuple[float, int, int]
-"""When, which event, to which port."""
+"""The time, the number of the event, and the port."""
 
 
 def schedule(rate: float, first: int, ports: Sequence[int]) -> Iterator[Due]:
-    """Events and their duplicates for ever, as even as a clock."""
+    """Yield events and their duplicates at regular times, without end."""
     chance = random.Random(first)
     numbers = count(first)
     targets = cycle(ports)
@@ -58,14 +58,14 @@ def schedule(rate: float, first: int, ports: Sequence[int]) -> Iterator[Due]:
 
 
 def repetition(rate: float, numbers: Sequence[int], ports: Sequence[int]) -> Iterator[Due]:
-    """Each event once."""
+    """Yield each event once."""
     start_s = time.monotonic()
     for place, (number, port) in enumerate(zip(numbers, cycle(ports), strict=False)):
         yield start_s + place / rate, number, port
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, which serves one request at a time."""
+    """One connection, for one request at a time."""
 
     transport: asyncio.Transport
     is_closed = False
@@ -104,7 +104,7 @@ class _Connection(asyncio.Protocol):
 
 
 class Sender:
-    """Sends what is due, and writes each request and its answer down."""
+    """A sender of the requests that are due, which records each request and its answer."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger

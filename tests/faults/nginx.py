@@ -1,14 +1,13 @@
-"""nginx in front of replicas, in the least configuration that repeats a POST on another one."""
+"""nginx in front of replicas, with the shortest configuration that repeats a POST on another replica."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 
-from tests.support.process import ChildProcess, find_tool
+from tests.support.process import ChildProcess, find_tool, is_listening
 
 FAIL_TIMEOUT_S = 2
-"""How long nginx asks others after one has failed."""
+"""Seconds during which nginx avoids a replica that has failed."""
 
 _CONFIGURATION = """
 daemon off;
@@ -45,7 +44,7 @@ http {{
 
 
 class Nginx(ChildProcess):
-    """Debian's nginx on `port`, with upstreams on these ports of loopback."""
+    """Debian's nginx on `port`, with upstreams on ports of loopback."""
 
     name = "nginx"
 
@@ -65,6 +64,4 @@ class Nginx(ChildProcess):
         return [nginx, "-c", str(path), "-e", "stderr"]
 
     def is_ready(self) -> bool:
-        """Whether it listens."""
-        with socket.socket() as connection:
-            return connection.connect_ex(("127.0.0.1", self.port)) == 0
+        return is_listening(self.port)

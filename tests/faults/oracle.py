@@ -1,4 +1,4 @@
-"""Compares what the sender was told with what Redis and the spools hold, once all is well again."""
+"""The oracle, which compares the answers to the sender with the jobs in Redis and the spools."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ SLOWEST_S = 4.0
 """Chatwoot cuts at 5 s."""
 
 KEEP_ALL_EVENTS = 10_000_000
-"""``opts.maxLenEvents`` of a queue whose every event the oracle wants to see."""
+"""The ``opts.maxLenEvents`` of a queue that must keep all events for the oracle."""
 
 _LOCK = "create-lock:"
 
 
 @frozen
 class Held:
-    """What a queue holds.
+    """The content of a queue.
 
-    How often each job is in a list or a set, which jobs have a hash, which were added, in order, and how long
-    each lock still lives, in milliseconds (-1: for ever).
+    ``entries`` counts each job in the lists and sets. ``hashes`` are the jobs with a hash. ``added`` are the
+    added jobs, in order. ``locks`` is the remaining time of each lock in milliseconds, or -1 without an end.
     """
 
     entries: Mapping[str, int]
@@ -41,7 +41,7 @@ class Held:
 
 
 def look_at_queue(client: Any, keys: QueueKeys) -> Held:
-    """Read all of a queue. Nobody may write to it meanwhile."""
+    """Read a whole queue. No program may write to it at the same time."""
     queue = Queue(client, keys)
     head = keys.job("")
     names = [name.decode().removeprefix(head) for name in client.scan_iter(_literal(head) + "*", count=5000)]
@@ -67,7 +67,7 @@ def _ttls_ms(client: Any, keys: Sequence[str]) -> list[int]:
 
 
 def spooled_ids(roots: Iterable[Path]) -> list[str]:
-    """The job ids of all live records below spool roots. Their daemons must have ended."""
+    """Return the job ids of all live records below spool roots. Their daemons must have ended."""
     found: list[str] = []
     for root in roots:
         for path in root.glob(f"replica-*/{DATABASE_NAME}"):
@@ -78,19 +78,23 @@ def spooled_ids(roots: Iterable[Path]) -> list[str]:
 
 @frozen
 class Verdict:
-    """What came of one run: counts and times for the table, and in words what must not be.
+    """The result of one run: counts and times for the table, and the violations.
 
-    ``lost`` are the keys that were acknowledged, and are neither a job nor in a spool.
+    ``refused`` requests were not acknowledged. The sender gave up ``given_up`` of them. ``lost`` are the keys
+    that were acknowledged, and are neither a job nor in a spool. ``too_late`` are the violations that a busy
+    machine can cause.
     """
 
     requests: int
     refused: int
+    given_up: int
     acknowledged: int
     lost: frozenset[str]
     doubled: frozenset[str]
     p95_s: float
     slowest_s: float
     violations: Sequence[str]
+    too_late: Sequence[str]
 
 
 def judge(
@@ -106,10 +110,9 @@ def judge(
 ) -> Verdict:
     """Apply the invariants.
 
-    The jobs in ``deleted`` are excused: somebody had the right to delete them, or the scenario broke them on
-    purpose. Those in ``strangers`` were sent without a ledger.
-    ``ordered`` demands that jobs are in the queue in the order in which their replica took them, ``truthful``
-    that nobody who sent an event for the first time was told that it was a duplicate.
+    The jobs in ``deleted`` may be missing, because the scenario deleted or broke them. Those in ``strangers``
+    were sent without a ledger. ``ordered`` demands that the jobs of a replica are in the queue in the order
+    in which it accepted them. ``truthful`` demands that no first request for an event is called a duplicate.
     """
     sent = {attempt.key for attempt in attempts}
     acknowledged = {attempt.key for attempt in attempts if attempt.is_acknowledged}
@@ -120,6 +123,7 @@ def judge(
     return Verdict(
         requests=len(attempts),
         refused=sum(not attempt.is_acknowledged for attempt in attempts),
+        given_up=sum(attempt.was_given_up for attempt in attempts),
         acknowledged=len(acknowledged),
         lost=frozenset(acknowledged - safe - deleted),
         doubled=frozenset(doubled),
@@ -133,17 +137,17 @@ def judge(
                 "I6: a lock without an end, or one that is too late",
                 {key for key, ttl_ms in held.locks.items() if ttl_ms == -1 or ttl_ms > max_lock_ttl_ms},
             ),
-            *_about("a job that nobody sent", held.entries.keys() - sent - strangers),
+            *_about("a job that was not sent", held.entries.keys() - sent - strangers),
             *_about("a job that no list holds", held.hashes - held.entries.keys()),
             *_about("out of order", _overtaken(attempts, held.added) if ordered else ()),
             *_about("called a duplicate, and is none", _misnamed(attempts) if truthful else ()),
-            *_too_slow(attempts),
         ],
+        too_late=_too_late(attempts),
     )
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The value that this share of them does not pass; 0 where there is none."""
+    """Return the value that a share of the values does not exceed, or 0 without values."""
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
 
@@ -153,12 +157,12 @@ def _about(what: str, keys: Iterable[str]) -> list[str]:
     return [f"{what}: {len(found)}, such as {', '.join(found[:3])}"] if found else []
 
 
-def _too_slow(attempts: Sequence[Attempt]) -> list[str]:
-    """Answers that are too late, and requests on which the sender gave up because none came."""
+def _too_late(attempts: Sequence[Attempt]) -> list[str]:
+    """Return the answers that are too late, and the requests that the sender gave up."""
     late = [
         attempt
         for attempt in attempts
-        if attempt.latency_s > SLOWEST_S and (attempt.status or attempt.outcome == "TimeoutError")
+        if attempt.latency_s > SLOWEST_S and (attempt.status or attempt.was_given_up)
     ]
     return _about(f"I4: no answer within {SLOWEST_S:g} s", {attempt.key for attempt in late})
 
@@ -179,10 +183,10 @@ def _misnamed(attempts: Sequence[Attempt]) -> set[str]:
 
 
 def _overtaken(attempts: Sequence[Attempt], added: Sequence[str]) -> set[str]:
-    """The events that were sent after another had been acknowledged by the same replica, and went before it.
+    """Return the events that overtook another one, which the same replica had acknowledged before.
 
-    Requests that were under way at once have no order among themselves. Events that were sent twice, or not
-    answered, are left out: whichever request counted, the other one did not.
+    Requests that were under way at the same time have no order. Events that were sent twice, or not answered,
+    are left out, because it is unknown which of the requests counted.
     """
     times = Counter(attempt.key for attempt in attempts)
     taken = {each.key: each for each in attempts if times[each.key] == 1 and each.is_acknowledged}

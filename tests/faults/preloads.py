@@ -1,4 +1,4 @@
-"""Libraries of the tests' own, preloaded into a program: its fsync and its wall clock fail on demand."""
+"""Libraries that make the fsync or the wall clock of a program fail on demand, with LD_PRELOAD."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.support.process import find_tool
 
 
 class Workplace(Protocol):
-    """Whoever has a directory for the libraries: the bench, or a child process."""
+    """The owner of a directory for the libraries: the bench, or a child process."""
 
     directory: Path
 
 
 def _preload(workplace: Workplace, name: str) -> str:
-    """Compile ``name.c`` beside this module; the path of the library."""
+    """Compile ``name.c`` in the directory of this module, and return the path of the library."""
     library = workplace.directory / f"{name}.so"
     compiler = find_tool("gcc", "it is in Debian's package gcc")
     source = Path(__file__).with_name(f"{name}.c")
@@ -40,7 +40,7 @@ def _preload(workplace: Workplace, name: str) -> str:
 
 
 class FaultySync:
-    """An environment in which fsync fails, or takes 200 ms, while a test wants it."""
+    """An environment in which fsync fails, or takes 200 ms, on demand."""
 
     def __init__(self, workplace: Workplace) -> None:
         self._fault = workplace.directory / "fsync"
@@ -51,7 +51,7 @@ class FaultySync:
 
     @contextmanager
     def faulty(self, fault: str) -> Iterator[None]:
-        """``EIO`` or ``SLOW``, for a while."""
+        """Have the fault ``EIO`` or ``SLOW`` while the block runs."""
         self._fault.write_text(fault)
         try:
             yield
@@ -60,7 +60,7 @@ class FaultySync:
 
 
 class FaultyClock:
-    """An environment in which the wall clock can be set; the monotonic clock goes on."""
+    """An environment in which the wall clock can be set. The monotonic clock is not affected."""
 
     def __init__(self, workplace: Workplace) -> None:
         self._fault = workplace.directory / "clock"
@@ -71,6 +71,6 @@ class FaultyClock:
         }
 
     def set(self, ahead_s: int) -> None:
-        """So many seconds ahead of the true time."""
-        with self._fault.open("r+b") as file:  # the daemon has mapped this very file
+        """Set the clock to ``ahead_s`` seconds after the true time."""
+        with self._fault.open("r+b") as file:  # the daemon has mapped this file
             file.write(struct.pack("=q", ahead_s))

@@ -1,4 +1,4 @@
-// What an operator does with a queue, done by BullMQ itself.
+// Actions of an operator on a queue, with BullMQ itself.
 //
 //     NODE_PATH=… node queue.js bullmq5|bullmq6 PORT PREFIX QUEUE pause|resume|obliterate
 'use strict';

@@ -1,4 +1,4 @@
-"""The table, as one reads it: on the screen while it grows, and in docs/faults.md at the end."""
+"""The table of results: its rows on the screen, and the page docs/faults.md."""
 
 from __future__ import annotations
 
@@ -11,66 +11,66 @@ from pathlib import Path
 from tests.support.daemon import installed_twistd
 from tests.support.servers import server_binary
 
-from .bench import P95_S, RATE, Result
+from .bench import P95, P95_S, RATE, Result
 from .load import DUPLICATES
 from .oracle import SLOWEST_S
 
 PATH = Path(__file__).parents[2] / "docs" / "faults.md"
 
 _HEAD = f"""\
-# What breaks, and what comes of it
+# Faults and their effects
 
-`make faults` wrote this page. It starts real servers and replicas of the installed webhookd, has a sender of
-its own send {RATE:g} requests a second to them, {DUPLICATES:.0%} of which repeat an earlier event, and breaks
-something meanwhile. In the end it compares what the sender was told with what Redis and the spools hold.
-`make test` runs a shorter set.
+`make faults` wrote this page. It starts real servers and replicas of the installed webhookd, sends {RATE:g}
+requests a second to them from another process, and causes a fault. {DUPLICATES:.0%} of the requests repeat an
+earlier event. At the end, it compares the answers that the sender received with the jobs in Redis and in the
+spools. `make test` runs some of the rows with less load, and judges no times.
 
 {{facts}}
 
-What must hold in every row, whatever else it expects:
+In each row, the following must hold in addition to the expected result:
 
 * each event that was acknowledged is one job in Redis (I1), and no event was added twice (I2);
-* an event without an answer, or with an error, sent once more at the end, is one job (I3);
-* no answer comes after {SLOWEST_S:g} s; and a 95th percentile (p95) in **bold** must be below
-  {P95_S * 1000:g} ms, else the row is *late* (I4);
+* an event without an answer, or with an error, that is sent again at the end is one job (I3);
+* no answer comes after {SLOWEST_S:g} s, and a 95th percentile (p95) in **bold** is below {P95_S * 1000:g} ms,
+  or the row is *late* (I4);
 * each creation lock has a time to live, and belongs to a job that was added (I6);
-* at the end every spool is empty, and each replica ends with exit code 0.
+* at the end, each spool is empty, and each replica ends with exit code 0.
 
-Latency counts from when a request was due, not from when it was sent; p95 is that of accepted requests. *Not
-taken* are requests that got an error or no answer at all, such as those that find the daemon dead. A row that
-is late, and nothing else, is run once more: another program may have had the processors.
+Latency counts from when a request was due, not from when it was sent. p95 is that of accepted requests. *Not
+taken* are requests with an error or without an answer, such as those that find the daemon dead. A row that is
+only late is run again, because another program may have used the processors.
 """
 
 _TAIL = """
 ## What may be lost
 
 * **R2, R11** Redis acknowledged events and lost them: the last second of its AOF, or what its replica had not
-  received yet. webhookd sends the last 10 s again from memory. Without that memory (rows *off*), as much is
-  lost as Redis loses: here at most {bound} events, the load of 1.2 s.
-* **R20** FLUSHALL takes all that is queued, with the memory or without: it is no restart, so nothing is sent
+  received. webhookd sends the last 10 s again from memory. Without that memory (rows *off*), these events are
+  lost: here at most {bound}, the load of 1.2 s.
+* **R20** FLUSHALL deletes all queued jobs, with the memory and without. It is no restart, so nothing is sent
   again.
-* What no row shows: a Redis that loses its last second and a daemon that is killed, both in that second.
+* No row shows a Redis that loses its last second and a daemon that is killed in the same second.
 
-## What is not run here
+## What is not tested here
 
-* P5: nothing restarts a daemon whose event loop stands still; the row shows that it loses nothing.
-* P6, memory limit: the kernel's answer to one is SIGKILL, which P1 and M3 show.
-* D2: a spool is one file, its index included. The damage of the other rows is found by a checksum for each
-  record; a bit that flips in SQLite's write-ahead log, by the log's own (`tests/unit/spool/test_salvage.py`).
-  In the last commits that looks like what a crash tears, and costs them.
-* R19: MOVED, which needs a cluster of several nodes: it is in `tests/integration/test_cluster.py`.
+* P5: nothing restarts a daemon whose event loop is blocked. The row shows that it loses nothing.
+* P6, memory limit: the kernel sends SIGKILL, as in P1 and M3.
+* D2: a spool is one file, which includes its index. A checksum of each record finds the damage of these rows.
+  SQLite's write-ahead log has its own checksums (`tests/unit/spool/test_salvage.py`). In the last commits, a
+  flipped bit looks like the result of a crash, and these commits are lost.
+* R19: MOVED needs a cluster of several nodes: `tests/integration/test_cluster.py`.
 
-## Does it bite?
+## Does the bench find defects?
 
 `tests/integration/test_flawed_builds.py` runs builds with one defect each: acknowledge before commit, check
 then add in two calls, lock before add, connection reused after a deadline, spool drained without the script,
-lock without a time to live, spool drained backwards. The oracle must report each, and nothing where the
-defect is left out.
+lock without a time to live, spool drained backwards. The oracle must report each defect, and nothing without
+the defect.
 """
 
 
 def line_of(result: Result) -> str:
-    """One row for the screen."""
+    """Return one row for the screen."""
     name = f"{result.row.name:<6}"
     if result.verdict is None:
         return f"{name} {'not run: ' + result.not_run if result.not_run else 'BROKEN'}"
@@ -96,7 +96,7 @@ def _ms(seconds: float) -> str:
 
 
 def write_report(results: Sequence[Result]) -> None:
-    """Keep the table in docs/faults.md."""
+    """Write docs/faults.md."""
     bound = max(result.row.may_lose for result in results)
     parts = [_HEAD.format(facts=_facts(results)), "\n", *_table(results), _TAIL.format(bound=bound)]
     PATH.write_text("".join(parts))
@@ -146,6 +146,6 @@ def _figures(result: Result) -> list[str]:
         str(verdict.acknowledged),
         str(len(verdict.lost)),
         str(len(verdict.doubled)),
-        f"**{p95}**" if result.row.p95 else p95,
+        f"**{p95}**" if P95 in result.row.demands else p95,
         _ms(verdict.slowest_s),
     ]

@@ -11,12 +11,13 @@ from treq.client import HTTPClient
 from twisted.web.client import Agent, HTTPConnectionPool
 
 from tests.support.daemon import Daemon, Replicas
+from tests.support.process import ReservedPort
 from tests.support.servers import RedisServer
 
 
 @pytest.fixture
 def redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """A Redis of the test's own: Debian's, or what the test's own parameter says.
+    """A Redis for one test: Debian's, or the flavour of the test's parameter.
 
     ``@pytest.mark.parametrize("redis", FLAVOURS, indirect=True)`` runs a test on each flavour.
     """
@@ -25,7 +26,7 @@ def redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
 
 
 class StartDaemon(Protocol):
-    """``start_daemon(*options, environ=..., directory=...)``: a running daemon, the test's to stop too."""
+    """``start_daemon(*options, environ=..., directory=...)``: a running daemon, which the test may stop."""
 
     def __call__(self, *options: str, **settings: Any) -> Daemon: ...
 
@@ -38,7 +39,7 @@ class StartReplicas(Protocol):
 
 @pytest.fixture
 def start_daemon() -> Iterator[StartDaemon]:
-    """Starts daemons that end with the test; their logs show where it fails."""
+    """Start daemons that end with the test. If the test fails, pytest shows their logs."""
     with ExitStack() as stack:
 
         def start(*options: str, **settings: Any) -> Daemon:
@@ -51,7 +52,7 @@ def start_daemon() -> Iterator[StartDaemon]:
 
 @pytest.fixture
 def start_replicas() -> Iterator[StartReplicas]:
-    """Starts replicas that end with the test; their logs show where it fails."""
+    """Start replicas that end with the test. If the test fails, pytest shows their logs."""
     with ExitStack() as stack:
 
         def start(count: int, *options: str, **settings: Any) -> Replicas:
@@ -68,8 +69,15 @@ def _show_log(daemon: Daemon) -> None:
 
 
 @pytest.fixture
+def dead_port() -> Iterator[int]:
+    """A port that refuses connections."""
+    with ReservedPort() as port:
+        yield port.number
+
+
+@pytest.fixture
 def http() -> HTTPClient:
-    """A treq client that opens a connection for each request, so that none is left over for the next test."""
-    from twisted.internet import reactor  # (pytest-twisted has installed it by now)
+    """A treq client that opens a connection for each request, so that none is left for the next test."""
+    from twisted.internet import reactor  # pytest-twisted has installed it by now
 
     return HTTPClient(Agent(reactor, pool=HTTPConnectionPool(reactor, persistent=False)))

@@ -1,4 +1,4 @@
-"""The short part of the attacks (`tests.attack`); ``make attack`` runs all of them, and prints the table."""
+"""A part of the attacks (`tests.attack`). ``make attack`` runs all, and prints the table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 from tests.attack.sections import SHORT, table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", SHORT)
 def test_attack(section: str) -> None:
     tallies = SHORT[section]()

@@ -1,4 +1,4 @@
-"""Bull Board as the compose profile ``tools`` runs it (docker/bull-board), on a queue of the daemon's."""
+"""Bull Board as in the compose profile ``tools`` (docker/bull-board), with a queue of the daemon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from tests.integration.conftest import StartDaemon
 from tests.support.http import exchange, get, request_bytes
-from tests.support.process import ChildProcess, find_tool, wait_until
+from tests.support.process import ChildProcess, node, wait_until
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, ODD, Webhook, connected, post, webhooks
 from tests.support.workers import Worker
@@ -38,7 +38,7 @@ class BullBoard(ChildProcess):
         self._environ = {"REDIS_URL": redis.url, "PORT": str(self.port), **environ}
 
     def argv(self) -> Sequence[str]:
-        return [find_tool("node", "it is in Debian's package nodejs"), str(DIRECTORY / "server.js")]
+        return [node(), str(DIRECTORY / "server.js")]
 
     def environ(self) -> Mapping[str, str]:
         return {**super().environ(), **self._environ}
@@ -47,7 +47,7 @@ class BullBoard(ChildProcess):
         return self.log.startswith("Bull Board on ")
 
     def queue(self, state: str) -> Any:
-        """What its own pages are told of the queue, with the jobs in one state."""
+        """Return what its pages receive about the queue, with the jobs in one state."""
         response = get(self.port, f"/api/queues?activeQueue=chatwoot&status={state}&page=1&jobsPerPage=100")
         assert response.status == 200, response
         (queue,) = json.loads(response.body)["queues"]
@@ -58,7 +58,7 @@ class BullBoard(ChildProcess):
 def filled(redis: RedisServer, start_daemon: StartDaemon) -> list[Webhook]:
     """The events that the daemon has queued."""
     daemon = connected(start_daemon("--redis", redis.url, *DIRECT))
-    # Without the one whose numbers are too large for JavaScript.
+    # Without the event whose numbers are too large for JavaScript.
     events = [event for event in webhooks(30) if event.event != ODD.event]
     for event in events:
         assert post(daemon.port, event).status == 202
@@ -91,17 +91,17 @@ def test_it_only_reads(redis: RedisServer, filled: list[Webhook]) -> None:
     with redis.client() as client, BullBoard(redis) as board:
         assert board.queue("waiting")["readOnlyMode"] is True
         assert exchange(board.port, PAUSE, "PUT").status == 405
-        # Neither that, nor its own version, by which webhookd would take the workers for BullMQ 6.
+        # It wrote no pause, and no version, from which webhookd would conclude that workers use BullMQ 6.
         assert client.hkeys("bull:chatwoot:meta") == [b"opts.maxLenEvents"]
 
 
-def test_it_changes_things_where_that_is_wanted(redis: RedisServer, filled: list[Webhook]) -> None:
+def test_it_can_change_things_if_configured(redis: RedisServer, filled: list[Webhook]) -> None:
     with BullBoard(redis, MAY_CHANGE="yes") as board:
         assert exchange(board.port, PAUSE, "PUT").status == 200
         assert board.queue("waiting")["isPaused"] is True
 
 
-def test_it_asks_who_one_is_and_lets_no_page_look_elsewhere(redis: RedisServer) -> None:
+def test_it_requires_a_login_and_sends_a_content_policy(redis: RedisServer) -> None:
     def get_as(login: str) -> Any:
         encoded = base64.b64encode(login.encode()).decode()
         return exchange(board.port, request_bytes("GET", "/", {"Authorization": f"Basic {encoded}"}))
@@ -126,7 +126,7 @@ def test_the_dockerfile_is_clean() -> None:
     assert (result.returncode, result.stdout) == (0, "")
 
 
-def test_the_image_holds_what_the_server_needs_and_nothing_that_is_not_pinned() -> None:
+def test_the_image_has_what_the_server_needs_and_all_is_pinned() -> None:
     dependencies = json.loads((DIRECTORY / "package.json").read_text())["dependencies"]
     required = re.findall(r"require\('((?:@[^/']+/)?[^/:']+)['/]", (DIRECTORY / "server.js").read_text())
     assert set(required) == dependencies.keys()

@@ -1,4 +1,4 @@
-"""A Redis Cluster: the keys of a queue share a slot, or the daemon says at its start what to set."""
+"""A Redis Cluster: the keys of a queue share a slot, or the daemon logs at its start what to set."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def cluster() -> Iterator[ClusterNode]:
 
 @pytest.fixture
 def stranger() -> Iterator[ClusterNode]:
-    """A node that belongs to no cluster, and has no slots."""
+    """A node that belongs to no cluster, and has no slot."""
     with ClusterNode(slots=False) as node:
         yield node
 
 
 def key_counts(node: ClusterNode) -> list[int]:
-    """How many keys each call of the script named, the latest call first."""
+    """Return the number of keys of each call of the script, the latest call first."""
     with node.client() as client:
         commands = [entry["command"].split(b" ", 3) for entry in client.slowlog_get(1024)]
     return [int(command[2]) for command in commands if command[0].upper() == b"EVALSHA"]
@@ -56,11 +56,11 @@ def test_a_batch_of_128_jobs_works_with_a_hash_tag(
         connections = [stack.enter_context(connect(daemon.port)) for _ in events]
         for connection, event in zip(connections, events, strict=True):
             connection.sendall(event.request[:-1])
-        # While Redis stands still, one call is under way, and all that comes meanwhile goes out in the next.
+        # While Redis is frozen, one call is under way, and the next one takes all that arrive.
         cluster.suspend()
         for connection, event in zip(connections, events, strict=True):
             connection.sendall(event.request[-1:])
-        assert daemon.get("/health/live").status == 200  # it came last: all the others have been read
+        assert daemon.get("/health/live").status == 200  # so all webhooks before it have been read
         cluster.resume()
         answers = [read_response(connection) for connection in connections]
 
@@ -87,9 +87,9 @@ def test_without_a_hash_tag_the_start_says_what_to_set(
 
 
 def give_slot(tag: str, owner: ClusterNode, *nodes: ClusterNode) -> None:
-    """Tell all nodes which one of them has the keys with a hash tag.
+    """Assign the keys with a hash tag to one of the nodes.
 
-    Its epoch becomes the highest first: else an older claim, still on its way from another node, would win.
+    First its epoch becomes the highest. Otherwise, an older claim on its way from another node would win.
     """
     with owner.client() as client:
         client.execute_command("CLUSTER BUMPEPOCH")
@@ -115,10 +115,10 @@ def test_events_wait_on_disk_while_another_node_has_the_queue(
     events = [webhook(number) for number in range(1, 6)]
 
     assert [outcome(post(daemon.port, event)) for event in events] == [(202, "spooled")] * len(events)
-    assert json.loads(daemon.get("/health").body)["status"] == "degraded"
+    wait_until(lambda: json.loads(daemon.get("/health").body)["status"] == "degraded", "health says degraded")
     where = rf"cannot be used: cluster: MOVED \d+ 127.0.0.1:{stranger.port}: that server has the queue"
     assert len(re.findall(where, daemon.log)) == 1
-    time.sleep(1)  # it goes on asking, and says so once
+    time.sleep(1)  # it tries repeatedly, and logs this once
     assert daemon.log.count("connected to Redis at") <= 2
 
     give_slot("bull", cluster, *nodes)

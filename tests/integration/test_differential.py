@@ -1,7 +1,7 @@
-"""The script against the real BullMQ of both lines: the same operations leave the same keys and contents.
+"""The script and the real BullMQ of both lines: the same operations leave the same keys and values.
 
-Each list of operations runs twice: in one database with BullMQ alone, and in another with our script for the
-adds and BullMQ for all else. A Node process of each line (tests/node/differential.js) stays up for all lists.
+Each list of operations runs twice: in one database only with BullMQ, and in another with our script for the
+adds and BullMQ for the rest. One Node process for each line (tests/node/differential.js) runs all lists.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import pytest
@@ -22,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.bullmq import T0_MS, Queue, dump
-from tests.support.process import find_tool
+from tests.support.process import Resource, node
 from tests.support.servers import FLAVOURS, RedisServer
 from webhookd.bullmq.script import AddResult, Wire
 from webhookd.model import Job
@@ -34,14 +33,13 @@ NODE_DIRECTORY = Path(__file__).parents[1] / "node"
 Operation = dict[str, Any]
 
 
-class BullMQ:
-    """The real BullMQ of one line, in a Node process that runs operations on request."""
+class BullMQ(Resource):
+    """The real BullMQ of one line, in a Node process that runs operations."""
 
     def __init__(self, line: str) -> None:
-        node = find_tool("node", "it is in Debian's package nodejs")
         self.wire = LINES[line]
         self._process = subprocess.Popen(
-            [node, str(NODE_DIRECTORY / "differential.js"), line],
+            [node(), str(NODE_DIRECTORY / "differential.js"), line],
             env=dict(os.environ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -49,7 +47,7 @@ class BullMQ:
         )
 
     def run(self, client: redis.Redis, operations: Sequence[Operation]) -> list[Any]:
-        """Run operations on a client's database, and return what each gave."""
+        """Run operations on the database of a client, and return their results."""
         assert self._process.stdin
         assert self._process.stdout
         where = client.connection_pool.connection_kwargs
@@ -59,22 +57,14 @@ class BullMQ:
         assert isinstance(answer, list), answer["error"]
         return answer
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._process.kill()
         self._process.communicate()
 
 
 @frozen
 class Bench:
-    """A server with the databases of the two runs, and the BullMQ of one line."""
+    """The databases of the two runs, and the BullMQ of one line."""
 
     bullmq: BullMQ
     reference: redis.Redis
@@ -94,10 +84,10 @@ class Bench:
         writes_meta: bool = True,
         locks_live: bool = True,
     ) -> None:
-        """Run a list both ways, and compare what the operations gave and what they left.
+        """Run a list both ways, and compare the results and the databases.
 
-        ``defaults`` are the team's default job options. Without ``writes_meta`` nobody wrote
-        ``meta.version``, and the wire is configured. Without ``locks_live`` every lock has expired when the
+        ``defaults`` are the default job options of the team. Without ``writes_meta`` there is no
+        ``meta.version``, and the wire is configured. Without ``locks_live`` each lock has expired when the
         next job comes.
         """
         self.reference.flushdb()
@@ -133,7 +123,7 @@ class Bench:
     ) -> None:
         queue = Queue(self.ours)
         for job in jobs:
-            # BullMQ forgets an id with its job, where our lock remembers: this comparison is about the rest.
+            # BullMQ forgets an id with its job, but our lock does not. All other effects are compared.
             job_id = job["options"]["jobId"]
             if not locks_live or not self.ours.exists(queue.keys.job(job_id)):
                 self.ours.delete(queue.keys.create_lock(job_id))
@@ -345,7 +335,7 @@ def test_default_options(bench: Bench) -> None:
 
 
 def test_the_comparison_bites(bench: Bench) -> None:
-    """A difference in one byte of one job shows."""
+    """One different byte in one job is found."""
     bench.compare([add("a.1")])
     bench.ours.hset("bull:q:a.1", "data", "{ }")
     assert dump(bench.ours)["bull:q:a.1"] != dump(bench.reference)["bull:q:a.1"]
@@ -419,7 +409,7 @@ def _lists(draw: st.DrawFn) -> list[Operation]:
 
 
 def test_random_lists(bench: Bench) -> None:
-    # A function within, for pytest-twisted wraps a test of Hypothesis's once more for each parameter.
+    # An inner function, because pytest-twisted wraps a test of Hypothesis again for each parameter.
     @settings(max_examples=200, derandomize=True, database=None, deadline=None)
     @given(operations=_lists(), writes_meta=st.booleans(), locks_live=st.booleans())
     def check(*, operations: list[Operation], writes_meta: bool, locks_live: bool) -> None:
@@ -428,7 +418,7 @@ def test_random_lists(bench: Bench) -> None:
     check()
 
 
-# A fleet of both lines: whoever paused the queue and whoever resumes it, no job is lost
+# A fleet of both lines: no job is lost, if one line pauses the queue and the other resumes it
 
 
 @pytest.mark.parametrize("version", ["bullmq:5.81.5", "bullmq:6.7.0", "bullmq-pro:7.0.0", None])

@@ -1,4 +1,4 @@
-"""The workers of docs/worker take real jobs: each customer's message once, and nothing of our own."""
+"""The workers of docs/worker do each message of a customer once, and ignore all other jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import StartDaemon
-from tests.support.process import ChildProcess, MissingTool, find_tool, wait_until
+from tests.support.process import ChildProcess, MissingTool, node, wait_until
 from tests.support.servers import RedisServer
 from tests.support.webhooks import Webhook, connected, outcome, post
 from webhookd.samples import SAMPLES
@@ -18,7 +18,7 @@ from webhookd.samples import SAMPLES
 EXAMPLES = Path(__file__).parents[2] / "docs" / "worker"
 
 FROM_CUSTOMERS = {"message_created", "message_created.id_collides_with_conversation"}
-"""The samples that are for a worker; all others are updates, private notes, and our own answers."""
+"""The samples for a worker. All others are updates, private notes, and our own answers."""
 
 JOBS = {sample.job_id: sample for sample in SAMPLES.values()}
 """One sample for each job: two of them are the same event."""
@@ -27,7 +27,7 @@ RESULTS = {f"{job_id}: {'done' if one.name in FROM_CUSTOMERS else 'ignored'}" fo
 
 
 class ExampleWorker(ChildProcess):
-    """One of the examples, as its readme says to start it."""
+    """One of the examples, started as its readme says."""
 
     name = "example"
 
@@ -41,7 +41,7 @@ class ExampleWorker(ChildProcess):
             return [sys.executable, str(EXAMPLES / "python" / "worker.py")]
         if not (EXAMPLES / "node" / "node_modules").exists():
             raise MissingTool("run `make docs/worker/node/node_modules/.package-lock.json`")
-        return [find_tool("node", "it is in Debian's package nodejs"), str(EXAMPLES / "node" / "worker.js")]
+        return [node(), str(EXAMPLES / "node" / "worker.js")]
 
     def environ(self) -> Mapping[str, str]:
         return {**super().environ(), "PATH": os.environ["PATH"], "REDIS_URL": self._redis.url}
@@ -50,19 +50,19 @@ class ExampleWorker(ChildProcess):
         return "waiting for jobs of the queue chatwoot\n" in self.log
 
     def results(self) -> list[str]:
-        """The last word on each job, in order."""
+        """Return the result of each job, in order."""
         return [line for line in self.log.splitlines() if line.startswith("chatwoot.")]
 
     def works(self) -> list[str]:
-        """What it did for each message."""
+        """Return the work for each message."""
         return [line for line in self.log.splitlines() if line.startswith("message ")]
 
 
 @pytest.mark.parametrize("language", ["node", "python"])
-def test_it_does_each_message_of_a_customer_once_and_ignores_all_else(
+def test_it_does_each_message_of_a_customer_once_and_ignores_all_others(
     language: str, redis: RedisServer, start_daemon: StartDaemon
 ) -> None:
-    # What Redis forgets at once comes again as a new job, as it otherwise does after an hour.
+    # Redis forgets jobs at once, so the same event becomes a new job. Usually this takes an hour.
     forgetful = ["--redis", redis.url, "--dedup-ttl", "0", "--lock-ttl", "1"]
     forgetful += ["--job-options", '{"removeOnComplete": true}']
     daemon = connected(start_daemon(*forgetful))

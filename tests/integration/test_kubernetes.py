@@ -1,4 +1,4 @@
-"""The Kubernetes files against their schemas, and what must be true of them together."""
+"""The Kubernetes files, checked with their schemas and with each other."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def resources(kustomization: Path) -> list[Path]:
 
 
 def named(kind: str) -> Any:
-    """The base's one resource of a kind."""
+    """Return the only resource of a kind in the base."""
     (found,) = (
         resource for path in resources(BASE) for resource in documents(path) if resource["kind"] == kind
     )
@@ -53,7 +53,7 @@ def test_a_typo_would_be_found() -> None:
 
 
 def closed(schema: Any) -> Any:
-    """A JSON schema that allows no property that it does not name."""
+    """Return a JSON schema that allows only the properties that it names."""
     if isinstance(schema, list):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):

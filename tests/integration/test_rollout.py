@@ -1,6 +1,6 @@
-"""Replicas come and go under load: nobody who sends a webhook may notice.
+"""Replicas come and go under load. No sender may notice.
 
-``make rollout`` runs these with the load that we promise, ``make test`` with less.
+``make rollout`` runs these with the promised load, ``make test-all`` with less.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PER_SECOND = 300 if IS_FULL else 100
 ROUNDS = 5 if IS_FULL else 1
 MANY = 5 if IS_FULL else 3
 
-pytestmark = pytest.mark.timeout(600 if IS_FULL else 120)
+pytestmark = pytest.mark.timeout(600)
 
 
 class Fleet:
@@ -46,12 +46,12 @@ class Fleet:
         self.replicas += [connected(replica) for replica in new]
 
     def grow(self, count: int) -> None:
-        """Start replicas, and tell nginx when they are ready."""
+        """Start replicas, and add them to nginx when they are ready."""
         self._launch(count - len(self.replicas))
         self.nginx.scale(*self.ports)
 
     def shrink(self, count: int) -> list[Daemon]:
-        """Take the last replicas away, the daemons first and without a word to nginx, as Docker does."""
+        """Stop the last replicas, and remove them from nginx later, as Docker does. Return them."""
         removed, self.replicas = self.replicas[count:], self.replicas[:count]
         for replica in removed:
             assert replica.stop() == 0
@@ -59,8 +59,8 @@ class Fleet:
         return removed
 
 
-def assert_nobody_noticed(redis: RedisServer, load: Load) -> None:
-    """Every event was acknowledged, and is one job."""
+def assert_unnoticed(redis: RedisServer, load: Load) -> None:
+    """Check that each event was acknowledged, and is one job."""
     assert load.failed == []
     assert_each_is_one_job(Queue(redis.client(), QueueKeys("bull", "chatwoot")), load.accepted)
 
@@ -79,9 +79,10 @@ def test_a_rolling_restart_and_a_kill_cost_nothing(redis: RedisServer, tmp_path:
                 connected(fleet.replicas[0].start())
             load.wait_for(PER_SECOND)
 
-    assert_nobody_noticed(redis, load)
+    assert_unnoticed(redis, load)
 
 
+@pytest.mark.slow
 def test_new_replicas_get_their_share_and_removed_ones_are_not_missed(
     redis: RedisServer, tmp_path: Path
 ) -> None:
@@ -95,10 +96,11 @@ def test_new_replicas_get_their_share_and_removed_ones_are_not_missed(
             load.wait_for(PER_SECOND)
         answered = {request["replica"] for request in fleet.nginx.requests}
 
-    assert_nobody_noticed(redis, load)
+    assert_unnoticed(redis, load)
     assert len({replica for replica in answered if ", " not in replica}) == MANY
 
 
+@pytest.mark.slow
 def test_the_spools_of_removed_replicas_are_adopted(redis: RedisServer, tmp_path: Path) -> None:
     with ExitStack() as stack:
         fleet = Fleet(stack, redis, tmp_path, MANY)
@@ -110,7 +112,7 @@ def test_the_spools_of_removed_replicas_are_adopted(redis: RedisServer, tmp_path
         assert "events stay in the spool" in "".join(replica.log for replica in removed)
         redis.resume()
         if not IS_FULL:
-            fleet.grow(MANY)  # a new replica adopts at once, those that run look around twice a minute
+            fleet.grow(MANY)  # a new replica adopts at once, the others look for orphans twice a minute
 
-        assert_nobody_noticed(redis, load)
+        assert_unnoticed(redis, load)
         assert post(fleet.nginx.port, webhook()).status == 202

@@ -1,4 +1,4 @@
-"""Chatwoot's own HTTP clients, rest-client 2.1.0 and Net::HTTP, as they are in Ruby: a foreign sender."""
+"""Chatwoot's HTTP clients in Ruby: rest-client 2.1.0 and Net::HTTP."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RUN_DEADLINE_S = 60.0
 
 @frozen
 class Sent:
-    """What Ruby was answered to one sample."""
+    """The answer that Ruby received to one sample."""
 
     name: str
     status: int
@@ -109,7 +109,7 @@ def test_what_is_not_signed_with_the_secret_is_refused(
 
 
 def test_net_http_sends_the_head_that_chatwoot_sends() -> None:
-    """The sender of these tests is checked too: names and order are those seen on Chatwoot's own wire."""
+    """The names and their order were recorded from Chatwoot itself."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(ANSWER_DEADLINE_S)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/webhook/chatwoot"

@@ -1,4 +1,4 @@
-"""The script on real servers: what it answers, and that no failure leaves half a job behind."""
+"""The script on real servers: its answers, and that no failure leaves half a job."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COMMANDS = (
     *("eval", "type", "exists", "hmget", "llen", "incrby", "hset", "del", "hmset", "xadd", "xdel"),
     *("lpush", "rpush", "lrem", "incr", "zadd", "zrem", "zrange", "zrevrangebyscore", "set"),
 )
-"""All that a user of the script needs to be allowed; EVALSHA goes with EVAL."""
+"""The commands that the script needs. The right to EVALSHA is that to EVAL."""
 
 
 @pytest.fixture(scope="module", params=FLAVOURS)
@@ -62,7 +62,7 @@ def one_of_each_kind(queue: Queue) -> list[Job]:
 
 
 def add_or_error(queue: Queue, jobs: Sequence[Job]) -> list[AddResult | AddError]:
-    """The answers; where the call as a whole fails, its error as the answer to each job."""
+    """Return the answers. If the whole call fails, its error is the answer for each job."""
     try:
         return queue.add(*jobs)
     except RedisError as error:
@@ -70,7 +70,7 @@ def add_or_error(queue: Queue, jobs: Sequence[Job]) -> list[AddResult | AddError
 
 
 def _reply_text(error: RedisError) -> str:
-    """An error reply as Redis sent it: redis-py turns the codes that it knows into classes."""
+    """Return an error reply as Redis sent it. redis-py turns known codes into classes."""
     codes: dict[type[RedisError], str] = {
         NoPermissionError: "NOPERM ",
         OutOfMemoryError: "OOM ",
@@ -80,7 +80,7 @@ def _reply_text(error: RedisError) -> str:
 
 
 def assert_accepted_once(queue: Queue, jobs: Sequence[Job]) -> None:
-    """The cause of a failure is gone: the same jobs are accepted, and each is there once."""
+    """Check that the same jobs are accepted after a failure, and that each is there once."""
     answers = queue.add(*jobs)
     assert not [answer for answer in answers if isinstance(answer, AddError)]
     assert sorted(queue.held_ids()) == sorted({job.id for job in jobs})
@@ -209,7 +209,7 @@ def test_a_cluster_takes_hash_tagged_queues_alone(flavour: str) -> None:
 
 
 def refusal(queue: Queue, jobs: Sequence[Job]) -> str:
-    """The one error that all the jobs met."""
+    """Return the error, which must be the same for all jobs."""
     (answer,) = set(add_or_error(queue, jobs))
     assert isinstance(answer, AddError)
     return answer.reason
@@ -246,8 +246,8 @@ def test_a_replica(queue: Queue, client: Any) -> None:
     assert_accepted_once(queue, [queue.job("a.1")])
 
 
-def test_memory_that_runs_out_under_way(queue: Queue, client: Any) -> None:
-    """A call that began within the limit ends; the next one fails as a whole."""
+def test_memory_that_runs_out_during_a_call(queue: Queue, client: Any) -> None:
+    """A call that began within the limit is completed. The next one fails as a whole."""
     added: list[str] = []
     client.config_set("maxmemory", client.info("memory")["used_memory"] + 2_000_000)
     try:
@@ -306,7 +306,7 @@ def test_a_job_in_the_place_of_something_else(queue: Queue, client: Any) -> None
 
 
 def test_an_event_that_fails_after_the_push(queue: Queue, client: Any) -> None:
-    """All of the job is there when the second event fails, and nothing of it afterwards."""
+    """The whole job is there when the second event fails, and nothing of it afterwards."""
     jobs = one_of_each_kind(queue)
     client.hset(queue.keys.meta, "opts.maxLenEvents", "many")
 
@@ -333,11 +333,11 @@ def test_a_counter_that_is_no_number(queue: Queue, client: Any) -> None:
     assert added_ids(queue) == ["a.plain", "a.prioritized"]
 
 
-# Failures for want of a right
+# Failures because of a missing right
 
 
 def user_with(server: RedisServer, client: Any, *rules: str) -> Any:
-    """A client whose user has the rules, and no others, on all keys."""
+    """Return a client whose user has only these rules, on all keys."""
     client.execute_command("ACL", "SETUSER", "producer", "reset", "on", ">secret", "~*", *rules)
     return server.client(username="producer", password="secret")
 
@@ -384,7 +384,7 @@ def test_a_right_that_is_missing(server: RedisServer, queue: Queue, client: Any,
 def test_a_missing_right_that_undoing_needs(
     server: RedisServer, queue: Queue, client: Any, commands: Sequence[str]
 ) -> None:
-    """A job that cannot be taken back stays whole, so that asking again finds it."""
+    """A job that cannot be removed stays whole, so that a repetition finds it."""
     with user_with(server, client, "+@all", *(f"-{command}" for command in commands)) as producer:
         jobs = one_of_each_kind(queue)
         assert refusal(Queue(producer), jobs).startswith("NOPERM ")
@@ -402,7 +402,7 @@ def test_a_right_that_some_jobs_need(server: RedisServer, queue: Queue, client: 
         assert refused.reason.startswith("NOPERM ")
         assert added is ADDED
         assert queue.faults() == []
-        with pytest.raises(NoPermissionError):  # where nothing worked, the call failed
+        with pytest.raises(NoPermissionError):  # if no job is added, the call fails
             limited.add(lifo)
         grant(client, "+@all")
         assert limited.add(lifo, plain) == [ADDED, LOCK_HELD]
@@ -417,7 +417,7 @@ def test_a_kill_of_redis_leaves_whole_jobs(flavour: str) -> None:
     batches = [[f"a.{number}-{i}" for i in range(8)] for number in range(10_000)]
 
     def add_until_killed(server: RedisServer) -> None:
-        # Without redis-py's own retries, which would send a batch again whose answer was lost.
+        # Without redis-py's retries, which would repeat a batch whose answer was lost.
         with server.client(retry=Retry(NoBackoff(), 0)) as client:
             queue = Queue(client)
             for batch in batches:

@@ -25,12 +25,15 @@ UNKNOWN = "\N{EN DASH}"
 STATUS = "document.documentElement.dataset.status"
 LINK = "document.documentElement.dataset.link"
 
-# The times at which the page's status was another one, in ms since 1970.
+# Records each change of the page's status, with its time in ms since 1970.
 WATCH = f"""(() => {{
   window.changes = [];
   new MutationObserver(() => window.changes.push([{STATUS}, Date.now()]))
     .observe(document.documentElement, {{attributes: true, attributeFilter: ['data-status']}});
 }})()"""
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def daemon(redis: RedisServer) -> Iterator[ObservedDaemon]:
-    # It ends without waiting for a Redis that a test has killed.
+    # Its shutdown does not wait for a Redis that a test has killed.
     with ObservedDaemon("--redis", redis.url, "--drain-timeout", "0.1") as daemon:
         connected(daemon)
         yield daemon
@@ -54,12 +57,12 @@ def look(browser: Browser, daemon: ObservedDaemon, **settings: Any) -> None:
 
 
 def text(browser: Browser, element: str) -> str:
-    """What stands in the element of that id."""
+    """Return the text of the element with an id."""
     return str(browser.evaluate(f"document.getElementById('{element}').textContent"))
 
 
 def assert_clean(browser: Browser, daemon: ObservedDaemon) -> None:
-    """Nothing in the console, and nobody asked but the daemon."""
+    """Check that the console is empty, and that the page sent requests only to the daemon."""
     assert browser.errors == []
     assert {urlsplit(url).netloc for url in browser.requests} == {f"127.0.0.1:{daemon.ops_port}"}
 
@@ -114,7 +117,7 @@ def test_a_daemon_that_hangs_or_ends(browser: Browser, daemon: ObservedDaemon) -
     browser.wait(f"{LINK} === 'live'")
 
 
-def test_everybody_can_use_it(browser: Browser, redis: RedisServer, daemon: ObservedDaemon) -> None:
+def test_it_is_accessible(browser: Browser, redis: RedisServer, daemon: ObservedDaemon) -> None:
     exchange(daemon.port, request_bytes("POST", PATH, {"Content-Type": "text/plain"}, b""))
     look(browser, daemon, reducedMotion="reduce", **PHONE)
     browser.wait("document.getElementById('refused').rows.length === 1 && queuePanels.size === 1")
@@ -130,7 +133,7 @@ def test_everybody_can_use_it(browser: Browser, redis: RedisServer, daemon: Obse
 
 
 def assert_usable(browser: Browser) -> None:
-    """By those who see badly or not at all, in both colour schemes, and on a phone."""
+    """Check the page with axe, in both colour schemes and with the width of a phone."""
     for scheme in ("light", "dark"):
         browser.prefer(colorScheme=scheme)
         assert browser.violations() == []
@@ -158,7 +161,7 @@ def test_viewers_are_few_and_leave_nothing_behind(daemon: ObservedDaemon) -> Non
             assert [watch(viewer) for viewer in viewers] == [200] * 20
             refused = exchange(daemon.ops_port, EVENTS)
             assert (refused.status, json.loads(refused.body)["error"]["code"]) == (503, "too_many_viewers")
-        wait_until(lambda: has_room(daemon), "the daemon has noticed that they are gone")
+        wait_until(lambda: has_room(daemon), "the daemon has noticed that the viewers are gone")
     with connect(daemon.ops_port) as viewer:
         assert watch(viewer) == 200
         assert daemon.stop() == 0
@@ -169,7 +172,7 @@ def test_viewers_are_few_and_leave_nothing_behind(daemon: ObservedDaemon) -> Non
 
 
 def watch(viewer: socket) -> int:
-    """The status of the answer to who would like to watch."""
+    """Ask for the stream of figures, and return the status of the answer."""
     viewer.sendall(EVENTS)
     return int(viewer.recv(12).split()[1])
 

@@ -1,4 +1,4 @@
-"""One trace from the sender to the worker: real spans, exported by the daemon and by bullmq-otel."""
+"""One trace from the sender to the worker, with real spans of the daemon and of bullmq-otel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.integration.conftest import StartDaemon
 from tests.support.daemon import Daemon
 from tests.support.http import exchange, request_bytes
 from tests.support.otlp import Collector, tracing
-from tests.support.process import ChildProcess, ReservedPort, find_tool, wait_until
+from tests.support.process import ChildProcess, node, wait_until
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, PATH, Webhook, connected, outcome, post, webhook
 
@@ -36,7 +36,7 @@ class TracedWorker(ChildProcess):
     def argv(self) -> Sequence[str]:
         script = Path(__file__).parents[1] / "node" / "traced_worker.js"
         return [
-            find_tool("node", "it is in Debian's package nodejs"),
+            node(),
             str(script),
             str(self._redis_port),
             "bull",
@@ -48,7 +48,7 @@ class TracedWorker(ChildProcess):
 
     @property
     def processed(self) -> dict[str, dict[str, Any]]:
-        """The spans of the jobs that it has processed, by trace."""
+        """The spans of the processed jobs, by trace."""
         lines = [json.loads(line) for line in self.log.splitlines() if line != "ready"]
         return {line["traceId"]: line for line in lines if line["name"] == "process chatwoot"}
 
@@ -65,14 +65,14 @@ def send(daemon: Daemon, event: Webhook, headers: Mapping[str, str]) -> tuple[in
 
 
 def finished(redis: RedisServer) -> list[Any]:
-    """The ids of the jobs that a worker has completed."""
+    """Return the ids of the completed jobs."""
     with Redis(port=redis.port) as client:
         ids: Any = client.zrange("bull:chatwoot:completed", 0, -1)
         return list(ids)
 
 
 def telemetry(redis: RedisServer, job_id: str) -> dict[str, str]:
-    """What a job carries for its worker."""
+    """Return the trace context that a job carries for its worker."""
     with Redis(port=redis.port) as client:
         opts: Any = client.hget(f"bull:chatwoot:{job_id}", "opts")
         carried: dict[str, str] = json.loads(json.loads(opts)["tm"])
@@ -130,34 +130,34 @@ def test_a_spooled_event_keeps_its_trace(
     assert telemetry(redis, webhook(1).job_id)["traceparent"] == f"00-{TRACE}-{added.span_id}-01"
 
 
-def test_no_collector_no_matter(redis: RedisServer, start_daemon: StartDaemon) -> None:
-    dead = ReservedPort()
-    environ = tracing(f"http://127.0.0.1:{dead.number}") | {
+def test_a_missing_collector_does_no_harm(
+    redis: RedisServer, start_daemon: StartDaemon, dead_port: int
+) -> None:
+    environ = tracing(f"http://127.0.0.1:{dead_port}") | {
         "OTEL_BSP_MAX_QUEUE_SIZE": "16",
         "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "8",
     }
     daemon = connected(start_daemon("--redis", redis.url, *DIRECT, environ=environ))
     for number in range(30):
         assert outcome(post(daemon.port, webhook(number))) == (202, "queued")
-    wait_until(lambda: "tracing: " in daemon.log, "the log tells")
+    wait_until(lambda: "tracing: " in daemon.log, "the log says so")
     assert daemon.stop() == 0
-    dead.close()
 
     assert daemon.log.count("tracing: ") < 5
     assert "Traceback" not in daemon.log
 
 
-# -- what can be wrong at the start -------------------------------------------------------------------------
+# -- mistakes at the start ----------------------------------------------------------------------------------
 
 
 def without_sdk(directory: Path) -> dict[str, str]:
-    """An environment in which nobody can import OpenTelemetry."""
+    """Return an environment in which OpenTelemetry cannot be imported."""
     error = "raise ModuleNotFoundError('not here', name='opentelemetry')\n"
     (directory / "opentelemetry.py").write_text(error, encoding="utf-8")
     return {"PYTHONPATH": str(directory)}
 
 
-def test_what_cannot_be_traced_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_mistake_is_one_line(tmp_path: Path) -> None:
     for environ, words in (
         (without_sdk(tmp_path), "pip install 'webhookd[otel]'"),
         ({"OTEL_BSP_MAX_QUEUE_SIZE": "1"}, "max_export_batch_size"),
@@ -173,7 +173,7 @@ def test_what_cannot_be_traced_is_told_in_one_line(tmp_path: Path) -> None:
         assert words in line
 
 
-def test_nobody_needs_it_who_does_not_want_it(tmp_path: Path, start_daemon: StartDaemon) -> None:
+def test_without_tracing_opentelemetry_is_not_needed(tmp_path: Path, start_daemon: StartDaemon) -> None:
     daemon = start_daemon("--redis", "redis://127.0.0.1:1/0", *DIRECT, environ=without_sdk(tmp_path))
 
     assert daemon.get("/health/live").status == 200

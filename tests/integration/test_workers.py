@@ -1,4 +1,4 @@
-"""Real BullMQ workers of both lines take and finish what webhookd queues."""
+"""Real BullMQ workers of both lines finish what webhookd queues."""
 
 from __future__ import annotations
 

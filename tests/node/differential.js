@@ -2,9 +2,9 @@
 //
 //     node differential.js bullmq5|bullmq6
 //
-// Each line of standard input is a request {port, db, operations}, each line of standard output its answer:
-// a list with what each operation returned, or {error}. An operation is {name, now_ms, ...}; `now_ms` is what
-// Date.now() says meanwhile, so that two runs of a list write the same times.
+// Each line of standard input is a request {port, db, operations}, and each line of standard output its answer:
+// a list with the result of each operation, or {error}. An operation is {name, now_ms, ...}. Date.now() returns
+// `now_ms` during the operation, so that two runs of a list write the same times.
 'use strict';
 
 const readline = require('node:readline');
@@ -16,7 +16,7 @@ const TOKEN = 'token';
 
 Math.random = () => 0.5; // the jitter of a backoff
 
-/** One database of one server, with a queue and a worker whose jobs are taken and finished by hand. */
+/** One database of one server, with a queue, and a worker that takes and finishes jobs one by one. */
 class World {
   constructor(port, db) {
     this.client = new Redis({ port, db, maxRetriesPerRequest: null });
@@ -25,7 +25,7 @@ class World {
     this.taken = [];
   }
 
-  /** What the constructor of a Queue does, where `writes_meta` says that there is one in the fleet. */
+  /** Prepare the queue. With `writes_meta`, do what the constructor of a Queue does. */
   async open({ writes_meta, defaults }) {
     await this.queue.waitUntilReady();
     await this.worker.waitUntilReady();
@@ -88,7 +88,7 @@ class World {
     await this.taken.shift()?.moveToFailed(error, TOKEN, false);
   }
 
-  /** What the getters show. */
+  /** Return the results of the getters. */
   async look({ ids }) {
     const [counts, waiting, ...jobs] = await Promise.all([
       this.queue.getJobCounts(),
@@ -100,11 +100,11 @@ class World {
   }
 }
 
-/** The value of a JSON text that JSON.stringify gives back as it was. */
+/** Return the value of a JSON text, which JSON.stringify must write in the same way. */
 function parsed(text) {
   const value = JSON.parse(text);
   if (JSON.stringify(value) !== text) {
-    throw new Error(`the test's own data is not in JSON.stringify's form: ${text}`);
+    throw new Error(`JSON.stringify writes this data in another way: ${text}`);
   }
   return value;
 }

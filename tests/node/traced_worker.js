@@ -2,7 +2,7 @@
 //
 //     node traced_worker.js PORT PREFIX QUEUE
 //
-// SIGTERM ends it once its jobs are finished. Whatever goes wrong is written as a line that is no JSON.
+// SIGTERM ends it when its jobs are finished. An error is written as a line that is not JSON.
 'use strict';
 
 const { NodeTracerProvider } = require('@opentelemetry/sdk-trace-node');
@@ -12,7 +12,7 @@ const { Worker } = require('bullmq6');
 
 const [port, prefix, queue] = process.argv.slice(2);
 
-/** An exporter to standard output, so that the test sees what any other exporter would get. */
+/** An exporter to standard output, for the test to read. */
 const lines = {
   export(spans, done) {
     for (const span of spans) {

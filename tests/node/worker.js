@@ -2,7 +2,7 @@
 //
 //     node worker.js bullmq5|bullmq6 PORT PREFIX QUEUE CONCURRENCY
 //
-// SIGTERM ends it once its jobs are finished. Whatever goes wrong is written as a line that is no JSON.
+// SIGTERM ends it when its jobs are finished. An error is written as a line that is not JSON.
 'use strict';
 
 const { createHash } = require('node:crypto');
@@ -14,7 +14,7 @@ const { Worker } = require(line);
 const address = { host: '127.0.0.1', port: Number(port), maxRetriesPerRequest: null };
 const client = new Redis(address);
 
-/** The digest of the bytes that Redis holds: what the worker parses may hide how they were spelled. */
+/** Return the digest of the bytes in Redis: parsing hides how they are spelled. */
 async function digest(id) {
   const data = await client.hgetBuffer(`${prefix}:${queue}:${id}`, 'data');
   return createHash('sha256').update(data).digest('hex');

@@ -2,14 +2,14 @@
 #
 #     ruby send_samples.rb rest-client|net-http URL SAMPLES_DIRECTORY [SECRET]
 #
-# With a secret, each is signed here and now; without one it goes as it is. Each answer becomes a line of JSON:
-# {"name", "status", "body"}.
+# With a secret, each sample is signed with the current time. Without one, it is sent unchanged. Each answer is
+# written as a line of JSON: {"name", "status", "body"}.
 require "json"
 require "net/http"
 require "openssl"
 require "rest-client"
 
-TIMEOUT_S = 5
+TIMEOUT_S = 30
 
 # Chatwoot up to 4.13.
 def send_by_rest_client(url, body, headers)

@@ -1,4 +1,4 @@
-"""A page in a real browser: Debian's chromium, driven by Playwright (tests/browser/browser.js)."""
+"""A page in a real browser: Debian's chromium, which Playwright drives (tests/browser/browser.js)."""
 
 from __future__ import annotations
 
@@ -6,52 +6,47 @@ import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
-from .process import find_tool
+from .process import Resource, find_tool, node
 
 _SCRIPT = Path(__file__).parents[1] / "browser" / "browser.js"
 
 
 class BrowserFailed(Exception):
-    """The browser could not do what it was told, or not in time."""
+    """The browser could not carry out a command, or not in time."""
 
 
-class Browser:
-    """One browser with one page at a time. It ends with the ``with`` block, or with the test run."""
+class Browser(Resource):
+    """One browser with one page at a time. It ends with the ``with`` block or the test run."""
 
-    def __enter__(self) -> Self:
-        node = find_tool("node", "it is in Debian's package nodejs")
+    def __init__(self) -> None:
         chromium = find_tool("chromium", "it is in Debian's package of that name")
         self._process = subprocess.Popen(
-            [node, str(_SCRIPT), chromium], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [node(), str(_SCRIPT), chromium], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+
+    def start(self) -> Self:
         self._read()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._process.communicate()
 
     def open(self, url: str, **settings: Any) -> None:
-        """Open a page in a new profile; the settings are those of Playwright's ``newContext``."""
+        """Open a page in a new profile. The settings are those of Playwright's ``newContext``."""
         self._do("open", url=url, settings=settings)
 
     def evaluate(self, script: str) -> Any:
-        """The value of an expression."""
+        """Return the value of an expression."""
         return self._do("evaluate", script=script)
 
     def wait(self, script: str) -> None:
-        """Return when an expression is true, or with a `BrowserFailed` when it takes too long."""
+        """Return when an expression is true. Raise `BrowserFailed` if it takes too long."""
         self._do("wait", script=script)
 
     def prefer(self, **settings: str) -> None:
-        """Change what the reader prefers; the settings are those of Playwright's ``emulateMedia``."""
+        """Change the user's preferences. The settings are those of Playwright's ``emulateMedia``."""
         self._do("prefer", settings=settings)
 
     def press(self, key: str) -> None:
@@ -59,23 +54,23 @@ class Browser:
         self._do("press", key=key)
 
     def screenshot(self, path: Path, **settings: Any) -> None:
-        """Save a PNG; the settings are those of Playwright."""
+        """Save a PNG. The settings are those of Playwright."""
         self._do("screenshot", path=str(path), settings=settings)
 
     def violations(self) -> Sequence[str]:
-        """What axe finds wrong with the page's accessibility."""
+        """Return the accessibility problems that axe finds on the page."""
         found: Sequence[str] = self._do("axe")
         return found
 
     @property
     def errors(self) -> Sequence[str]:
-        """Errors and warnings of the page's console."""
+        """The errors and warnings on the page's console."""
         errors: Sequence[str] = self._do("seen")["errors"]
         return errors
 
     @property
     def requests(self) -> Sequence[str]:
-        """The addresses of all requests that the page made."""
+        """The URLs of all requests that the page made."""
         requests: Sequence[str] = self._do("seen")["requests"]
         return requests
 

@@ -1,4 +1,4 @@
-"""BullMQ queues as the tests see them: our script on a synchronous client, and all that a server holds."""
+"""BullMQ queues for the tests: our script on a synchronous client, and the content of a server."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from webhookd.bullmq.script import ADD_JOBS, AddError, AddResult, Wire, add_jobs
 from webhookd.model import Job
 
 T0_MS = 1_700_000_000_000
-"""When the jobs of the tests were received."""
+"""The time at which the jobs of the tests are received."""
 
 
 @frozen
 class Queue:
-    """One queue, written to by the script."""
+    """One queue, to which the script adds jobs."""
 
     client: Any  # a `redis.Redis`: its types leave open whether replies are bytes
     keys: QueueKeys = field(default=QueueKeys("bull", "q"))
@@ -28,7 +28,7 @@ class Queue:
     def job(
         self, job_id: str, *, name: str = "created", data: str = "{}", at_ms: int = T0_MS, **options: object
     ) -> Job:
-        """A job of this queue, encoded as the daemon does; ``options`` are BullMQ's."""
+        """Return a job of this queue, encoded as by the daemon. ``options`` are BullMQ's."""
         job_options = JobOptions.from_mapping(options)
         return Job(
             queue=self.keys.queue,
@@ -43,19 +43,19 @@ class Queue:
         )
 
     def add(self, *jobs: Job, wire: Wire = Wire.AUTO) -> list[AddResult | AddError]:
-        """One call of the script."""
+        """Call the script once."""
         keys, argv = add_jobs_arguments(
             self.keys, jobs, lock_ttl_ms=self.lock_ttl_ms, wire=wire, set_by=self.set_by
         )
         return read_reply(self.client.eval(ADD_JOBS.text.decode(), len(keys), *keys, *argv), len(jobs))
 
     def events(self, name: str | None = None) -> list[dict[bytes, bytes]]:
-        """The events of one name, or all, in order."""
+        """Return the events of one name, or all, in order."""
         entries = [fields for _, fields in self.client.xrange(self.keys.events)]
         return [fields for fields in entries if name is None or fields[b"event"] == name.encode()]
 
     def held_ids(self) -> list[str]:
-        """The id of each entry of the lists and sets that hold jobs, as often as it is there."""
+        """Return the id of each entry of the lists and sets that hold jobs, with repetitions."""
         held: list[bytes] = []
         for key in self.keys.wait, self.keys.paused, self.keys.active:
             if self.client.type(key) == b"list":
@@ -67,9 +67,9 @@ class Queue:
         return [job_id.decode() for job_id in held]
 
     def faults(self) -> list[str]:
-        """What must never be right after an add; later, a lock may well outlive its job.
+        """Return what must not exist right after an add. Later, a lock can outlive its job.
 
-        A lock without its job, a job that nothing holds, an entry without its job, or one that is double.
+        That is a lock without its job, a job in no list, an entry without its job, or a double entry.
         """
         head = self.keys.job("")
         names = {key.decode().removeprefix(head) for key in self.client.keys(f"{_literal(head)}*")}
@@ -89,14 +89,14 @@ class Queue:
 
 
 def _literal(pattern: str) -> str:
-    """A text that KEYS takes as it is."""
+    """Escape a text for KEYS."""
     return "".join(f"\\{char}" if char in r"*?[]\^" else char for char in pattern)
 
 
 def dump(client: Any) -> dict[str, object]:
-    """All that a database holds: each key's type, its time to live in tens of seconds, and its contents.
+    """Return the content of a database: the type, time to live in tens of seconds and value of each key.
 
-    A job's options are parsed, since BullMQ leaves their order to chance, and a stream's ids are left out.
+    The options of a job are parsed, because BullMQ writes them in any order. The ids of streams are left out.
     """
     return {key.decode(): _dump_key(client, key) for key in sorted(client.keys())}
 

@@ -1,4 +1,4 @@
-"""The operator's command as it is installed, run to its end or on a terminal."""
+"""The installed operator's command, run to its end or on a terminal."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _DEADLINE_S = 60.0
 
 
 def command() -> Path:
-    """The installed ``webhookd``."""
+    """Return the path of the installed ``webhookd``."""
     return installed_twistd().with_name("webhookd")
 
 
 def environ_of(environ: Mapping[str, str]) -> Mapping[str, str]:
-    """The whole environment of a command: nothing of the test run's own leaks into it."""
+    """Return the whole environment of a command. It inherits nothing from the test run."""
     return {"PATH": os.defpath, "LANG": "C.UTF-8", **environ}
 
 
 @frozen
 class Running:
-    """A command that was started."""
+    """A command that is running."""
 
     process: subprocess.Popen[str]
 
     def end(self) -> subprocess.CompletedProcess[str]:
-        """Wait for its end; one that does not come is killed, and a failure."""
+        """Wait for the end of the command. If it does not end in time, kill it and fail."""
         try:
             out, err = self.process.communicate(timeout=_DEADLINE_S)
         finally:
@@ -44,7 +44,7 @@ class Running:
 def start_command(
     *arguments: str, environ: Mapping[str, str] = {}, cwd: Path | None = None, within: Sequence[str] = ()
 ) -> Running:
-    """Start the command, so that several run at once; ``within`` is a program that runs what follows it."""
+    """Start the command, so that several run at once. ``within`` is a program that runs its arguments."""
     return Running(
         subprocess.Popen(
             [*within, command(), *arguments],
@@ -64,7 +64,7 @@ def run_command(*arguments: str, **environ: str) -> subprocess.CompletedProcess[
 
 
 def run_on_terminal(*arguments: str, **environ: str) -> str:
-    """What the command writes to a terminal of 80 columns, standard output and error together."""
+    """Return what the command writes to a terminal of 80 columns: standard output and error together."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [command(), *arguments],
@@ -75,7 +75,7 @@ def run_on_terminal(*arguments: str, **environ: str) -> str:
     )
     os.close(theirs)
     written = b""
-    with suppress(OSError):  # the end, on a terminal
+    with suppress(OSError):  # end of file on a terminal
         while chunk := os.read(ours, 65_536):
             written += chunk
     os.close(ours)

@@ -1,7 +1,7 @@
-"""webhookd itself for the tests: ``twistd webhookd``, from the built wheel, as a child process.
+"""The daemon under test: ``twistd webhookd`` as a child process.
 
-The daemon under test is the one that was installed, never the checkout: ``make wheel`` builds it and
-installs it anew, in a few seconds, and ``WEBHOOKD_TEST_TWISTD`` names another one's ``twistd``.
+It is installed from the built wheel, and is never the checkout. ``make wheel`` builds and installs it.
+``WEBHOOKD_TEST_TWISTD`` names the ``twistd`` of another installation.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from .http import Response, get
-from .process import ChildProcess, MissingTool
+from .process import ChildProcess, MissingTool, Resource
 
 _REPOSITORY = Path(__file__).parents[2]
 
 
 def installed_twistd() -> Path:
-    """The ``twistd`` whose webhookd is under test."""
+    """Return the path of the ``twistd`` whose webhookd is tested."""
     path = Path(os.environ.get("WEBHOOKD_TEST_TWISTD", _REPOSITORY / ".venv" / "bin" / "twistd"))
     if not path.exists():
         raise MissingTool(f"there is no {path}: run `make wheel`")
@@ -28,14 +27,16 @@ def installed_twistd() -> Path:
 
 
 class Daemon(ChildProcess):
-    """One webhookd, with a working directory of its own, so its ``var/`` is there too.
+    """One webhookd, with its own working directory, which holds its ``var/``.
 
-    ``options`` are its command line, ``environ`` its environment beyond the bare necessary. It listens on
-    `port` on loopback, which survives a restart, and has no ops endpoint unless the options name one.
+    ``options`` are its command line, and ``environ`` is added to its environment. It listens on `port` on
+    loopback, also after a restart. It has an ops endpoint only if the options name one.
     """
 
     name = "webhookd"
     host = "127.0.0.1"
+    patience: Mapping[str, str] = {"WEBHOOK_REDIS_DEADLINE": "1.5"}
+    """The longest deadline: on a busy machine the default spools or refuses what a test expects in Redis."""
 
     def __init__(
         self,
@@ -52,12 +53,12 @@ class Daemon(ChildProcess):
 
     @property
     def url(self) -> str:
-        """Where it answers, without a slash at the end."""
+        """The URL that it serves, without a slash at the end."""
         return f"http://{self.host}:{self.port}"
 
     @property
     def webhook_url(self) -> str:
-        """Where Chatwoot would send its webhooks."""
+        """The URL for Chatwoot's webhooks."""
         return f"{self.url}/webhook/chatwoot"
 
     def argv(self) -> Sequence[str]:
@@ -65,22 +66,22 @@ class Daemon(ChildProcess):
         return [str(self.twistd), "-n", "--pidfile=", "webhookd", *endpoint, *self.options]
 
     def environ(self) -> Mapping[str, str]:
-        return {**super().environ(), **self._environ}
+        return {**super().environ(), **self.patience, **self._environ}
 
     def is_ready(self) -> bool:
-        """Whether ``/health/live`` answers."""
+        """Return true if ``/health/live`` answers."""
         try:
             return self.get("/health/live").status == 200
         except (OSError, HTTPException):
             return False
 
     def get(self, path: str) -> Response:
-        """Fetch one path, synchronously."""
+        """Fetch one path."""
         return get(self.port, path)
 
 
-class Replicas:
-    """Several daemons with the same options, each in a directory of its own."""
+class Replicas(Resource):
+    """Several daemons with the same options, each in its own directory."""
 
     def __init__(self, count: int, *options: str, environ: Mapping[str, str] | None = None) -> None:
         self.daemons = [Daemon(*options, environ=environ) for _ in range(count)]
@@ -95,7 +96,7 @@ class Replicas:
         return len(self.daemons)
 
     def start(self) -> Self:
-        """Start all at once, and return when all are ready."""
+        """Start all at the same time, and return when all are ready."""
         for daemon in self.daemons:
             daemon.launch()
         for daemon in self.daemons:
@@ -103,21 +104,5 @@ class Replicas:
         return self
 
     def close(self) -> None:
-        """End all, and remove what they left."""
         for daemon in self.daemons:
             daemon.close()
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -1,4 +1,4 @@
-"""HTTP/1.1 down to the bytes, for what a well-behaved client such as treq cannot send."""
+"""HTTP/1.1 in bytes, for requests that a client such as treq cannot send."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from http.client import HTTPResponse
 
 from attrs import frozen
 
-ANSWER_DEADLINE_S = 10.0
+ANSWER_DEADLINE_S = 30.0
 
 
 @frozen
 class Response:
-    """An answer; the names of its headers are in lower case."""
+    """One answer. The names of its headers are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -23,7 +23,7 @@ class Response:
 def request_bytes(
     method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
 ) -> bytes:
-    """A whole request, with ``Content-Length`` where there is a body, that asks for the connection's end."""
+    """Return a whole request, with ``Content-Length`` if it has a body. It closes the connection."""
     fields = {"Host": "localhost", "Connection": "close"}
     if body is not None:
         fields["Content-Length"] = str(len(body))
@@ -35,12 +35,12 @@ def request_bytes(
 
 
 def connect(port: int) -> socket.socket:
-    """A connection to a server on loopback, whose every read and write has a deadline."""
+    """Open a connection to a loopback port. Each read and write on it has a deadline."""
     return socket.create_connection(("127.0.0.1", port), timeout=ANSWER_DEADLINE_S)
 
 
 def read_response(connection: socket.socket, method: str = "GET") -> Response:
-    """The next answer on a connection; `http.client.HTTPException` where it is not HTTP, or none comes."""
+    """Read the next answer. Raise `http.client.HTTPException` if it is not HTTP, or if none comes."""
     response = HTTPResponse(connection, method=method)
     response.begin()
     body = response.read()
@@ -48,7 +48,7 @@ def read_response(connection: socket.socket, method: str = "GET") -> Response:
 
 
 def exchange(port: int, request: bytes, method: str = "GET") -> Response:
-    """Send any bytes at all, and read the answer."""
+    """Send any bytes, and read the answer."""
     with connect(port) as connection:
         connection.sendall(request)
         return read_response(connection, method)

@@ -1,4 +1,4 @@
-"""An HTTP server in a thread of the test's, for what the daemon, or nginx, talks to."""
+"""An HTTP server in a thread of the tests, to which the daemon or nginx talks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
+from .process import Resource
+
 
 class Handler(BaseHTTPRequestHandler):
-    """Reads a request's body, answers 200, and logs nothing."""
+    """A handler that reads the body of a request, answers 200, and logs nothing."""
 
     def read_body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -23,19 +25,19 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-class ThreadServer:
-    """Serves on a loopback port that the kernel chose, while the ``with`` block lasts."""
+class ThreadServer(Resource):
+    """A server on a free loopback port, while the ``with`` block lasts."""
 
     def __init__(self, handler: type[Handler]) -> None:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

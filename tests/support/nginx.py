@@ -1,4 +1,4 @@
-"""The shipped nginx configuration, run by its own start script, and an even sender of webhooks."""
+"""The shipped nginx configuration, run by its own start script, and a steady sender of webhooks."""
 
 from __future__ import annotations
 
@@ -6,32 +6,30 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from threading import Event, Thread
-from types import TracebackType
 from typing import Self
 
 from attrs import frozen
 
 from .bullmq import Queue
 from .http import ANSWER_DEADLINE_S, Response
-from .process import ChildProcess, MissingTool, find_tool, wait_until
+from .process import ChildProcess, MissingTool, Resource, find_tool, is_listening, wait_until
 from .webhooks import Webhook, webhook
 
 FLAVOURS = ("nginx-1.22", "nginx-1.31")
-"""Debian 12's, which looks a name up only once, and one that does it again and again."""
+"""Debian 12's, which resolves a name only at its start, and a newer one, which resolves it repeatedly."""
 
 SHIPPED = Path(__file__).parents[2] / "docker" / "nginx"
-"""The directory under test."""
+"""The directory that is tested."""
 
 
 def nginx_binary(flavour: str) -> str:
-    """The path of an nginx."""
+    """Return the path of the nginx of one flavour."""
     match flavour:
         case "nginx-1.22":
             return find_tool("nginx", "it is in Debian's package nginx")
@@ -44,9 +42,9 @@ def nginx_binary(flavour: str) -> str:
 
 
 class Nginx(ChildProcess):
-    """nginx on `port`, in front of the ``upstreams``: ports of loopback, or ``HOST:PORT``.
+    """nginx on `port`, with ``upstreams``: ports of loopback, or ``HOST:PORT``.
 
-    ``environ`` is what an operator would set; docker/nginx/render.sh tells the names.
+    ``environ`` are the variables that an operator sets. docker/nginx/render.sh lists them.
     """
 
     name = "nginx"
@@ -55,7 +53,7 @@ class Nginx(ChildProcess):
         self, *upstreams: int | str, flavour: str = "nginx-1.22", environ: Mapping[str, str] | None = None
     ) -> None:
         super().__init__()
-        self.directory.chmod(0o711)  # its workers run as nobody, where it is root
+        self.directory.chmod(0o711)  # if it is root, its workers run as another user
         self.port = self.reserve_port()
         self.flavour = flavour
         self._upstreams = upstreams
@@ -77,44 +75,42 @@ class Nginx(ChildProcess):
         }
 
     def is_ready(self) -> bool:
-        """Whether it listens."""
-        with socket.socket() as connection:
-            return connection.connect_ex(("127.0.0.1", self.port)) == 0
+        return is_listening(self.port)
 
     @property
     def configuration(self) -> str:
-        """What was rendered."""
+        """The rendered configuration."""
         return (self.directory / "nginx.conf").read_text()
 
     @property
     def requests(self) -> list[Mapping[str, str]]:
-        """The access log's lines."""
+        """The lines of the access log."""
         return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
 
     def line(self, answer: Response) -> Mapping[str, str]:
-        """What the access log says of a request; nginx writes it after it has answered."""
+        """Return the line of the access log for an answer. nginx writes it after it has answered."""
         name = answer.headers["x-request-id"]
         wait_until(lambda: f'"requestId":"{name}"' in self.log, "nginx has written its log")
         return next(request for request in self.requests if request["requestId"] == name)
 
     def replica(self, answer: Response) -> str:
-        """The address that gave this answer."""
+        """Return the address of the replica that gave this answer."""
         return self.line(answer)["replica"].rpartition(", ")[2]
 
     def reload(self) -> None:
-        """Have it read its configuration anew, and return when it did."""
+        """Make nginx read its configuration again, and return when it has."""
         known = self.log.count("reconfiguring")
         os.kill(self.pid, signal.SIGHUP)
         wait_until(lambda: self.log.count("reconfiguring") > known, "nginx reloads")
 
     def scale(self, *upstreams: int | str) -> None:
-        """Put it in front of other replicas, as an operator does without DNS: render and reload."""
+        """Give nginx other replicas, as an operator does without DNS: render and reload."""
         self._upstreams = upstreams
         subprocess.run([SHIPPED / "render.sh", "servers"], env=dict(self.environ()), check=True)
         self.reload()
 
     def kill(self) -> None:
-        """End it with its workers, which would outlive it."""
+        """Kill nginx and its workers, which would outlive it."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         workers = [int(pid) for pid in children.read_text().split()] if children.exists() else []
         super().kill()
@@ -124,18 +120,18 @@ class Nginx(ChildProcess):
 
 @frozen
 class Sent:
-    """One webhook that was sent, and the status of its answer; 0 where none came, and ``error`` says why."""
+    """One webhook, and the status of its answer. Without an answer it is 0, and ``error`` says why."""
 
     webhook: Webhook
     status: int
     error: str = ""
 
 
-class Load:
-    """Sends distinct webhooks at a constant rate, each on a connection of its own, as Chatwoot does.
+class Load(Resource):
+    """Distinct webhooks at a constant rate, each on its own connection, as Chatwoot sends them.
 
-    It begins with the ``with`` block and ends with it, or after ``limit`` webhooks. The loop is open: a slow
-    answer keeps none of the next from being sent.
+    It begins and ends with the ``with`` block, or ends after ``limit`` webhooks. The loop is open: a slow
+    answer does not delay the next webhook.
     """
 
     def __init__(
@@ -157,37 +153,28 @@ class Load:
 
     @property
     def failed(self) -> list[Sent]:
-        """What had any other answer than a 2xx."""
+        """The webhooks without a 2xx answer."""
         return [sent for sent in self.sent if sent.status not in (200, 202)]
 
     @property
     def accepted(self) -> list[Webhook]:
-        """What had a 2xx."""
+        """The webhooks with a 2xx answer."""
         return [sent.webhook for sent in self.sent if sent.status in (200, 202)]
 
     def wait_for(self, more: int) -> None:
-        """Return when so many more webhooks are answered."""
+        """Return when ``more`` webhooks have been answered since this call."""
         goal = len(self.sent) + more
         wait_until(lambda: len(self.sent) >= goal, f"{more} more answers")
 
     def finish(self) -> None:
-        """Return when all that was begun is answered."""
+        """Return when each webhook has been answered."""
         self._thread.join()
 
-    def start(self) -> None:
-        """Begin; a load without limit is better begun by ``with``, which ends it, too."""
+    def start(self) -> Self:
         self._thread.start()
-
-    def __enter__(self) -> Self:
-        self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._is_over.set()
         self._thread.join()
 
@@ -225,7 +212,7 @@ class Load:
 
 
 def assert_each_is_one_job(queue: Queue, events: Sequence[Webhook]) -> None:
-    """What was acknowledged is in the queue, once a spool is drained; nothing is there twice."""
+    """Wait until each event is in the queue, perhaps from a spool. None may be there twice."""
     ids = sorted(event.job_id for event in events)
     wait_until(lambda: len(queue.held_ids()) >= len(ids), f"{len(ids)} jobs are in the queue", deadline_s=90)
     assert sorted(queue.held_ids()) == ids

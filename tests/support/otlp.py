@@ -1,4 +1,4 @@
-"""An OTLP collector in a thread: it keeps the spans that it is sent."""
+"""An OTLP collector in a thread, which keeps the spans that it receives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .http_server import Handler, ThreadServer
 
 
 def tracing(endpoint: str) -> dict[str, str]:
-    """The environment of a daemon that exports to an endpoint, and soon."""
+    """Return the environment of a daemon that exports to an endpoint without delay."""
     return {
         "WEBHOOK_TRACING": "otlp",
         "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
@@ -23,7 +23,7 @@ def tracing(endpoint: str) -> dict[str, str]:
 
 @frozen
 class ExportedSpan:
-    """What the tests look at; ids in hex, and no parent is an empty one."""
+    """One span, with ids in hexadecimal. Without a parent, ``parent_id`` is empty."""
 
     name: str
     trace_id: str
@@ -36,7 +36,7 @@ class ExportedSpan:
 
 
 class Collector(ThreadServer):
-    """Takes spans by HTTP, from daemons with `environ`."""
+    """A collector of spans over HTTP, from daemons with `environ`."""
 
     def __init__(self) -> None:
         self.spans: list[ExportedSpan] = []
@@ -52,11 +52,11 @@ class Collector(ThreadServer):
 
     @property
     def environ(self) -> Mapping[str, str]:
-        """The environment of a daemon that exports to it, and soon."""
+        """The environment of a daemon that exports to it without delay."""
         return tracing(f"http://127.0.0.1:{self.port}")
 
     def take(self, data: bytes) -> None:
-        """Keep what came, as it is and read."""
+        """Keep a request, as bytes and as spans."""
         self.raw += data
         for resource in ExportTraceServiceRequest.FromString(data).resource_spans:
             of_resource = _read(resource.resource.attributes)
@@ -78,5 +78,5 @@ def _span(span: Span, resource: Mapping[str, object]) -> ExportedSpan:
 
 
 def _read(attributes: object) -> Mapping[str, object]:
-    pairs: list[KeyValue] = list(attributes)  # type: ignore[call-overload]  # a container of protobuf's own
+    pairs: list[KeyValue] = list(attributes)  # type: ignore[call-overload]  # a protobuf container
     return {pair.key: getattr(pair.value, pair.value.WhichOneof("value") or "string_value") for pair in pairs}

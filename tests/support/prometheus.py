@@ -1,4 +1,4 @@
-"""Prometheus for the tests: Debian's, with the configuration and rules that we ship, faster; and promtool."""
+"""Debian's Prometheus with the shipped configuration and rules, which it evaluates faster, and promtool."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def promtool(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedPro
 
 
 def load_rules() -> list[Mapping[str, Any]]:
-    """All rules that we ship, those that record first or last as their files are."""
+    """Return all shipped rules, in the order of their files."""
     groups = [group for path in RULES for group in yaml.safe_load(path.read_text())["groups"]]
     return [rule for group in groups for rule in group["rules"]]
 
@@ -46,14 +46,14 @@ class ObservedDaemon(Daemon):
         return [*super().argv(), "--ops-endpoint", f"tcp:{self.ops_port}:interface={self.host}"]
 
     def scrape(self) -> str:
-        """What ``/metrics`` answers, in the classic text format."""
+        """Return the answer to ``/metrics``, in the classic text format."""
         response = get(self.ops_port, "/metrics")
         assert response.status == 200, response
         return response.body.decode()
 
 
 class Prometheus(ChildProcess):
-    """Scrapes some daemons each second, as the job ``webhookd``; alerts fire after a second."""
+    """A Prometheus that scrapes some daemons each second, as the job ``webhookd``. Alerts fire after 1 s."""
 
     name = "prometheus"
 
@@ -94,7 +94,7 @@ class Prometheus(ChildProcess):
             return False
 
     def query(self, expression: str, at_s: float | None = None) -> dict[tuple[str, ...], float]:
-        """The values of an instant query, by the values of their labels in the order of the labels' names."""
+        """Return the values of an instant query, by the values of their labels, in the order of the names."""
         parameters = {"query": expression} | ({} if at_s is None else {"time": str(at_s)})
         found = self._ask(f"query?{urlencode(parameters)}")["result"]
         return {
@@ -103,16 +103,16 @@ class Prometheus(ChildProcess):
         }
 
     def value(self, expression: str, at_s: float | None = None) -> float:
-        """The one value of a query; 0 where there is none."""
+        """Return the value of a query with one result, or 0 if it has none."""
         return next(iter(self.query(expression, at_s).values()), 0.0)
 
     def firing(self) -> set[str]:
-        """The names of the alerts that fire now."""
+        """Return the names of the alerts that fire now."""
         alerts = self._ask("alerts")["alerts"]
         return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
 
     def healthy_targets(self) -> int:
-        """How many targets the last scrape of which has succeeded."""
+        """Return the number of targets whose last scrape succeeded."""
         return sum(target["health"] == "up" for target in self._ask("targets")["activeTargets"])
 
     def _ask(self, path: str) -> Any:

@@ -1,11 +1,11 @@
-"""A TCP proxy with faults, to stand between two programs that the tests start.
+"""A TCP proxy with faults, for the tests to put between two programs.
 
     with Proxy(redis.port) as proxy:
         daemon = start_daemon("--redis", f"redis://127.0.0.1:{proxy.port}")
         with proxy.faulty(reply_latency_s=0.2):
             ...
 
-It turns in a thread of its own; a call that changes it returns once the change holds.
+It runs in its own thread. A call that changes it returns when the change is effective.
 """
 
 from __future__ import annotations
@@ -19,32 +19,31 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
-from types import TracebackType
 from typing import Any, Self
 
 from attrs import define, field, frozen
 
-from .process import ReservedPort
+from .process import ReservedPort, Resource
 
 _LOOPBACK = "127.0.0.1"
 _CHUNK_BYTES = 65_536
 _MAX_HELD_BYTES = 4_194_304
 _SLICE_GAP_S = 0.0005
 _CONNECT_DEADLINE_S = 1.0
-_CALL_DEADLINE_S = 10.0
+_CALL_DEADLINE_S = 60.0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 @frozen
 class Faults:
-    """What is wrong with the way between client and server; by default nothing is.
+    """The faults between client and server. The default is none.
 
-    ``reply_latency_s`` holds each piece of a reply back; many may be on their way at once, as on a long line.
-    ``slice_bytes`` cuts replies into pieces that small, which arrive one by one. A ``black_hole`` lets
-    nothing through either way, not even an end, while clients still get a connection; what was sent into it
-    comes out once it is healed, as TCP's repeats would. ``drops_replies`` throws away what the server says,
-    and ``resets_on_reply`` resets the connection as well, so that a client cannot know what became of its
-    request. ``refuses`` lets no new connection in.
+    ``reply_latency_s`` delays each piece of a reply. Several can be under way at once, as on a long line.
+    ``slice_bytes`` is the largest piece of a reply: the pieces arrive one by one. A ``black_hole`` accepts
+    connections, and lets nothing through in either direction, not even their end. When it is healed, it lets
+    through what it has held, as TCP's retransmissions do. ``drops_replies`` discards what the server sends.
+    ``resets_on_reply`` resets the connection instead, so that a client does not know the outcome of its
+    request. ``refuses`` accepts no new connection.
     """
 
     reply_latency_s: float = 0.0
@@ -56,12 +55,12 @@ class Faults:
 
 
 class _MustReset(Exception):
-    """The faults demand an end of the connection."""
+    """The faults demand that the connection ends."""
 
 
 @define(eq=False)
 class _Direction:
-    """The bytes on their way from one socket to the other, and when each piece may arrive."""
+    """The bytes on their way from one socket to the other, and the earliest arrival of each piece."""
 
     source: socket.socket
     sink: socket.socket
@@ -76,7 +75,7 @@ class _Direction:
         return not self.source_has_ended and self.held_bytes < _MAX_HELD_BYTES
 
     def next_piece_s(self) -> float:
-        """When something is to be sent next; infinite where nothing is."""
+        """Return when the next piece is due, or infinity."""
         return self.pieces[0][0] if self.pieces else math.inf
 
     def receive(self, now_s: float, faults: Faults) -> None:
@@ -106,7 +105,7 @@ class _Direction:
         self.held_bytes += len(data)
 
     def send(self, now_s: float) -> None:
-        """Send the pieces that are due, as far as the sink takes them."""
+        """Send the pieces that are due, until the sink takes no more."""
         while self.next_piece_s() <= now_s:
             due_s, data = self.pieces.popleft()
             try:
@@ -127,7 +126,7 @@ class _Direction:
 
 @define(eq=False)
 class _Link:
-    """A client's connection to the proxy, and the proxy's own to the server, one for the other."""
+    """A client's connection to the proxy, and the proxy's connection to the server for it."""
 
     client: socket.socket
     server: socket.socket
@@ -154,8 +153,8 @@ class _Link:
             side.close()
 
 
-class Proxy:
-    """Forwards `port` on loopback to ``target_port`` there, with the `Faults` of the moment."""
+class Proxy(Resource):
+    """A proxy that forwards `port` on loopback to ``target_port``, with the current `Faults`."""
 
     def __init__(self, target_port: int) -> None:
         self._target = (_LOOPBACK, target_port)
@@ -170,16 +169,16 @@ class Proxy:
         self._thread = Thread(target=self._run, name="proxy", daemon=True)
 
     def become(self, faults: Faults) -> None:
-        """Have these faults, and no others, from now on."""
+        """Replace the faults."""
         self._call(lambda: self._set_faults(faults))
 
     def heal(self) -> None:
-        """Have no faults from now on."""
+        """Remove all faults."""
         self.become(Faults())
 
     @contextmanager
     def faulty(self, **faults: Any) -> Iterator[None]:
-        """Have these `Faults` for a while."""
+        """Have these `Faults` while the block runs."""
         self.become(Faults(**faults))
         try:
             yield
@@ -187,32 +186,27 @@ class Proxy:
             self.heal()
 
     def reset_all(self) -> None:
-        """Reset the connections that there are, as a server's crash would."""
+        """Reset all connections, as the crash of a server does."""
         self._call(self._reset_links)
 
     @property
     def connection_count(self) -> int:
-        """How many clients are connected."""
+        """The number of clients that are connected."""
         return len(self._links)
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
         self._thread.start()
         self.heal()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._call(self._end)
         self._thread.join()
         for resource in self._reserved, self._bell, self._ringer:
             resource.close()
 
     def _call(self, function: Callable[[], None]) -> None:
-        """Run a function in the proxy's thread, where all that follows runs too."""
+        """Run a function in the proxy's thread, and wait for its end."""
         done = Event()
         self._calls.append((function, done))
         self._ringer.send(b"!")
@@ -253,7 +247,7 @@ class Proxy:
                     self._forward(link, ready)
 
     def _wait(self) -> set[int]:
-        """Sleep until there is something to do; the sockets that are ready."""
+        """Sleep until there is something to do, and return the sockets that are ready."""
         poll = select.poll()
         poll.register(self._bell, select.POLLIN)
         if self._listener is not None:
@@ -277,7 +271,7 @@ class Proxy:
         return interests
 
     def _pauses_s(self, now_s: float) -> Iterator[float]:
-        """How long each piece must still wait that is not due."""
+        """Yield the remaining delay of each first piece that is not due."""
         for direction in self._directions():
             if direction.next_piece_s() > now_s:
                 yield direction.next_piece_s() - now_s

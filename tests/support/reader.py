@@ -1,4 +1,4 @@
-"""Somebody who has cloned the repository, reads its pages, and enters their commands into a terminal."""
+"""A reader of our pages, who has cloned the repository and enters the commands into a terminal."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ REPOSITORY = Path(__file__).parents[2]
 
 _MADE_HERE = shutil.ignore_patterns(
     *(".git", ".venv*", "build", "dist", "*.egg-info", "node_modules", "apidocs", "var", "twistd.pid"),
-    *("__pycache__", "dropin.cache", ".*_cache", ".hypothesis", "_trial_temp*"),
+    *("__pycache__", "dropin.cache", ".*_cache", ".coverage-data", ".hypothesis", "_trial_temp*"),
 )
 _BLOCK = re.compile(r"^```sh\n(.*?)^```\n(?:\n^```\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
-_DEADLINE_S = 90.0
+_DEADLINE_S = 180.0
 
 
 @frozen
 class Block:
-    """The commands of one ``sh`` block, and the lines that the page says they print, if it does."""
+    """The commands of one ``sh`` block, and the output that the page shows for them, if any."""
 
     commands: Sequence[str]
     output: Sequence[str]
 
 
 def blocks(page: str) -> list[Block]:
-    """The ``sh`` blocks of a page, which is a path in the repository."""
+    """Return the ``sh`` blocks of a page, which is a path in the repository."""
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     return [Block(_commands(shown), output.splitlines()) for shown, output in _BLOCK.findall(text)]
 
 
 def _commands(text: str) -> list[str]:
-    """A command is a line, without its comment, with the indented lines that follow it."""
+    """Return the commands of a block: a line without its comment, and the indented lines after it."""
     lines = re.findall(r"^\S.*\n(?:^[ \t].*\n)*", text, re.MULTILINE)
     return [re.sub(r"\s+# .*$", "", line).rstrip() for line in lines]
 
 
 def commands(page: str) -> list[str]:
-    """All commands of a page."""
+    """Return all commands of a page."""
     return [command for block in blocks(page) for command in block.commands]
 
 
 def copy_repository(path: Path) -> Path:
-    """Copy what is in the repository to a new directory, and nothing that was made in it."""
+    """Copy the repository to a new directory, without the files that were made in it."""
     return Path(shutil.copytree(REPOSITORY, path, ignore=_MADE_HERE))
 
 
 class Terminal:
-    """A terminal in a directory, in which one command is entered after another.
+    """A terminal in a directory, for one command after another.
 
-    Its directory, its environment and its shell functions stay from one to the next. ``words`` are replaced
-    in each command: the page's port 3001 by the test's.
+    It keeps its directory, environment and shell functions. ``words`` are replaced in each command, such as
+    the port 3001 of the page by that of the test.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Terminal:
         self._state.write_text(f"cd {shlex.quote(str(directory))}\n{set_up}\n")
 
     def argv(self, command: str) -> Sequence[str]:
-        """A shell that runs a command, and leaves its own state to the next one."""
+        """Return the command of a shell that runs ``command``, and saves its state for the next one."""
         for word, here in self._words.items():
             command = command.replace(word, here)
         state = shlex.quote(str(self._state))
@@ -78,7 +78,7 @@ class Terminal:
         return ["bash", "-euo", "pipefail", "-c", f"source {state}\n{command}\n{keep}"]
 
     def enter(self, command: str) -> str:
-        """Run a command, which must succeed, and return what it printed."""
+        """Run a command, which must succeed, and return its output."""
         result = subprocess.run(
             self.argv(command),
             env=self.environ,
@@ -93,7 +93,7 @@ class Terminal:
 
 
 class Running(ChildProcess):
-    """A command that was entered into a terminal, and does not end by itself."""
+    """A command in a terminal that does not end by itself."""
 
     name = "running"
 

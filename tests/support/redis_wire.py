@@ -1,6 +1,6 @@
-"""The far ends of a pool's connections, by hand: RESP over transports in memory, on the test's clock.
+"""The server's ends of a pool's connections: RESP over transports in memory, on the clock of the test.
 
-Nothing here is a Redis: a line says what the test tells it to, and fails on a command that nobody expects.
+There is no Redis here. A `Line` sends the replies of the test, and fails on an unexpected command.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ NIL = b"$-1\r\n"
 
 
 def error(message: str) -> bytes:
-    """An error reply; the first word of the message is its code."""
+    """Return an error reply. The first word of the message is its code."""
     return f"-{message}\r\n".encode()
 
 
 def integer(number: int) -> bytes:
-    """A number."""
+    """Return a number."""
     return b":%d\r\n" % number
 
 
 def bulk(data: bytes) -> bytes:
-    """A string."""
+    """Return a string."""
     return b"$%d\r\n%s\r\n" % (len(data), data)
 
 
 def array(*items: bytes) -> bytes:
-    """A list of replies."""
+    """Return a list of replies."""
     return b"*%d\r\n%s" % (len(items), b"".join(items))
 
 
@@ -53,7 +53,7 @@ Command = Sequence[bytes]
 
 
 class _Transport(StringTransport):
-    """Ends as a TCP connection does: a turn of the reactor after it was told to."""
+    """A transport that ends as a TCP connection does: in the turn of the reactor after the call."""
 
     is_aborted = False
     _has_ended = False
@@ -80,7 +80,7 @@ class _Transport(StringTransport):
 
 
 class Line:
-    """The far end of one connection."""
+    """The server's end of one connection."""
 
     def __init__(self, clock: MemoryReactorClock, protocol: Any) -> None:
         self._protocol = protocol
@@ -90,29 +90,29 @@ class Line:
 
     @property
     def is_aborted(self) -> bool:
-        """Whether the client gave the connection up."""
+        """True if the client aborted the connection."""
         return self._transport.is_aborted
 
     def commands(self) -> list[Command]:
-        """The commands that came since the last time."""
+        """Return the commands since the last call."""
         self._reader.feed(self._transport.value())
         self._transport.clear()
         return list(iter(self._reader.gets, False))
 
     def expect(self, name: bytes) -> Command:
-        """The one command that came, which must be of that name."""
+        """Return the only command since the last call, which must have this name."""
         commands = self.commands()
         names = [command[0] for command in commands]
         assert names == [name], f"expected {name!r}, but {names} came"
         return commands[0]
 
     def reply(self, *replies: bytes) -> None:
-        """Answer the oldest commands that wait for it."""
+        """Answer the oldest commands that wait for a reply."""
         for reply in replies:
             self._protocol.dataReceived(reply)
 
     def shake_hands(self, **answers: bytes) -> list[Command]:
-        """Answer a handshake as a willing server does, except ``answers``, by command. Returns what came."""
+        """Answer a handshake as a server does, and return its commands. ``answers`` replace the replies."""
         replies = {**_HANDSHAKE, **{name.encode(): reply for name, reply in answers.items()}}
         came: list[Command] = []
         while commands := self.commands():
@@ -123,32 +123,32 @@ class Line:
         return came
 
     def hang_up(self) -> None:
-        """Be gone."""
+        """Lose the connection."""
         self._transport.end_now(ConnectionLost())
 
 
 @define
 class Network:
-    """A pool's reactor, and the attempts to connect that it makes, in order."""
+    """The reactor of a pool, and the pool's attempts to connect, in order."""
 
     clock: Any = field(factory=MemoryReactorClock)
     _seen: int = 0
 
     def attempts(self) -> list[tuple[Any, ...]]:
-        """The attempts that are not answered yet."""
+        """Return the attempts without a result."""
         return [*self.clock.unixClients, *self.clock.tcpClients][self._seen :]
 
     def where(self) -> object:
-        """Where the next attempt leads to: a port, since each name is 127.0.0.1 here, or a path."""
+        """Return the target of the next attempt: a path, or a port, since each name is 127.0.0.1 here."""
         attempt = self.attempts()[0]
         return attempt[1] if len(attempt) == 5 else attempt[0]
 
     def accept(self) -> Line:
-        """Let the next attempt succeed."""
+        """Accept the next attempt."""
         return Line(self.clock, self._next_factory().buildProtocol(None))
 
     def refuse(self) -> None:
-        """Let the next attempt fail."""
+        """Refuse the next attempt."""
         self._next_factory().clientConnectionFailed(None, Failure(ConnectError(string="no")))
 
     def _next_factory(self) -> Any:
@@ -158,14 +158,14 @@ class Network:
 
 
 async def turn() -> None:
-    """One turn of the real reactor: txredisapi has a new connection wait for it."""
+    """Wait for one turn of the real reactor, for which txredisapi makes a new connection wait."""
     from twisted.internet import reactor
 
     await deferLater(reactor, 0)
 
 
 async def until_attempts(network: Network, count: int) -> None:
-    """Wait for the pool to connect again; it pauses in real time, as Twisted's ``ClientService`` does."""
+    """Wait until the pool connects again. It pauses in real time, as Twisted's ``ClientService`` does."""
     from twisted.internet import reactor
 
     while len(network.attempts()) < count:
@@ -173,7 +173,7 @@ async def until_attempts(network: Network, count: int) -> None:
 
 
 class PoolCase(TestCase):
-    """A pool that has begun to connect, and the other side of it."""
+    """A pool that has begun to connect, and its server."""
 
     url = "unix:///redis.sock"
 
@@ -182,7 +182,7 @@ class PoolCase(TestCase):
         self.start_pool()
 
     def start_pool(self) -> None:
-        """A new pool, in a new world."""
+        """Start a new pool on a new network."""
         self.network = Network()
         self.clock = self.network.clock
         self.pool = RedisPool(self.clock, RedisUrl.parse(self.url))
@@ -195,7 +195,7 @@ class PoolCase(TestCase):
         await stopped
 
     async def connect(self, **answers: bytes) -> Line:
-        """The next connection, with its handshake done."""
+        """Accept the next connection, and complete its handshake."""
         line = self.network.accept()
         line.shake_hands(**answers)
         await turn()

@@ -1,11 +1,11 @@
-"""Real Redis servers for the tests: child processes on loopback ports that the kernel chose.
+"""Real Redis servers for the tests, as child processes on free loopback ports.
 
     with RedisServer("redis-6.2", config=["appendonly yes"]) as redis:
         redis.client().ping()
         redis.kill()
         redis.start()
 
-Nothing is persisted unless the test's own ``config`` lines say so.
+They persist nothing unless the ``config`` lines of a test say so.
 """
 
 from __future__ import annotations
@@ -15,22 +15,21 @@ import ssl
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import redis
 import trustme
 
-from .process import ChildProcess, MissingTool, find_tool, wait_until
+from .process import ChildProcess, MissingTool, Resource, find_tool, wait_until
 
 FLAVOURS = ("redis-7.0", "redis-6.2", "valkey-9")
-"""Every server that webhookd is tested against: Debian 12's Redis, the oldest that we support, and Valkey."""
+"""The servers that webhookd is tested with: Debian 12's Redis, the oldest supported one, and Valkey."""
 
 LOOPBACK = "127.0.0.1"
 
 
 def server_binary(flavour: str) -> str:
-    """The path of the server of one flavour."""
+    """Return the path of the server of one flavour."""
     match flavour:
         case "redis-7.0":
             return find_tool("redis-server", "it is in Debian's package redis-server")
@@ -52,8 +51,8 @@ def _packaged_binary(package: str, name: str) -> str:
 class RedisServer(ChildProcess):
     """One Redis or Valkey.
 
-    ``config`` are lines of its configuration file, and win over the defaults here. With ``unix_socket`` it
-    listens on `socket_path` in addition.
+    ``config`` are lines of its configuration file, which override the defaults here. With ``unix_socket`` it
+    also listens on `socket_path`.
     """
 
     name = "redis"
@@ -76,16 +75,16 @@ class RedisServer(ChildProcess):
 
     @property
     def url(self) -> str:
-        """Where clients find it."""
+        """The URL for clients."""
         return f"{self.scheme}://{self.host}:{self.port}/0"
 
     @property
     def unix_url(self) -> str:
-        """Where clients find its Unix socket."""
+        """The URL of its Unix socket."""
         return f"unix://{self.socket_path}"
 
     def client(self, **options: Any) -> redis.Redis:
-        """A synchronous client that speaks bytes; ``options`` are those of `redis.Redis`."""
+        """Return a synchronous client that speaks bytes. ``options`` are those of `redis.Redis`."""
         return redis.Redis(**{"host": self.host, "port": self.port, "socket_timeout": 10.0, **options})
 
     def argv(self) -> Sequence[str]:
@@ -94,7 +93,7 @@ class RedisServer(ChildProcess):
         return [server_binary(self.flavour), str(path)]
 
     def config_lines(self) -> list[str]:
-        """The configuration that the test's own lines come after."""
+        """Return the lines that come before those of the test."""
         lines = [
             f"bind {LOOPBACK}",
             f"port {self.port}",
@@ -107,7 +106,7 @@ class RedisServer(ChildProcess):
         return lines
 
     def is_ready(self) -> bool:
-        """Whether it answers a PING: even one that wants a password first is up."""
+        """Return true if it answers a PING, or wants a password first."""
         try:
             with self.connect() as connection:
                 connection.settimeout(1.0)
@@ -117,12 +116,12 @@ class RedisServer(ChildProcess):
             return False
 
     def connect(self) -> socket.socket:
-        """A raw connection to it."""
+        """Open a raw connection to it."""
         return socket.create_connection((self.host, self.port), timeout=1.0)
 
 
 class TlsRedis(RedisServer):
-    """A Redis that speaks TLS alone, with a certificate of a CA of its own: `ca_file`."""
+    """A Redis that speaks only TLS, with a certificate from its own CA, `ca_file`."""
 
     scheme = "rediss"
 
@@ -157,7 +156,7 @@ class TlsRedis(RedisServer):
 
 
 class ClusterNode(RedisServer):
-    """A Redis Cluster of one node, which has all the slots, or a node without any, to be met by another."""
+    """A Redis Cluster of one node, which has all slots, or a node without slots for another to meet."""
 
     def __init__(self, flavour: str = "redis-7.0", config: Sequence[str] = (), *, slots: bool = True) -> None:
         super().__init__(flavour, config)
@@ -211,8 +210,8 @@ class _Sentinel(RedisServer):
         ]
 
 
-class Sentinels:
-    """A primary and its replica, watched by three sentinels of which two must agree."""
+class Sentinels(Resource):
+    """A primary, its replica, and three sentinels, of which two must agree."""
 
     service = "mymaster"
 
@@ -223,24 +222,24 @@ class Sentinels:
 
     @property
     def url(self) -> str:
-        """Where clients find whoever is primary."""
+        """The URL by which clients find the primary."""
         addresses = ",".join(f"{sentinel.host}:{sentinel.port}" for sentinel in self.sentinels)
         return f"redis+sentinel://{addresses}/{self.service}/0"
 
     @property
     def primary(self) -> RedisServer:
-        """The server that all sentinels call the primary; waits while they disagree."""
+        """The server that all sentinels call the primary. It waits while they disagree."""
         wait_until(lambda: len(self._primary_ports()) == 1, "the sentinels agree on a primary")
         (port,) = self._primary_ports()
         return next(server for server in self.servers if server.port == port)
 
     @property
     def replica(self) -> RedisServer:
-        """The other server."""
+        """The server that is not the primary."""
         return next(server for server in self.servers if server is not self.primary)
 
     def failover(self) -> RedisServer:
-        """Have the replica take over from a primary that is well, and return it when it has."""
+        """Promote the replica while the primary is healthy, and return it when it is the primary."""
         promoted = self.replica
         with self.sentinels[0].client() as client:
             client.execute_command("SENTINEL", "FAILOVER", self.service)
@@ -248,44 +247,28 @@ class Sentinels:
         return promoted
 
     def kill_primary(self) -> RedisServer:
-        """Kill the primary and return it at once; `wait_for_primary` waits for its successor."""
+        """Kill the primary, and return it at once. `wait_for_primary` waits for its successor."""
         killed = self.primary
         killed.kill()
         return killed
 
     def wait_for_primary(self, server: RedisServer) -> None:
-        """Return when the sentinels and the server itself say that it is the primary."""
+        """Return when the sentinels and the server itself agree that it is the primary."""
         wait_until(
             lambda: self._primary_ports() == {server.port} and _role(server) == "master",
             f"the server on port {server.port} is the primary",
         )
 
     def start(self) -> Self:
-        """Start everything, and return when each sentinel knows the replica and the other sentinels."""
+        """Start all servers, and return when each sentinel knows the replica and the other sentinels."""
         for process in self._processes():
             process.start()
         wait_until(self._is_complete, "the sentinels know each other and the replica")
         return self
 
     def close(self) -> None:
-        """End everything, and remove what it left."""
         for process in reversed(self._processes()):
             process.close()
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _processes(self) -> list[RedisServer]:
         return [*self.servers, *self.sentinels]

@@ -1,4 +1,4 @@
-"""A client of a `WebhookSite` without sockets: bytes in, bytes out, and a clock that the test turns."""
+"""A client of a `WebhookSite` without sockets: bytes in, bytes out, and a clock that the test advances."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .http import Response, request_bytes
 
 @implementer(ITCPTransport)
 class MemoryTransport(StringTransport):
-    """What `StringTransport` lacks: its protocol is told, in the reactor's next turn, that it has closed."""
+    """A `StringTransport` that reports its end to its protocol, in the next turn of the reactor."""
 
     protocol: WebhookChannel
 
@@ -32,7 +32,7 @@ class MemoryTransport(StringTransport):
 
     @property
     def is_paused(self) -> bool:
-        """Whether nothing more is read from the client for now."""
+        """True if nothing more is read from the client for now."""
         return bool(self.producerState == "paused")
 
     def loseConnection(self) -> None:
@@ -51,7 +51,7 @@ class MemoryTransport(StringTransport):
             self._clock.callLater(0, self.closed, reason)
 
     def closed(self, reason: Exception) -> None:
-        """The connection is gone."""
+        """Report the end of the connection."""
         if not self.is_closed:
             self.is_closed = self.disconnecting = True
             self.protocol.connectionLost(Failure(reason))
@@ -87,13 +87,13 @@ class MemoryClient:
         channel.makeConnection(self.transport)
 
     def send(self, data: bytes, piece_bytes: int | None = None) -> None:
-        """Send bytes, all at once or in pieces; what the site does not read yet, it gets in a later turn."""
+        """Send bytes, all at once or in pieces. Pieces that the site does not read yet wait."""
         size = piece_bytes or max(len(data), 1)
         self._to_send += (data[start : start + size] for start in range(0, len(data), size))
         self.turn()
 
     def turn(self) -> None:
-        """Turns of the reactor: what has been sent arrives, as far as it is read, and what is due is done."""
+        """Run turns of the reactor: deliver what the site reads, and make the calls that are due."""
         while True:
             while self._may_send():
                 self._channel.dataReceived(self._to_send.popleft())
@@ -105,18 +105,18 @@ class MemoryClient:
         return bool(self._to_send) and not (self.transport.is_paused or self.transport.disconnecting)
 
     def hang_up(self) -> None:
-        """The client's machine is gone."""
+        """Lose the connection, as if the client's machine had died."""
         self.transport.closed(ConnectionLost())
 
     @property
     def received(self) -> bytes:
-        """All bytes that were not taken by `response` yet, at the end of this turn."""
+        """The bytes that `response` has not taken yet, at the end of this turn."""
         self.turn()
         data: bytes = self.transport.value()[self._read :]
         return data
 
     def response(self, method: str = "GET") -> Response:
-        """Take the next answer; an AssertionError where there is none, or not all of it."""
+        """Take the next answer. Fail if there is none, or only a part of one."""
         head, blank_line, rest = self.received.partition(b"\r\n\r\n")
         assert blank_line, f"no answer: {self.received!r}"
         status_line, *lines = head.decode("latin-1").split("\r\n")
@@ -134,6 +134,6 @@ class MemoryClient:
     def exchange(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> Response:
-        """One request, and its answer; the connection stays open."""
+        """Send one request, and take its answer. The connection stays open."""
         self.send(request_bytes(method, path, {"Connection": "keep-alive"} | dict(headers or {}), body))
         return self.response(method)

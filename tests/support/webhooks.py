@@ -1,4 +1,4 @@
-"""Webhooks to send: the samples as they are, and as many more like them as a test needs."""
+"""Webhooks to send: the samples, and as many events like them as a test needs."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .process import wait_until
 PATH = "/webhook/chatwoot"
 
 _WITHOUT_DELIVERY = ("message_created", "conversation_created", "contact_created")
-"""The events whose job id comes from the body alone."""
+"""The events whose job id depends only on the body."""
 
 _ODD_BODY = (
     b'\n{ "event" : "odd.one", "id": 5 , "account":{"id":1},\n'
     b'\t"n": [1.0, 1e2, -0.0, 12345678901234567890, 0.10], "e": [], "o": {}, "z": null,\n'
     b'\t"s": "\\u003cb\\u003e \\/ \\ud83d\\ude00 \xc3\xa9 \xf0\x9f\x98\x80 \\u0000" }  '
 )
-"""What a JSON library would write otherwise: blanks, escapes, spelling of numbers, empty lists."""
+"""JSON that a library would write differently: blanks, escapes, spelling of numbers, empty lists."""
 
 
 @frozen
 class Webhook:
-    """One request to be sent, and the name and id that its job must get."""
+    """One request to send, and the name and id that its job must get."""
 
     body: bytes
     headers: Mapping[str, str]
@@ -41,21 +41,21 @@ class Webhook:
 
     @classmethod
     def from_sample(cls, sample: Sample) -> Webhook:
-        """A sample as it is."""
+        """Return an unchanged sample."""
         return cls(sample.body, sample.headers, sample.job_id, sample.event)
 
     @property
     def request(self) -> bytes:
-        """The request's bytes; it asks for the connection's end."""
+        """The bytes of the request. It closes the connection."""
         return request_bytes("POST", PATH, self.headers, self.body)
 
     @property
     def sha256(self) -> str:
-        """Tells one body from another."""
+        """The digest of the body."""
         return sha256(self.body).hexdigest()
 
     def numbered(self, number: int) -> Webhook:
-        """Another event like this one, whose job has another id."""
+        """Return another event like this one, whose job has another id."""
         if self.event in _WITHOUT_DELIVERY:
             head, _, entity = self.job_id.rpartition(".")
             body = re.sub(rb'"id":%s\b' % entity.encode(), b'"id":%d' % number, self.body)
@@ -67,27 +67,27 @@ class Webhook:
 
 
 ODD = Webhook(_ODD_BODY, {"Content-Type": "application/json"}, "chatwoot.odd_one.a1.5.h", "odd.one")
-"""An event of an unknown type, valid JSON that no JSON library writes like that; to be `numbered`."""
+"""An event of an unknown type, in valid JSON that no library writes. `numbered` makes it unique."""
 
 _KINDS = [ODD, *(Webhook.from_sample(sample) for sample in SAMPLES.values())]
 
 
 def webhooks(count: int, first: int = 1_000_000) -> list[Webhook]:
-    """So many distinct events, of all types by turns; ``first`` keeps one call's apart from another's."""
+    """Return ``count`` distinct events of all types in turn. Another ``first`` makes others."""
     return [kind.numbered(first + number) for number, kind in enumerate(islice(cycle(_KINDS), count))]
 
 
 def webhook(number: int = 1) -> Webhook:
-    """A plain message."""
+    """Return a plain message."""
     return Webhook.from_sample(SAMPLES["message_created"]).numbered(number)
 
 
 DIRECT = ("--spool", "off")
-"""Options of a daemon that queues each event in Redis or refuses it, and has no other way."""
+"""Options of a daemon that queues each event in Redis, or refuses it."""
 
 
 def connected(daemon: Daemon) -> Daemon:
-    """The daemon, once it is connected to its Redis."""
+    """Return the daemon when it is connected to its Redis."""
     wait_until(lambda: _redis_status(daemon) == "up", "the daemon is connected to Redis")
     return daemon
 
@@ -103,9 +103,9 @@ def post(port: int, event: Webhook) -> Response:
 
 
 def post_at_once(ports: Sequence[int], events: Sequence[Webhook]) -> list[Response]:
-    """Send all webhooks at the same time, to the ports by turns, and return their answers in order.
+    """Send all webhooks at the same time, to the ports in turn, and return their answers in order.
 
-    Each has a connection of its own, and the last byte of any is sent when all the rest of all is sent.
+    Each has its own connection. The last byte of each is sent when everything else has been sent.
     """
     with ExitStack() as stack:
         connections = [stack.enter_context(connect(port)) for port in islice(cycle(ports), len(events))]
@@ -118,6 +118,6 @@ def post_at_once(ports: Sequence[int], events: Sequence[Webhook]) -> list[Respon
 
 
 def outcome(response: Response) -> tuple[int, str]:
-    """The status, and what the body calls it: the receipt's ``status``, or the error's ``code``."""
+    """Return the status of a response, and the ``status`` of its receipt or the ``code`` of its error."""
     content = json.loads(response.body)
     return response.status, content["error"]["code"] if "error" in content else content["status"]

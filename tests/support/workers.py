@@ -1,4 +1,4 @@
-"""Real BullMQ workers: Node processes that finish jobs and report each one (tests/node/worker.js)."""
+"""Real BullMQ workers: Node processes that finish jobs, and report each (tests/node/worker.js)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from .process import ChildProcess, find_tool
+from .process import ChildProcess, node
 
 LINES = ("bullmq5", "bullmq6")
 """The versions of BullMQ that users run."""
@@ -18,7 +18,7 @@ _SCRIPT = Path(__file__).parents[1] / "node" / "worker.js"
 
 @frozen
 class Processed:
-    """One call of a worker's processor: the job, and the digest of its ``data`` as Redis holds it."""
+    """One call of a worker's processor: the job, and the digest of its ``data`` in Redis."""
 
     id: str
     name: str
@@ -26,7 +26,7 @@ class Processed:
 
 
 class Worker(ChildProcess):
-    """One Node process with a BullMQ Worker, which ends (`stop`) when its jobs are finished."""
+    """One Node process with a BullMQ Worker. `stop` lets it finish its jobs."""
 
     name = "worker"
 
@@ -43,15 +43,14 @@ class Worker(ChildProcess):
         self._arguments = [line, str(redis_port), prefix, queue, str(concurrency)]
 
     def argv(self) -> Sequence[str]:
-        node = find_tool("node", "it is in Debian's package nodejs")
-        return [node, str(_SCRIPT), *self._arguments]
+        return [node(), str(_SCRIPT), *self._arguments]
 
     def is_ready(self) -> bool:
-        """Whether it waits for jobs."""
+        """Return true if it waits for jobs."""
         return self.log.startswith("ready\n")
 
     @property
     def processed(self) -> list[Processed]:
-        """What it has done so far, in order."""
+        """The calls so far, in order."""
         lines = self.log.split("\n")[1:-1]
         return [Processed(**json.loads(line)) for line in lines]

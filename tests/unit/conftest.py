@@ -1,4 +1,4 @@
-"""What trial does for its test cases, and pytest not for plain functions: a logged failure fails the test."""
+"""Fail a test that logs a failure, as trial does for its own test cases: also for plain functions."""
 
 from __future__ import annotations
 

@@ -482,6 +482,7 @@ class RouteTests(WebCase):
                 self.assertEqual(response.headers["access-control-allow-origin"], "*")
                 self.assertEqual(response.headers["access-control-allow-methods"], "POST, OPTIONS")
                 self.assertIn("Authorization", response.headers["access-control-allow-headers"])
+                self.assertNotIn("content-length", response.headers)  # RFC 9110, 8.6: not with 204
         self.assertEqual(self.deliveries, [])
 
     def test_a_browser_may_read_every_answer(self) -> None:

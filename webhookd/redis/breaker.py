@@ -45,7 +45,7 @@ class CallOutcome(Enum):
 
 @frozen(kw_only=True)
 class BreakerPolicy:
-    """When to open, for how long, and when to close.
+    """The rules of the breaker: how many bad calls open it, for how long, and which probes close it.
 
     A wrong opening is cheap: for half a second, events go over the disk. A missed one is dear: each sender
     waits for the deadline. So two failures in a row are enough: one alone may be a connection that died of

@@ -1,4 +1,4 @@
-"""The table: every fault, what it does, and what must come of it."""
+"""All rows of the table: each fault, its scenario, and the expected result."""
 
 from __future__ import annotations
 

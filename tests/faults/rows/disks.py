@@ -1,4 +1,4 @@
-"""D1 to D4 and M5: what goes wrong with the spool's disk."""
+"""D1 to D4 and M5: faults of the spool's disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from tests.faults.bench import OWN, SAFE, Bench, Replica, Row
+from tests.faults.bench import ALL_TAKEN, ORDERED, OWN, P95, SAFE, TRUTHFUL, Bench, Replica, Row
 from tests.faults.disks import FragileDisk, SmallDisk
 from tests.faults.preloads import FaultySync
 from webhookd.spool.directory import DATABASE_NAME, LOCK_NAME
@@ -18,7 +18,7 @@ _INDEX_LEAF = b"\x0a"
 
 
 def _check_refusal(bench: Bench, replica: Replica) -> None:
-    """Nothing can take an event: that is said, and nothing else."""
+    """Check that a replica which cannot store events refuses them, and is alive, but not ready."""
     response = bench.send(replica, OWN)
     bench.check(response.status == 500, f"the answer is {response.status}, not 500")
     bench.check("retry-after" in response.headers, "there is no Retry-After")
@@ -31,7 +31,7 @@ def _is_taking(replica: Replica) -> bool:
 
 
 def full(bench: Bench) -> None:
-    """The spool's own bound is reached."""
+    """Fill the spool up to its limit."""
     redis = bench.start_redis(*SAFE)
     replica = bench.start_replica(redis, "--spool-max-bytes", "2000000")
     with bench.load(replica):
@@ -62,8 +62,7 @@ def disk_full_without_redis(bench: Bench) -> None:
     redis = bench.start_redis(*SAFE)
     disk = SmallDisk(bench)
     replica = bench.start_replica(redis, "--spool", str(disk.path / "spool"))
-    with bench.load(replica):
-        bench.pause(1)
+    with bench.fault(replica):
         redis.kill()
         bench.pause(1)
         disk.fill()
@@ -79,12 +78,10 @@ def disk_full_without_redis(bench: Bench) -> None:
         bench.wait(lambda: _is_taking(replica), "it heals without room on the disk")
         bench.pause(1)
         disk.clear()
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def read_only(bench: Bench) -> None:
-    """The kernel has made the file system read-only. Redis serves; without it nothing is acknowledged."""
+    """Make the file system read-only. Events go to Redis. Without Redis, none is acknowledged."""
     redis = bench.start_redis(*SAFE)
     disk = FragileDisk(bench)
     replica = bench.start_replica(redis, "--spool", str(disk.path / "spool"))
@@ -112,8 +109,7 @@ def sync_fails(bench: Bench) -> None:
     replica = bench.new_replica(redis)
     replica.extra.update(sync.environ)
     replica.start()
-    with bench.load(replica):
-        bench.pause(1)
+    with bench.fault(replica):
         redis.kill()
         bench.pause(1)
         with sync.faulty("EIO"):
@@ -124,8 +120,6 @@ def sync_fails(bench: Bench) -> None:
         replica.kill()
         replica.start()
         redis.start()
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def sync_is_slow(bench: Bench) -> None:
@@ -134,14 +128,11 @@ def sync_is_slow(bench: Bench) -> None:
     replica = bench.new_replica(redis)
     replica.extra.update(sync.environ)
     replica.start()
-    with bench.load(replica):
-        bench.pause(1)
+    with bench.fault(replica):
         redis.kill()
         with sync.faulty("SLOW"):
             bench.pause(3)
         redis.start()
-        bench.wait_drained()
-        bench.pause(1)
 
 
 # -- damage -------------------------------------------------------------------------------------------------
@@ -150,9 +141,8 @@ Damage = Callable[[Bench, Path], None]
 
 
 def damaged(damage: Damage, bench: Bench) -> None:
-    """The daemon dies with a full spool, and something happens to the file before it comes back."""
-    redis = bench.start_redis(*SAFE)
-    replica = bench.start_replica(redis)
+    """Kill the daemon while its spool has records, damage the file, and start the daemon again."""
+    redis, replica = bench.start_pair(*SAFE)
     redis.kill()
     with bench.load(replica):
         bench.pause(2)
@@ -172,7 +162,7 @@ def _checkpoint(spool: Path) -> None:
 
 
 def _flip_bit(bench: Bench, path: Path) -> None:
-    """In the message of an event from the middle of the file."""
+    """Flip a bit in an event in the middle of the file."""
     taken = [attempt for attempt in bench.attempts() if attempt.is_acknowledged]
     victim = taken[len(taken) // 2]
     content = bytearray(path.read_bytes())
@@ -190,7 +180,7 @@ def bit_flip(bench: Bench, spool: Path) -> None:
 
 
 def torn_tail(bench: Bench, spool: Path) -> None:
-    """The machine died while the next group was on its way to the disk."""
+    """Append half a frame to the log, as a power failure during a write does."""
     wal = spool.with_name(f"{spool.name}-wal")
     frame = wal.read_bytes()[-(_PAGE + 24) :]
     with wal.open("ab") as file:
@@ -198,7 +188,7 @@ def torn_tail(bench: Bench, spool: Path) -> None:
 
 
 def index_gone(bench: Bench, spool: Path) -> None:
-    """Every page of an index is overwritten with zeros."""
+    """Overwrite each page of an index with zeros."""
     _checkpoint(spool)
     content = bytearray(spool.read_bytes())
     pages = [at for at in range(_PAGE, len(content), _PAGE) if content[at : at + 1] == _INDEX_LEAF]
@@ -209,92 +199,88 @@ def index_gone(bench: Bench, spool: Path) -> None:
 
 
 def emptied(bench: Bench, spool: Path) -> None:
-    """Beside the good one there is a spool whose file has no bytes; it comes first, so it is taken first."""
+    """Add a spool with an empty file. The daemon finds it first, so it uses it first."""
     hollow = spool.parent.with_name("replica-0")
     hollow.mkdir(mode=0o700)
     (hollow / LOCK_NAME).write_bytes((spool.parent / LOCK_NAME).read_bytes())
     (hollow / DATABASE_NAME).touch(mode=0o600)
-    # The good one is adopted beside it.
+    # The good spool is adopted later.
     bench.orphans_within_s = 40.0
 
 
 ROWS = (
     Row(
         "D1",
-        "the spool's own bound is reached while Redis is away",
-        "500 and Retry-After, not ready, nothing acknowledged; heals",
+        "the spool reaches its limit while Redis is down",
+        "500 and Retry-After, not ready, nothing is acknowledged; recovers",
         full,
-        truthful=True,
+        demands=TRUTHFUL,
     ),
     Row(
         "D2a",
-        "a bit flips in a record of the spool of a dead daemon",
-        "that record is set aside and counted; the rest is drained",
+        "a bit flips in a record of a dead daemon's spool",
+        "the record is set aside and counted; all others are drained",
         partial(damaged, bit_flip),
-        truthful=True,
+        demands=TRUTHFUL,
         short=True,
     ),
     Row(
         "D2b",
         "the last write to the spool is torn",
-        "nothing that was acknowledged is lost",
+        "no acknowledged event is lost",
         partial(damaged, torn_tail),
-        truthful=True,
+        demands=TRUTHFUL,
     ),
     Row(
         "D2c",
-        "the spool's index is gone",
-        "all records are carried over into a new file",
+        "the index of the spool is destroyed",
+        "all records are copied to a new file",
         partial(damaged, index_gone),
-        truthful=True,
+        demands=TRUTHFUL,
     ),
     Row(
         "D2d",
-        "a spool file without a byte lies beside the good one",
-        "set aside; the good one is adopted",
+        "there is an empty spool file in addition to the good one",
+        "it is set aside; the good one is adopted",
         partial(damaged, emptied),
-        truthful=True,
+        demands=TRUTHFUL,
     ),
     Row(
         "D3a",
-        "fsync fails with EIO while Redis is away; then SIGKILL",
-        "500, nothing acknowledged; heals; I1",
+        "fsync fails with EIO while Redis is down; then SIGKILL",
+        "500, nothing is acknowledged; recovers; I1",
         sync_fails,
-        truthful=True,
+        demands=TRUTHFUL,
     ),
     Row(
         "D3b",
-        "fsync takes 200 ms while Redis is away",
-        "slower, and nothing else: no answer after 4 s",
+        "fsync takes 200 ms while Redis is down",
+        "only slower: no answer after 4 s",
         sync_is_slow,
-        all_taken=True,
-        truthful=True,
+        demands=ALL_TAKEN | TRUTHFUL,
     ),
     Row(
         "D4",
         "the kernel makes the spool's file system read-only",
-        "Redis serves; without it 500, not ready; well again once it is mounted anew",
+        "queued in Redis; without Redis 500, not ready; recovers when it is mounted again",
         read_only,
-        truthful=True,
+        demands=TRUTHFUL,
         root=True,
     ),
     Row(
         "M5a",
-        "the disk is full, Redis is up",
-        "normal",
+        "the disk is full, and Redis is up",
+        "no effect",
         disk_full_with_redis,
-        p95=True,
-        all_taken=True,
-        ordered=True,
-        truthful=True,
+        demands=P95 | ALL_TAKEN | ORDERED | TRUTHFUL,
         root=True,
     ),
     Row(
         "M5b",
-        "the disk is full, Redis is away",
-        "500 and Retry-After, not ready, nothing acknowledged; heals by itself",
+        "the disk is full, and Redis is down",
+        "500 and Retry-After, not ready, nothing is acknowledged; recovers by itself",
         disk_full_without_redis,
-        truthful=True,
+        demands=TRUTHFUL,
         root=True,
     ),
 )

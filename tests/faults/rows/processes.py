@@ -1,4 +1,4 @@
-"""P1 to P6, M2 and M3: what happens to the daemon itself, and the two that an operator asks about first."""
+"""P1 to P6, M2 and M3: faults of the daemon itself, and the two that operators ask about first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
-from tests.faults.bench import SAFE, Bench, Row
+from tests.faults.bench import ALL_TAKEN, ORDERED, P95, SAFE, TRUTHFUL, Bench, Row
 from tests.faults.builds import CRASH_AT, CRASH_POINTS, CRASHING
 from tests.faults.nginx import FAIL_TIMEOUT_S, Nginx
 from tests.support.http import connect
@@ -20,9 +20,9 @@ _MAX_DESCRIPTORS = 64
 
 
 def crash_at(point: str, bench: Bench) -> None:
-    """The daemon dies at a crash point under load, and is started again while the load goes on.
+    """Let the daemon die at a crash point under load, and start it again while the load continues.
 
-    It waits a little there: whoever would acknowledge too early has the time for it.
+    It waits a moment at the crash point. So a daemon that acknowledges too early has time to do so.
     """
     redis = bench.start_redis(*SAFE)
     replica = bench.new_replica(redis)
@@ -48,7 +48,7 @@ def rolling_restart(bench: Bench) -> None:
         for replica in replicas:
             bench.check(replica.stop() == 0, "a replica does not end with exit code 0")
             replica.start()
-            bench.pause(FAIL_TIMEOUT_S + 0.5)  # as long as nginx thinks it is down
+            bench.pause(FAIL_TIMEOUT_S + 0.5)  # while nginx considers it down
 
 
 def frozen(bench: Bench) -> None:
@@ -64,7 +64,7 @@ def frozen(bench: Bench) -> None:
 
 
 def adopted(bench: Bench) -> None:
-    """Two others look for orphans at the same time; one gets it."""
+    """Kill one of three replicas. The others look for orphans at the same time, and one adopts its spool."""
     redis = bench.start_redis(*SAFE)
     root = bench.directory / "spool"
     victim, *others = [bench.start_replica(redis, "--spool", str(root)) for _ in range(3)]
@@ -90,7 +90,7 @@ def blocked(bench: Bench) -> None:
 
 
 def out_of_descriptors(bench: Bench) -> None:
-    """Idle connections take all that there are; Redis dies as well, so the spool works without a new one."""
+    """Let idle connections take all descriptors, and kill Redis: the spool must work without a new one."""
     redis = bench.start_redis(*SAFE)
     limit = f"--nofile={_MAX_DESCRIPTORS}:{_MAX_DESCRIPTORS}"
     replica = bench.start_replica(redis, wrapper=("prlimit", limit, "--"))
@@ -109,14 +109,13 @@ def out_of_descriptors(bench: Bench) -> None:
         bench.wait_drained()
         bench.pause(1)
         after = len(list(descriptors.iterdir()))
-    bench.check(any(not attempt.is_acknowledged for attempt in bench.attempts()), "nobody was shed")
+    bench.check(any(not attempt.is_acknowledged for attempt in bench.attempts()), "no connection was shed")
     bench.check(after <= before + 8, f"{after} descriptors after, {before} before")
 
 
 def killed_again_and_again(bench: Bench) -> None:
-    """Redis dies, comes back, freezes and thaws by turns, each time between two deaths of the daemon."""
-    redis = bench.start_redis(*SAFE)
-    replica = bench.start_replica(redis)
+    """Kill the daemon repeatedly, while Redis is killed, started, frozen and thawed in turn."""
+    redis, replica = bench.start_pair(*SAFE)
     flaps = (redis.kill, redis.start, redis.suspend, redis.resume)
     with bench.load(replica):
         for kill in range(_KILLS):
@@ -130,8 +129,7 @@ def killed_again_and_again(bench: Bench) -> None:
 
 
 def suspended(bench: Bench) -> None:
-    redis = bench.start_redis()
-    replica = bench.start_replica(redis)
+    redis, replica = bench.start_pair()
     with bench.load(replica):
         bench.pause(5)
         redis.suspend()
@@ -145,7 +143,7 @@ ROWS = (
     *(
         Row(
             f"P1{letter}",
-            f"SIGKILL of the daemon {point}, started again",
+            f"SIGKILL of the daemon {point}, then a restart",
             "I1 I2 I3",
             partial(crash_at, point),
             build=CRASHING,
@@ -155,37 +153,36 @@ ROWS = (
     ),
     Row(
         "P2",
-        "SIGTERM, one after the other, of three replicas behind nginx",
+        "SIGTERM to three replicas with nginx, one after the other",
         "no request fails; exit code 0",
         rolling_restart,
-        all_taken=True,
+        demands=ALL_TAKEN,
     ),
     Row(
         "P3",
-        "SIGSTOP for 10 s of one of three replicas behind nginx",
-        "nginx asks another one in time; nothing doubled later",
+        "SIGSTOP for 10 s to one of three replicas with nginx",
+        "nginx asks another replica in time; no event is doubled later",
         frozen,
-        all_taken=True,
+        demands=ALL_TAKEN,
     ),
     Row(
         "P4",
-        "SIGKILL of one of three replicas with one spool volume",
-        "its spool is adopted and drained once",
+        "SIGKILL to one of three replicas that share a spool volume",
+        "one other replica adopts and drains its spool",
         adopted,
-        all_taken=True,
+        demands=ALL_TAKEN,
     ),
     Row(
         "P5",
-        "the event loop stands still for 2 s",
-        "late, and nothing lost",
+        "the event loop is blocked for 2 s",
+        "answers are late; nothing is lost",
         blocked,
         build=CRASHING,
-        all_taken=True,
-        truthful=True,
+        demands=ALL_TAKEN | TRUTHFUL,
     ),
     Row(
         "P6",
-        f"no file descriptor is left of {_MAX_DESCRIPTORS}; Redis is killed as well",
+        f"no file descriptor of {_MAX_DESCRIPTORS} is free, and Redis is killed",
         "new connections are shed; recovers; no leak",
         out_of_descriptors,
     ),
@@ -194,20 +191,14 @@ ROWS = (
         "Redis SIGSTOPped for 8 s under 500 requests/s",
         "all 2xx, p95 < 50 ms, drained in 30 s, in order",
         suspended,
-        p95=True,
-        all_taken=True,
-        ordered=True,
-        truthful=True,
+        demands=P95 | ALL_TAKEN | ORDERED | TRUTHFUL,
     ),
     Row(
         "M2b",
         "Redis killed for 8 s under 500 requests/s",
         "all 2xx, p95 < 50 ms, drained in 30 s, in order",
         partial(killed, down_s=8.0),
-        p95=True,
-        all_taken=True,
-        ordered=True,
-        truthful=True,
+        demands=P95 | ALL_TAKEN | ORDERED | TRUTHFUL,
     ),
     Row(
         "M3",

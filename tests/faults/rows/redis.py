@@ -1,4 +1,4 @@
-"""R1 to R21: what goes wrong with Redis, and on the way to it."""
+"""R1 to R21: faults of Redis, and of the network to it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,22 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from tests.faults.bench import EVERYSEC, OWN, RATE, SAFE, Bench, Replica, Row
+from tests.faults.bench import (
+    ALL_TAKEN,
+    EVERYSEC,
+    ORDERED,
+    OWN,
+    P95,
+    RATE,
+    SAFE,
+    TRUTHFUL,
+    Bench,
+    Replica,
+    Row,
+)
 from tests.faults.builds import WITHOUT_MEMORY
 from tests.faults.nginx import Nginx
-from tests.support.process import find_tool
+from tests.support.process import find_tool, node
 from tests.support.proxy import Proxy
 from tests.support.servers import ClusterNode, RedisServer, Sentinels
 from tests.support.workers import LINES, Worker
@@ -23,28 +35,23 @@ _NOWHERE = "127.0.0.1", 1
 """A primary that does not answer."""
 
 
-# -- it dies ------------------------------------------------------------------------------------------------
+# -- Redis dies --------------------------------------------------------------------------------------------
 
 
 def killed(bench: Bench, down_s: float = 4.0) -> None:
-    redis = bench.start_redis(*SAFE)
-    replica = bench.start_replica(redis)
-    with bench.load(replica):
-        bench.pause(2)
+    redis, replica = bench.start_pair(*SAFE)
+    with bench.fault(replica):
         redis.kill()
         bench.pause(down_s)
-        bench.check(replica.health["status"] == "degraded", "health does not say degraded")
+        bench.wait(replica.is_degraded, "health says degraded")
         redis.start()
         bench.note(f"spool empty after {bench.wait_drained():.1f} s")
-        bench.pause(1)
 
 
 def loses_its_last_second(bench: Bench) -> None:
-    """A power failure: what was not synced is cut off from the AOF."""
-    redis = bench.start_redis(*EVERYSEC)
-    replica = bench.start_replica(redis)
-    with bench.load(replica):
-        bench.pause(2)
+    """Cut off the end of the AOF that was not synced, as a power failure does."""
+    redis, replica = bench.start_pair(*EVERYSEC)
+    with bench.fault(replica):
         (aof,) = redis.directory.glob("appendonlydir/*.incr.aof")
         synced_bytes = aof.stat().st_size
         bench.pause(1)
@@ -52,45 +59,37 @@ def loses_its_last_second(bench: Bench) -> None:
         os.truncate(aof, synced_bytes)
         bench.pause(2)
         redis.start()
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def absent_at_start(bench: Bench) -> None:
     redis = bench.start_redis(*SAFE)
     redis.kill()
     replica = bench.start_replica(redis)
-    with bench.load(replica):
-        bench.pause(2)
+    with bench.fault(replica):
         bench.check(replica.get("/health/ready").status == 200, "it is not ready")
         redis.start()
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def loading(bench: Bench) -> None:
-    """Ten thousand keys, and a pause after each while they are loaded."""
+    """Load ten thousand keys, with a pause after each."""
     redis = bench.start_redis(*SAFE)
     with redis.client() as client:
         client.eval("for i = 1, 10000 do redis.call('SET', 'filler:' .. i, i) end", 0)
         client.bgrewriteaof()
         bench.wait(lambda: not client.info("persistence")["aof_rewrite_in_progress"], "the AOF is rewritten")
     replica = bench.start_replica(redis)
-    with bench.load(replica):
-        bench.pause(1)
+    with bench.fault(replica):
         redis.kill()
         redis.config = (*redis.config, "key-load-delay 200", "loading-process-events-interval-bytes 1024")
         redis.launch()
         redis.wait_ready()
-        bench.check("loading" in replica.log, "the log does not say loading")
+        bench.wait_for_log(replica, "loading")
         with redis.client() as client:
             connections = client.info("stats")["total_connections_received"]
         bench.check(connections < 300, f"a tight loop: {connections} connections")
-        bench.wait_drained()
-        bench.pause(1)
 
 
-# -- the way to it ------------------------------------------------------------------------------------------
+# -- the network --------------------------------------------------------------------------------------------
 
 
 def _through_proxy(bench: Bench) -> tuple[Proxy, Replica]:
@@ -123,7 +122,7 @@ def replies_are_lost(bench: Bench, for_s: float = 1.5) -> None:
 
 
 def answers_are_reset(bench: Bench) -> None:
-    """Between nginx and one of two replicas: it has done its work, and nginx never hears of it."""
+    """Reset the answers of one of two replicas to nginx, after its work is done."""
     redis = bench.start_redis()
     first, second = bench.start_replica(redis), bench.start_replica(redis)
     proxy = bench.start_proxy(first.port)
@@ -138,16 +137,13 @@ def answers_are_reset(bench: Bench) -> None:
 
 
 def slow(bench: Bench) -> None:
-    """Latencies around half the deadline and at it, with jitter."""
+    """Delay replies by about half the deadline, and by the deadline, with jitter."""
     proxy, replica = _through_proxy(bench)
-    with bench.load(replica):
-        bench.pause(1)
+    with bench.fault(replica):
         for latency_s in (0.03, 0.1, 0.5):
             for jitter in (0.7, 1.0, 1.2, 0.8, 1.1):
                 with proxy.faulty(reply_latency_s=latency_s * jitter):
                     bench.pause(0.4)
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def sliced(bench: Bench) -> None:
@@ -157,9 +153,9 @@ def sliced(bench: Bench) -> None:
 
 
 def replies_are_late_one_by_one(bench: Bench) -> None:
-    """Events travel alone, as with few senders, so that the late reply to one would fit the next one's call.
+    """Delay the replies to events that travel alone, so that a late reply fits the next call.
 
-    Then the way to Redis breaks: what was acknowledged by another's reply never arrives.
+    Then the network breaks: an event that was acknowledged because of another one's reply never arrives.
     """
     proxy, replica = _through_proxy(bench)
     bench.warm_up()
@@ -177,33 +173,25 @@ def replies_are_late(bench: Bench) -> None:
     replies_are_late_one_by_one(bench)
     (replica,) = bench.replicas
     (proxy,) = bench.proxies
-    with bench.load(replica):
-        bench.pause(1)
-        with proxy.faulty(reply_latency_s=0.8):
-            bench.pause(2)
-        bench.wait_drained()
-        bench.pause(1)
+    with bench.fault(replica), proxy.faulty(reply_latency_s=0.8):
+        bench.pause(2)
 
 
-# -- it answers, and takes nothing --------------------------------------------------------------------------
+# -- Redis answers with errors ------------------------------------------------------------------------------
 
 
 def becomes_a_replica(bench: Bench) -> None:
-    redis = bench.start_redis()
-    replica = bench.start_replica(redis)
-    with bench.load(replica), redis.client() as client:
-        bench.pause(1)
+    redis, replica = bench.start_pair()
+    with bench.fault(replica), redis.client() as client:
         client.replicaof(*_NOWHERE)
         bench.pause(3)
-        bench.check("readonly" in replica.log, "the log does not say readonly")
+        bench.wait_for_log(replica, "readonly")
         client.replicaof("NO", "ONE")
-        bench.wait_drained()
-        bench.pause(1)
 
 
 @contextmanager
 def _no_replication(primary: RedisServer) -> Iterator[None]:
-    """Nothing that the primary still sends reaches its replica, not even what is in the kernel's hands."""
+    """Drop all that the primary sends to its replica, even what is already in the kernel."""
     iptables = find_tool("iptables", "it is in Debian's package iptables")
     with primary.client() as client:
         (replica,) = client.client_list(_type="replica")
@@ -217,7 +205,7 @@ def _no_replication(primary: RedisServer) -> Iterator[None]:
 
 
 def failover(bench: Bench) -> None:
-    """The primary dies half a second after its replica heard of it for the last time."""
+    """Kill the primary half a second after the last data reached its replica."""
     sentinels = Sentinels()
     bench.defer(sentinels.close)
     sentinels.start()
@@ -225,14 +213,12 @@ def failover(bench: Bench) -> None:
     bench.keep_all_events()
     replica = bench.start_replica(sentinels.url)
     promoted = sentinels.replica
-    with bench.load(replica):
-        bench.pause(2)
+    with bench.fault(replica):
         with _no_replication(primary):
             bench.pause(0.5)
             primary.kill()
             sentinels.wait_for_primary(promoted)
         bench.note(f"spool empty {bench.wait_drained():.1f} s after the failover")
-        bench.pause(1)
     bench.redis = promoted
 
 
@@ -246,53 +232,44 @@ def too_few_replicas(bench: Bench) -> None:
         bench.pause(1)
         follower.kill()
         bench.pause(2)
-        bench.check("noreplicas" in replica.log, "the log does not say noreplicas")
+        bench.wait_for_log(replica, "noreplicas")
         follower.start()
         bench.wait_drained()
         client.config_set("min-replicas-to-write", 0)
         client.replicaof(*_NOWHERE)
         bench.pause(2)
-        bench.check("masterdown" in replica.log, "the log does not say masterdown")
+        bench.wait_for_log(replica, "masterdown")
         client.replicaof("NO", "ONE")
         bench.wait_drained()
         bench.pause(1)
 
 
 def out_of_memory(bench: Bench) -> None:
-    redis = bench.start_redis()
-    replica = bench.start_replica(redis)
-    with bench.load(replica), redis.client() as client:
-        bench.pause(1)
+    redis, replica = bench.start_pair()
+    with bench.fault(replica), redis.client() as client:
         client.config_set("maxmemory", client.info("memory")["used_memory"])
         bench.pause(3)
-        bench.check("oom" in replica.log, "the log does not say oom")
+        bench.wait_for_log(replica, "oom")
         client.config_set("maxmemory", 0)
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def cannot_save(bench: Bench) -> None:
-    """Where the snapshot would go there is a directory that cannot be replaced."""
-    redis = bench.start_redis("save 3600 1000000")
-    replica = bench.start_replica(redis)
+    """Put a directory in the place of the snapshot, so that it cannot be written."""
+    redis, replica = bench.start_pair("save 3600 1000000")
     obstacle = redis.directory / "dump.rdb" / "obstacle"
-    with bench.load(replica), redis.client() as client:
-        bench.pause(1)
+    with bench.fault(replica), redis.client() as client:
         obstacle.mkdir(parents=True)
         client.bgsave()
         bench.wait(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", "BGSAVE fails")
         bench.pause(3)
-        bench.check("misconf" in replica.log, "the log does not say misconf")
+        bench.wait_for_log(replica, "misconf")
         obstacle.rmdir()
         obstacle.parent.rmdir()
         client.bgsave()
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def forgets_scripts(bench: Bench, for_s: float = 3.0) -> None:
-    redis = bench.start_redis()
-    replica = bench.start_replica(redis)
+    redis, replica = bench.start_pair()
     with bench.load(replica), redis.client() as client:
         for _ in range(int(for_s / 0.2)):
             bench.pause(0.2)
@@ -301,10 +278,8 @@ def forgets_scripts(bench: Bench, for_s: float = 3.0) -> None:
 
 
 def stalled(bench: Bench) -> None:
-    redis = bench.start_redis("enable-debug-command yes", "busy-reply-threshold 100")
-    replica = bench.start_replica(redis)
-    with bench.load(replica), redis.client() as client, redis.connect() as other:
-        bench.pause(1)
+    redis, replica = bench.start_pair("enable-debug-command yes", "busy-reply-threshold 100")
+    with bench.fault(replica), redis.client() as client, redis.connect() as other:
         other.sendall(b'EVAL "while true do end" 0\r\n')
         bench.pause(2)
         client.script_kill()
@@ -317,40 +292,34 @@ def stalled(bench: Bench) -> None:
         redis.suspend()
         bench.pause(3)
         redis.resume()
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def rights_are_taken(bench: Bench) -> None:
-    """One replica gives a password and one does not; nobody is asked for one at first."""
+    """Take rights and logins away. One replica sends a password, and one does not."""
     redis = bench.start_redis()
     polite = bench.start_replica(f"redis://default:first@{redis.host}:{redis.port}/0")
     plain = bench.start_replica(redis)
     with redis.client() as client:
         client.acl_setuser("admin", enabled=True, passwords=["+a"], keys=["*"], categories=["+@all"])
-    with bench.load(polite, plain), redis.client(username="admin", password="a") as admin:
-        bench.pause(1)
-        for command in ("evalsha", "lpush"):  # the whole script, and the middle of it
+    with bench.fault(polite, plain), redis.client(username="admin", password="a") as admin:
+        for command in ("evalsha", "lpush"):  # the whole script, and a part of it
             admin.execute_command("ACL", "SETUSER", "default", f"-{command}")
             bench.pause(1.5)
             admin.execute_command("ACL", "SETUSER", "default", f"+{command}")
             bench.wait_drained()
-        bench.check("noperm" in plain.log, "the log does not say noperm")
+        bench.wait_for_log(plain, "noperm")
         admin.execute_command("ACL", "SETUSER", "default", "resetpass", ">second")
         admin.execute_command("CLIENT", "KILL", "TYPE", "normal")
         bench.pause(2)
         for replica in (polite, plain):
-            bench.check("noauth" in replica.log, "the log does not say noauth")
-            bench.check(replica.health["status"] == "degraded", "health does not say degraded")
+            bench.wait_for_log(replica, "noauth")
+            bench.wait(replica.is_degraded, "health says degraded")
         admin.execute_command("ACL", "SETUSER", "default", "resetpass", "nopass")
-        bench.wait_drained()
-        bench.pause(1)
 
 
 def loses_one_right(bench: Bench) -> None:
-    """The part of R18 in which the script fails in its middle."""
-    redis = bench.start_redis()
-    replica = bench.start_replica(redis)
+    """Take away a right that the script needs after its first changes, as in R18."""
+    redis, replica = bench.start_pair()
     with bench.load(replica), redis.client() as client:
         bench.pause(0.5)
         client.execute_command("ACL", "SETUSER", "default", "-lpush")
@@ -361,7 +330,7 @@ def loses_one_right(bench: Bench) -> None:
 
 
 def cluster(bench: Bench) -> None:
-    """A prefix with a hash tag works; without one the daemon says what to do, and spools."""
+    """Use a prefix with a hash tag, then one without: the daemon logs what to do, and spools."""
     bench.redis = node = bench.open(ClusterNode())
     bench.queue = QueueKeys("{bull}", "chatwoot")
     bench.keep_all_events()
@@ -375,10 +344,9 @@ def cluster(bench: Bench) -> None:
 
 
 def flushed(bench: Bench) -> None:
-    """Somebody deletes everything. It is gone; what comes later is safe, and a policy that evicts warns."""
-    redis = bench.start_redis("maxmemory-policy allkeys-lru")
-    replica = bench.start_replica(redis)
-    bench.wait(lambda: "maxmemory-policy allkeys-lru" in replica.log, "the log warns of the policy")
+    """Delete everything under load. Later events are safe. The daemon warns of a policy that evicts."""
+    redis, replica = bench.start_pair("maxmemory-policy allkeys-lru")
+    bench.wait_for_log(replica, "maxmemory-policy allkeys-lru")
     with bench.load(replica), redis.client() as client:
         bench.pause(2)
         client.flushall()
@@ -386,19 +354,18 @@ def flushed(bench: Bench) -> None:
         bench.keep_all_events()
         bench.pause(2)
     bench.deleted = frozenset(gone)
-    bench.note(f"FLUSHALL took what was queued, some {len(gone)} events")
+    bench.note(f"FLUSHALL deleted about {len(gone)} queued events")
 
 
 def _operate(redis: RedisServer, line: str, action: str) -> None:
-    node = find_tool("node", "it is in Debian's package nodejs")
     script = _TESTS / "faults" / "queue.js"
     environ = {"PATH": os.defpath, "NODE_PATH": str(_TESTS / "node" / "node_modules")}
-    command = [node, str(script), line, str(redis.port), "bull", "chatwoot", action]
+    command = [node(), str(script), line, str(redis.port), "bull", "chatwoot", action]
     subprocess.run(command, env=environ, check=True)
 
 
 def paused(line: str, bench: Bench) -> None:
-    """A worker runs; the queue is paused and resumed under load; later all of it is obliterated."""
+    """Pause and resume the queue of a running worker under load, and obliterate it later."""
     redis = bench.start_redis()
     replica = bench.start_replica(redis, "--job-options", "{}")
     worker = bench.open(Worker(line, redis.port))
@@ -424,146 +391,124 @@ ROWS = (
     Row(
         "R1",
         "Redis killed, started again after 4 s (AOF always)",
-        "taken by the spool, p95 < 50 ms; drained in order; I1 I2",
+        "spooled, p95 < 50 ms; drained in order; I1 I2",
         killed,
-        p95=True,
-        all_taken=True,
-        ordered=True,
-        truthful=True,
+        demands=P95 | ALL_TAKEN | ORDERED | TRUTHFUL,
         short=True,
     ),
     Row(
         "R2",
         "Redis loses the last second of its AOF (everysec, power failure)",
-        "sent again from memory: nothing is lost",
+        "nothing is lost: the daemon sends it again from memory",
         loses_its_last_second,
-        p95=True,
-        all_taken=True,
+        demands=P95 | ALL_TAKEN,
         short=True,
     ),
     Row(
         "R2off",
-        "the same, without the memory of acknowledged jobs",
-        "may lose what came in that second",
+        "like R2, without the memory of acknowledged jobs",
+        "may lose the events of that second",
         loses_its_last_second,
         build=WITHOUT_MEMORY,
-        p95=True,
-        all_taken=True,
+        demands=P95 | ALL_TAKEN,
         may_lose=int(1.2 * RATE),
     ),
     Row(
         "R3",
         "Redis is down when the daemon starts",
-        "it starts, is ready, spools, and connects later",
+        "starts, is ready, spools, and connects later",
         absent_at_start,
-        p95=True,
-        all_taken=True,
-        ordered=True,
-        truthful=True,
+        demands=P95 | ALL_TAKEN | ORDERED | TRUTHFUL,
     ),
     Row(
         "R4",
-        "black hole: the way to Redis accepts and forwards nothing",
-        "deadline, then the spool; the breaker opens; no hang",
+        "black hole: connections to Redis are accepted, and nothing is forwarded",
+        "deadline, then spooled; the breaker opens; nothing hangs",
         black_hole,
-        p95=True,
-        all_taken=True,
-        truthful=True,
+        demands=P95 | ALL_TAKEN | TRUTHFUL,
     ),
     Row(
         "R5",
-        "requests arrive, replies are dropped, or the connection is reset",
-        "unknown: spooled, and the script drops what was added",
+        "requests arrive, but replies are dropped, or the connection is reset",
+        "outcome unknown: spooled, and the script finds the duplicates",
         replies_are_lost,
-        all_taken=True,
+        demands=ALL_TAKEN,
         short=True,
     ),
     Row(
         "R6",
-        "a replica's answers to nginx are reset after its work; nginx asks the other one",
-        "one job; the other replica calls it a duplicate",
+        "a replica's answers to nginx are reset after its work; nginx asks the other replica",
+        "one job; the other replica finds the duplicate",
         answers_are_reset,
-        all_taken=True,
+        demands=ALL_TAKEN,
     ),
     Row(
         "R7",
         "Redis answers after 30, 100, 500 ms, with jitter",
         "bounded by the deadline; the breaker opens on slow calls",
         slow,
-        all_taken=True,
+        demands=ALL_TAKEN,
     ),
     Row(
         "R8",
         "replies arrive in segments of 1 byte",
-        "no mix-up of replies",
+        "no reply is taken for another",
         sliced,
-        all_taken=True,
-        truthful=True,
+        demands=ALL_TAKEN | TRUTHFUL,
     ),
     Row(
         "R9",
         "replies come after the deadline",
-        "the connection is closed; no reply is taken for another's",
+        "the connection is closed; no reply is taken for another",
         replies_are_late,
-        all_taken=True,
-        truthful=True,
+        demands=ALL_TAKEN | TRUTHFUL,
         short=True,
     ),
     Row(
         "R10",
         "READONLY: REPLICAOF on the live node, for 3 s",
-        "spooled meanwhile; no restart needed",
+        "spooled; recovers without a restart",
         becomes_a_replica,
-        p95=True,
-        all_taken=True,
-        truthful=True,
+        demands=P95 | ALL_TAKEN | TRUTHFUL,
     ),
     Row(
         "R11",
         "Sentinel failover: the primary dies, its replica lacks the last half second",
-        "sent again from memory: nothing is lost",
+        "nothing is lost: the daemon sends it again from memory",
         failover,
-        p95=True,
-        all_taken=True,
+        demands=P95 | ALL_TAKEN,
         root=True,
     ),
     Row(
         "R11off",
-        "the same, without the memory of acknowledged jobs",
-        "may lose what was not replicated",
+        "like R11, without the memory of acknowledged jobs",
+        "may lose the events that were not replicated",
         failover,
         build=WITHOUT_MEMORY,
-        p95=True,
-        all_taken=True,
+        demands=P95 | ALL_TAKEN,
         may_lose=int(1.2 * RATE),
         root=True,
     ),
     Row(
         "R12",
-        "LOADING: a restart that takes 2 s to load",
-        "as if it were down; no tight loop",
+        "LOADING: after a restart, Redis loads for 2 s",
+        "spooled; no tight loop of attempts",
         loading,
-        p95=True,
-        all_taken=True,
-        truthful=True,
+        demands=P95 | ALL_TAKEN | TRUTHFUL,
     ),
     Row(
         "R13",
         "NOREPLICAS, then MASTERDOWN",
         "spooled; the log names the class",
         too_few_replicas,
-        p95=True,
-        all_taken=True,
-        truthful=True,
+        demands=P95 | ALL_TAKEN | TRUTHFUL,
     ),
     Row(
         "R14",
         "OOM: maxmemory reached, noeviction",
         "spooled; no lock without a job",
         out_of_memory,
-        p95=True,
-        all_taken=True,
-        truthful=True,
+        demands=P95 | ALL_TAKEN | TRUTHFUL,
         short=True,
     ),
     Row(
@@ -571,72 +516,58 @@ ROWS = (
         "MISCONF: the snapshot cannot be written",
         "spooled",
         cannot_save,
-        p95=True,
-        all_taken=True,
-        truthful=True,
+        demands=P95 | ALL_TAKEN | TRUTHFUL,
     ),
     Row(
         "R16",
         "SCRIPT FLUSH five times a second",
-        "healed unseen",
+        "no effect",
         forgets_scripts,
-        p95=True,
-        all_taken=True,
-        ordered=True,
-        truthful=True,
+        demands=P95 | ALL_TAKEN | ORDERED | TRUTHFUL,
     ),
     Row(
         "R17",
         "BUSY, then DEBUG SLEEP, then SIGSTOP, 2 to 3 s each",
-        "deadline, spool; a probe closes the breaker; order kept",
+        "deadline, then spooled; a probe closes the breaker; order is kept",
         stalled,
-        all_taken=True,
-        ordered=True,
-        truthful=True,
+        demands=ALL_TAKEN | ORDERED | TRUTHFUL,
     ),
     Row(
         "R18",
-        "NOPERM for the script, and within it; NOAUTH; WRONGPASS",
-        "spooled, degraded, no crash; heals when the rights are back",
+        "NOPERM for the script, and inside it; NOAUTH; WRONGPASS",
+        "spooled, degraded, no crash; recovers when the rights are back",
         rights_are_taken,
-        p95=True,
-        all_taken=True,
-        truthful=True,
+        demands=P95 | ALL_TAKEN | TRUTHFUL,
     ),
     Row(
         "R19",
         "a Redis Cluster",
-        "works with a hash tag in the prefix; without one the log says so",
+        "works with a hash tag in the prefix; without one, the log says what to do",
         cluster,
-        p95=True,
-        all_taken=True,
-        truthful=True,
+        demands=P95 | ALL_TAKEN | TRUTHFUL,
     ),
     Row(
         "R20",
         "FLUSHALL under load; maxmemory-policy allkeys-lru",
-        "warns of the policy; what was queued is lost, what comes later is not",
+        "warns of the policy; queued jobs are lost, later events are not",
         flushed,
-        p95=True,
-        all_taken=True,
+        demands=P95 | ALL_TAKEN,
     ),
     Row(
         "R20off",
-        "the same, without the memory of acknowledged jobs",
-        "the same: only a restart or a failover has jobs sent again",
+        "like R20, without the memory of acknowledged jobs",
+        "like R20: jobs are sent again only after a restart or a failover",
         flushed,
         build=WITHOUT_MEMORY,
-        p95=True,
-        all_taken=True,
+        demands=P95 | ALL_TAKEN,
     ),
     *(
         Row(
             f"R21v{line[-1]}",
             f"a queue of {line} is paused, resumed, and obliterated",
-            "its worker finishes each job once",
+            "the worker finishes each job once",
             partial(paused, line),
-            all_taken=True,
-            truthful=True,
+            demands=ALL_TAKEN | TRUTHFUL,
         )
         for line in LINES
     ),

@@ -1,11 +1,12 @@
-"""K1 to K3 and C1: what senders do, and what clocks do."""
+"""K1 to K3 and C1: faults of senders and clocks."""
 
 from __future__ import annotations
 
 import hmac
 import time
+from collections.abc import Sequence
 
-from tests.faults.bench import OWN, Bench, Row
+from tests.faults.bench import ALL_TAKEN, ORDERED, OWN, TRUTHFUL, Bench, Row
 from tests.faults.ledger import event
 from tests.faults.preloads import FaultyClock
 from tests.support.http import connect
@@ -13,15 +14,23 @@ from tests.support.webhooks import Webhook, outcome, post, post_at_once
 from webhookd.samples import SAMPLES
 
 _STORM = 500
-_SECRET = "of the bench"
+_SECRET = "secret of the bench"
 _SOURCES = f"""
 [sources.signed]
 secret = ["{_SECRET}"]
 """
 
 
+def _check_one_is_queued(bench: Bench, words: Sequence[str]) -> None:
+    """Check the answers to copies of one event. The spool takes some if Redis misses its deadline."""
+    bench.check(words.count("queued") <= 1, f"{words.count('queued')} were queued, not 1")
+    bench.check(set(words) <= {"queued", "already_queued", "spooled"}, f"copies are {sorted(set(words))}")
+    if "spooled" in words:
+        bench.too_late.append(f"{words.count('spooled')} copies were spooled: Redis missed its deadline")
+
+
 def behaves_badly(bench: Bench) -> None:
-    """A sender hangs up, asks again and again, asks two replicas at once, and tells of the end first."""
+    """Hang up, repeat events, send to two replicas at once, and send an update before its creation."""
     redis = bench.start_redis()
     first, second = replicas = [bench.start_replica(redis) for _ in range(2)]
     with bench.load(*replicas), bench.ledger() as ledger:
@@ -38,22 +47,21 @@ def behaves_badly(bench: Bench) -> None:
             answers = post_at_once([replica.port for replica in replicas], [event(number)] * 2)
             for serial, answer in zip(serials, answers, strict=True):
                 ledger.answered(serial, *outcome(answer))
-            words = sorted(outcome(answer)[1] for answer in answers)
-            bench.check(words == ["already_queued", "queued"], f"two at once are {words}")
+            _check_one_is_queued(bench, [outcome(answer)[1] for answer in answers])
         update, creation = (
             Webhook.from_sample(SAMPLES[name]) for name in ("message_updated", "message_created")
         )
         for webhook in (update, creation):
-            bench.check(outcome(post(first.port, webhook)) == (202, "queued"), "out of order, not taken")
+            bench.check(post(first.port, webhook).status == 202, "an early update is not taken")
     bench.strangers = frozenset({update.job_id, creation.job_id})
     with redis.client() as client:
         queued = client.lrange(bench.queue.wait, 0, -1)[::-1]
     at = [queued.index(webhook.job_id.encode()) for webhook in (update, creation)]
-    bench.check(at == sorted(at), "what came first is not first")
+    bench.check(at == sorted(at), "the first event is not first")
 
 
 def storm(bench: Bench) -> None:
-    """One event, five hundred times at once."""
+    """Send one event five hundred times at once."""
     redis = bench.start_redis()
     replicas = [bench.start_replica(redis) for _ in range(3)]
     bench.warm_up()
@@ -64,13 +72,11 @@ def storm(bench: Bench) -> None:
             answers = post_at_once(ports, [event(number)] * _STORM)
             for serial, answer in zip(serials, answers, strict=True):
                 ledger.answered(serial, *outcome(answer))
-        words = [outcome(answer) for answer in answers]
-        bench.check(words.count((202, "queued")) == 1, f"{words.count((202, 'queued'))} were queued, not 1")
-        bench.check(words.count((200, "already_queued")) == _STORM - 1, "not all others are duplicates")
+        _check_one_is_queued(bench, [outcome(answer)[1] for answer in answers])
 
 
 def removed_by_its_worker(bench: Bench) -> None:
-    """The worker is done and has removed the job before the event comes again."""
+    """Let the worker finish and remove the job before the event is repeated."""
     redis = bench.start_redis()
     replica = bench.start_replica(redis, "--lock-ttl", "1000", "--dedup-ttl", "3000")
     bench.max_lock_ttl_ms = 3000
@@ -110,7 +116,7 @@ def _signed(webhook: Webhook, at_s: float) -> Webhook:
 
 
 def clock_jumps(bench: Bench) -> None:
-    """Ten minutes on, and twenty back, each time while Redis does not answer and a deadline runs."""
+    """Set the clock 10 min ahead, and 10 min behind, while Redis does not answer and a deadline runs."""
     redis = bench.start_redis()
     clock = FaultyClock(bench)
     configuration = bench.directory / "webhookd.toml"
@@ -144,16 +150,14 @@ def clock_jumps(bench: Bench) -> None:
 ROWS = (
     Row(
         "C1",
-        "the wall clock jumps 10 min ahead, and to 10 min behind",
-        "no deadline fires early or hangs; signatures go by the wall clock",
+        "the wall clock jumps to 10 min ahead, then to 10 min behind",
+        "deadlines are not affected; signatures depend on the wall clock",
         clock_jumps,
-        all_taken=True,
-        ordered=True,
-        truthful=True,
+        demands=ALL_TAKEN | ORDERED | TRUTHFUL,
     ),
     Row(
         "K1",
-        "hangs up early; repeats 3 times; 2 replicas at once; update before creation",
+        "hanging up early; 3 repetitions; 2 replicas at once; an update before its creation",
         "I1 I2 I3; order of arrival",
         behaves_badly,
         short=True,
@@ -163,14 +167,13 @@ ROWS = (
         f"one event {_STORM} times at once over 3 replicas",
         f"1 queued, {_STORM - 1} duplicates",
         storm,
-        all_taken=True,
-        short=True,
+        demands=ALL_TAKEN,
     ),
     Row(
         "K3",
-        "the job is gone before its event is repeated, within the window and after it",
-        "a duplicate within it, a job after it",
+        "a job is removed before its event is repeated, within the dedup window and after it",
+        "a duplicate within the window, a new job after it",
         removed_by_its_worker,
-        all_taken=True,
+        demands=ALL_TAKEN,
     ),
 )

@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface.verify import verifyObject
 
-from tests.support.fakes import NOT_SENT, AcceptingSink, MemorySpool, PickySink, RefusingSink, SilentSink
+from tests.support.fakes import NOT_SENT, AcceptingSink, MemorySpool, PickySink, RefusingSink
 from tests.support.spools import Replica, make_job, numbers
-from webhookd.model import IJobSink, ISpool, Job, Outcome, QueueUnavailable, SpoolUnavailable
+from webhookd.model import ISpool, Job, Outcome, QueueUnavailable, SpoolUnavailable
 from webhookd.spool.database import SpoolLimits
 from webhookd.spool.record import encode_record
 
@@ -22,10 +21,6 @@ _T = TypeVar("_T")
 
 
 class SinkTests(SynchronousTestCase):
-    def test_each_is_an_IJobSink(self) -> None:
-        for sink in AcceptingSink(), RefusingSink(), PickySink({}), SilentSink():
-            self.assertTrue(verifyObject(IJobSink, sink))
-
     def test_a_job_is_added_once(self) -> None:
         sink = AcceptingSink()
         outcomes = [self.successResultOf(sink.add(make_job(number))).outcome for number in (1, 2, 1)]
@@ -64,9 +59,6 @@ class MemorySpoolTests(SynchronousTestCase):
 
     def size_bytes(self, job: Job) -> int:
         return job.size_bytes
-
-    def test_it_is_an_ISpool(self) -> None:
-        self.assertTrue(verifyObject(ISpool, self.spool))
 
     def test_jobs_come_back_whole_and_in_order(self) -> None:
         self.assertEqual(self.append(3, 1, 2), [Outcome.SPOOLED] * 3)

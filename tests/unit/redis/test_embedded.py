@@ -22,14 +22,12 @@ from twisted.internet.interfaces import (
     IProcessProtocol,
     IProcessTransport,
     IReactorProcess,
-    IReactorTime,
 )
 from twisted.internet.task import Clock
 from twisted.logger import Logger, LogLevel, capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
-from zope.interface.verify import verifyObject
 
 from webhookd.model import ConfigError
 from webhookd.reactor import IReactor
@@ -184,13 +182,6 @@ class EmbeddedCase(SynchronousTestCase):
 
     def pending(self) -> int:
         return len(self.machine.getDelayedCalls())
-
-
-class FakeTests(EmbeddedCase):
-    def test_fakes_keep_to_the_interfaces(self) -> None:
-        verifyObject(IReactorProcess, self.machine)
-        verifyObject(IReactorTime, self.machine)
-        verifyObject(IProcessTransport, self.start())
 
 
 class StartTests(EmbeddedCase):

@@ -7,14 +7,12 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import LogLevel
-from zope.interface.verify import verifyObject
 
 from tests.support.redis_wire import Command, Line, PoolCase, array, bulk, error, integer
 from tests.support.spools import job_number, make_job
 from webhookd.bullmq.keys import QueueKeys
 from webhookd.bullmq.script import ADD_JOBS, Wire, add_jobs_arguments
 from webhookd.model import (
-    IJobSink,
     Job,
     JobRefused,
     Outcome,
@@ -106,9 +104,6 @@ class QueueCase(PoolCase):
 
 
 class BatchTests(QueueCase):
-    async def test_it_is_an_IJobSink(self) -> None:
-        self.assertTrue(verifyObject(IJobSink, self.queue))
-
     async def test_one_job_is_one_call_of_the_script(self) -> None:
         job = Job(
             "chatwoot", "a.1", "created", b"{}", b'{"attempts":3}', 17, delay_ms=5, priority=3, lifo=True

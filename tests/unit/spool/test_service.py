@@ -10,7 +10,6 @@ from typing import TypeVar
 from attrs import Factory, define
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import LogLevel
-from zope.interface.verify import verifyObject
 
 from tests.support.fakes import AcceptingSink, PickySink, RefusingSink, SilentSink
 from tests.support.spools import Disk, HeldBack, Replica, inline, make_job, numbers
@@ -120,9 +119,6 @@ class ServiceCase(SpoolCase):
 
 
 class OpeningTests(ServiceCase):
-    def test_it_is_an_ISpool(self) -> None:
-        self.assertTrue(verifyObject(ISpool, self.start()))
-
     def test_until_it_is_open_everything_waits(self) -> None:
         disk = HeldBack()
         service = self.start(run=disk)
