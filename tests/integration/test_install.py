@@ -125,6 +125,7 @@ def install(distribution: Path, directory: Path) -> Path:
     return python
 
 
+@pytest.mark.slow
 def test_a_release_is_complete_and_works(copy: Path, tmp_path: Path) -> None:
     """One test, because each build takes seconds."""
     repository = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
