@@ -239,12 +239,12 @@ def test_a_killed_daemon_takes_its_server_with_it(daemon: Daemon) -> None:
 
 def test_a_killed_daemon_comes_back_at_once_with_port_and_data(daemon: Daemon) -> None:
     port = port_of(daemon)
-    for number in range(5):
+    for number in range(1, 6):
         assert outcome(post(daemon.port, webhook(number))) == (202, "queued")
         daemon.kill()
         connected(daemon.start())
         assert port_of(daemon) == port
-    ids = [webhook(number).job_id.encode() for number in range(5)]
+    ids = [webhook(number).job_id.encode() for number in range(1, 6)]
     assert ask(port, "LRANGE", "bull:chatwoot:wait", "0", "-1") == ids[::-1]
 
 
