@@ -28,6 +28,7 @@ def value(daemon: ObservedDaemon, name: str, **labels: str) -> float | None:
 
 def test_promtool_finds_nothing_but_bullmqs_own_name(daemon: ObservedDaemon) -> None:
     post(connected(daemon).port, webhook())
+    wait_until(lambda: "bullmq_job_count{" in daemon.scrape(), "the queues are known")
     checked = promtool("check", "metrics", stdin=daemon.scrape())
     # BullMQ's exporter has this name, and so dashboards for BullMQ use it.
     assert (checked.stdout + checked.stderr).splitlines() == [

@@ -20,7 +20,7 @@ from webhookd.redis.pool import RedisPool
 _DEADLINE_S = 4.0  # that of the drain: a shorter one would close connections while a slow drain is working
 _LOOK_AGE_S = 2.0
 _SHOWN_AGE_S = 5.0
-_LOOK_DEADLINE_S = 0.5  # a scrape or health request has its own deadline, and wants more than the queues
+_LOOK_DEADLINE_S = 1.0  # a scrape or health request has its own deadline, and wants more than the queues
 
 _log = Logger()
 

@@ -18,6 +18,8 @@ from webhookd.spool.database import SpoolDatabase
 from webhookd.spool.schema import Table, in_table
 
 PAGE = 500
+#: SQLite has no larger integers: a larger one would fail the whole group, with the events in it.
+MAX_SEQUENCE = (1 << 63) - 1
 _PAGE_BYTES = 1_048_576
 #: Checking this much takes a disk about 0.1 s, and a fifth of that if the file is in memory.
 _MAX_CHECKED_BYTES = 33_554_432
@@ -36,7 +38,8 @@ CAST(coalesce($content, '') AS BLOB) FROM $table WHERE sequence > ? ORDER BY seq
 _ASIDE = "CAST(coalesce(reason, '') AS TEXT), CAST(coalesce(set_aside_at_ms, 0) AS INTEGER)"
 
 Limit: TypeAlias = Annotated[int, Meta(ge=1, le=PAGE)]
-Sequences: TypeAlias = Annotated[list[int], Meta(max_length=PAGE)]
+Sequence: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_SEQUENCE)]
+Sequences: TypeAlias = Annotated[list[Sequence], Meta(max_length=PAGE)]
 
 
 class Totals(Struct):
@@ -113,7 +116,7 @@ class ListRecords(Query):
     """
 
     table: Table
-    after: int = 0
+    after: Sequence = 0
     limit: Limit = PAGE
     with_content: bool = False
 

@@ -27,7 +27,7 @@ from twisted.logger import Logger
 
 from webhookd.spool.directory import fsync_directory
 from webhookd.spool.schema import COUNT_TOTALS, SCHEMA, Table, in_table
-from webhookd.spool.wal import reseal
+from webhookd.spool.wal import repair
 
 # One row per query, from either end: Python's cursors read one row ahead, and lose the row before one that
 # cannot be read.
@@ -109,24 +109,24 @@ def write_again(path: Path) -> bool:
     never writes them, yet SQLite would read them back, and put new groups after them that a power
     failure cuts off. Written again they are durable like the rest; or this fails, and nothing is opened.
 
-    Because of damage in its middle, SQLite would ignore everything after it. So `reseal` mends the WAL, and
-    the damaged one is kept for inspection.
+    Its torn end is cut off. Because of damage in its middle, SQLite would ignore everything after it. So
+    `repair` mends the WAL, and the damaged one is kept for inspection.
     """
     wal = sibling(path, "-wal")
     try:
         content = wal.read_bytes()
     except FileNotFoundError:
         return False
-    resealed = reseal(content)
-    if resealed is None:
-        _write_durably(wal, content)
+    repaired, is_damaged = repair(content)
+    if not is_damaged:
+        _write_durably(wal, repaired)
         return False
     kept = sibling(_name_for_evidence(path), "-wal")
     _write_durably(kept, content)
     _log.critical("a damaged WAL of a spool is kept as {path}, and read to its end", path=str(kept))
     new = sibling(path, ".new-wal")
     new.unlink(missing_ok=True)
-    _write_durably(new, resealed)
+    _write_durably(new, repaired)
     new.rename(wal)
     fsync_directory(wal.parent)
     return True
@@ -147,9 +147,10 @@ def _name_for_evidence(path: Path) -> Path:
 
 
 def _write_durably(path: Path, content: bytes) -> None:
-    """Write a file, or write over what is in it, and fsync it."""
+    """Write a file, or write over what is in it and cut off the rest, and fsync it."""
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
         file.write(content)
+        file.truncate()
         file.flush()
         os.fsync(file.fileno())
 

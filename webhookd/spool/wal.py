@@ -6,6 +6,9 @@ acknowledged. But a commit is on disk before the next one begins. So if two comm
 the first of them was acknowledged, and the cause is damage, not a crash. Then all checksums are computed
 again. The records' own checksums, and SQLite's integrity check, find the damage within the pages.
 
+What a crash tore is cut off. SQLite would write over its beginning only: after the next crash, the rest of it
+would pass for commits, although it is older than those before it.
+
 The format is that of https://www.sqlite.org/fileformat2.html#walformat.
 """
 
@@ -41,32 +44,33 @@ class _Frame:
     covered: bytes
 
 
-def reseal(wal: bytes) -> bytes | None:
-    """Repair a WAL, so that SQLite reads it to its last commit; return None if nothing needs repair."""
+def repair(wal: bytes) -> tuple[bytes, bool]:
+    """Return a WAL that SQLite reads to its end, the last commit, and whether it was damaged."""
     if len(wal) < _HEADER.size:
-        return None
+        return wal, False
     magic, _version, page_bytes, number, *salts, first, second = _HEADER.unpack_from(wal)
     if magic not in (_LITTLE_ENDIAN, _BIG_ENDIAN) or not 512 <= page_bytes <= 65_536:
-        return None
+        return wal, False
     order = "<" if magic == _LITTLE_ENDIAN else ">"
     frames = list(_frames(wal, order, page_bytes, _SUMS.pack(*salts), (first, second)))
     is_head_good = _sum(wal[: _HEADER.size - _SUMS.size], order, (0, 0)) == (first, second)
     bad = (
         next((at for at, frame in enumerate(frames) if not frame.is_good), len(frames)) if is_head_good else 0
     )
-    commits = [
-        at for at in range(bad, len(frames)) if frames[at].is_current and frames[at].pages_after_commit
-    ]
-    if len(commits) < 2:
-        return None
-    pages = max((frames[at].pages_after_commit for at in commits if frames[at].is_good), default=0)
+    commits = [at for at, frame in enumerate(frames) if frame.is_current and frame.pages_after_commit]
+    if sum(at >= bad for at in commits) < 2:
+        whole = max((at + 1 for at in commits if at < bad), default=0)
+        return wal[: whole and _HEADER.size + whole * (_FRAME.size + page_bytes)], False
+    pages = max(
+        (frames[at].pages_after_commit for at in commits if at >= bad and frames[at].is_good), default=0
+    )
     kept = [
         frame
         for frame in frames[: commits[-1] + 1]
         if frame.is_good or (frame.is_current and 1 <= frame.page <= pages)
     ]
     head = struct.pack(">6I", magic, _VERSION, page_bytes, number, *salts)
-    return b"".join(_sealed(head, kept, order))
+    return b"".join(_sealed(head, kept, order)), True
 
 
 def _frames(wal: bytes, order: str, page_bytes: int, salts: bytes, before: _Sums) -> Iterator[_Frame]:

@@ -23,7 +23,7 @@ from tests.faults.bench import (
     Row,
 )
 from tests.faults.builds import WITHOUT_MEMORY
-from tests.faults.nginx import Nginx
+from tests.support.nginx import Nginx
 from tests.support.process import find_tool, node
 from tests.support.proxy import Proxy
 from tests.support.servers import ClusterNode, RedisServer, Sentinels

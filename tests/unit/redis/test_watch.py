@@ -17,7 +17,7 @@ from webhookd.model import QueueUnavailable, RedisErrorKind
 from webhookd.redis.watch import QueueWatch, RedisWatch, ServerFacts
 
 _DEADLINE_S = 4.0
-_WAIT_S = 0.5
+_WAIT_S = 1.0
 _NOPERM = error("NOPERM this user has no permissions to run the command")
 _SAFE = ServerFacts(
     version="7.0.15",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tests.unit.spool.case import SpoolCase
 from webhookd.spool.database import connect_to_read
 from webhookd.spool.record import decode_record, encode_record
 from webhookd.spool.requests import (
+    MAX_SEQUENCE,
     PAGE,
     CheckFile,
     GetTotals,
@@ -57,6 +58,17 @@ class RequestCase(SpoolCase):
 
 
 class RequestTests(RequestCase):
+    def test_a_sequence_that_sqlite_does_not_know_is_refused_before_it_fails_a_group(self) -> None:
+        kinds: list[Callable[[int], SpoolRequest]] = [
+            lambda sequence: Requeue([sequence]),
+            lambda sequence: Purge(Table.LIVE, [sequence]),
+            lambda sequence: ListRecords(Table.LIVE, sequence),
+        ]
+        for request in kinds:
+            self.ask(request(MAX_SEQUENCE))
+            with self.assertRaises(msgspec.ValidationError):
+                self.ask(request(MAX_SEQUENCE + 1))
+
     def test_each_arrives_as_it_was_sent(self) -> None:
         for request in REQUESTS:
             self.assertEqual(msgspec.json.decode(msgspec.json.encode(request), type=SpoolRequest), request)

@@ -10,7 +10,7 @@ from twisted.logger import LogLevel
 
 from tests.support.spools import Replica, as_after_a_crash, make_job
 from tests.unit.spool.case import SpoolCase, names_in
-from webhookd.model import Outcome
+from webhookd.model import Job, Outcome
 from webhookd.spool.database import SpoolLimits
 from webhookd.spool.queue import Spool
 from webhookd.spool.requests import ListRecords
@@ -195,3 +195,29 @@ class WalTests(SpoolCase):
             for torn in (self.wal[:cut], self.wal[:cut] + b"garbage." * 64 + self.wal[cut + 512 :]):
                 spool, criticals = self.restart_on(torn)
                 self.assertEqual((self.held(spool), criticals), (list(range(self.COUNT - 1)), 0), cut)
+
+
+class RepeatedCrashTests(SpoolCase):
+    """The power fails while a group is written, and fails again after the restart."""
+
+    def append_torn(self, spool: Spool, job: Job) -> Spool:
+        """Append a job, but tear what the commit adds to the WAL; return the spool of the next replica."""
+        wal = spool.directory.database.with_name("spool.sqlite-wal")
+        before = wal.read_bytes()
+        self.now(spool.append(job))
+        after = wal.read_bytes()
+        torn_at = 64 + next(at for at, byte in enumerate(after) if before[at : at + 1] != bytes([byte]))
+        self.root = as_after_a_crash(self.root, Path(mkdtemp(dir=self.root.parent)) / "spool")
+        (self.root / wal.parent.name / wal.name).write_bytes(
+            after[:torn_at] + b"garbage." + after[torn_at + 8 :]
+        )
+        return self.open()
+
+    def test_what_a_crash_tore_does_not_pass_for_commits_after_the_next_crash(self) -> None:
+        spool = self.open()
+        self.append(spool, 1, 2, 3)
+        spool = self.append_torn(spool, make_job(4, data=b"x" * 100_000))
+        self.append(spool, 5, 6)
+        spool = self.append_torn(spool, make_job(7))
+        self.assertEqual(self.held(spool), [1, 2, 3, 5, 6])
+        self.assertEqual(self.logged_at(LogLevel.critical), 0)

@@ -13,12 +13,21 @@ from webhookd.cli.spool.common import amount, one_replica, progress, spool_optio
 from webhookd.cli.spool.replicas import Replica, Replicas, short_name
 from webhookd.cli.terminal import Negative, WrongUse, json_option, print_json
 from webhookd.config import Config
-from webhookd.spool.requests import PAGE, GetTotals, ListRecords, Purge, Requeue, StoredRecord, Totals
+from webhookd.spool.requests import (
+    MAX_SEQUENCE,
+    PAGE,
+    GetTotals,
+    ListRecords,
+    Purge,
+    Requeue,
+    StoredRecord,
+    Totals,
+)
 from webhookd.spool.schema import Table
 
 
 @click.command("requeue-dead")
-@click.argument("numbers", metavar="[SEQUENCE]...", nargs=-1, type=click.IntRange(1))
+@click.argument("numbers", metavar="[SEQUENCE]...", nargs=-1, type=click.IntRange(1, MAX_SEQUENCE))
 @click.option("--all", "wants_all", is_flag=True, help="All dead letters.")
 @one_replica
 @json_option

@@ -39,7 +39,15 @@ from webhookd.cli.terminal import (
 from webhookd.config import Config
 from webhookd.model import Job
 from webhookd.spool.record import CorruptRecord, decode_record
-from webhookd.spool.requests import PAGE, CheckFile, GetTotals, ListRecords, StoredRecord, Totals
+from webhookd.spool.requests import (
+    MAX_SEQUENCE,
+    PAGE,
+    CheckFile,
+    GetTotals,
+    ListRecords,
+    StoredRecord,
+    Totals,
+)
 from webhookd.spool.schema import Table
 from webhookd.text import printable
 
@@ -53,7 +61,7 @@ _CUT_OFF = "its WAL is damaged, and hides records until a daemon takes this spoo
 @click.option("--dead", "table", flag_value=Table.DEAD.value, help="Its dead letters, with the reasons.")
 @click.option("--corrupt", "table", flag_value=Table.CORRUPT.value, help="Its damaged records.")
 @click.option("--limit", type=click.IntRange(1, PAGE), default=20, help="Maximum number of records.")
-@click.option("--after", type=click.IntRange(0), default=0, help="Start after this sequence.")
+@click.option("--after", type=click.IntRange(0, MAX_SEQUENCE), default=0, help="Start after this sequence.")
 @json_option
 @spool_options
 def list_command(
@@ -160,7 +168,7 @@ def _facts(record: StoredRecord) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("sequence", type=click.IntRange(1))
+@click.argument("sequence", type=click.IntRange(1, MAX_SEQUENCE))
 @click.option("--data", "wants_data", is_flag=True, help="Only the job's data: it contains messages.")
 @one_replica
 @json_option

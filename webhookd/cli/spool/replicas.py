@@ -45,7 +45,7 @@ from webhookd.spool.directory import (
 from webhookd.spool.queue import DeferToThread, Spool
 from webhookd.spool.requests import DrainState, Query, SpoolRequest
 from webhookd.spool.salvage import sibling
-from webhookd.spool.wal import reseal
+from webhookd.spool.wal import repair
 
 _OPEN_DEADLINE_S = 3.0
 _ANSWER_DEADLINE_S = 5.0
@@ -106,7 +106,7 @@ class Stopped:
 
     def _has_damaged_wal(self) -> bool:
         try:
-            return reseal(sibling(self._directory.database, "-wal").read_bytes()) is not None
+            return repair(sibling(self._directory.database, "-wal").read_bytes())[1]
         except FileNotFoundError:
             return False
 
