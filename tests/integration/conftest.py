@@ -1,4 +1,4 @@
-"""Fixtures of the integration tests: real servers, the installed daemon, and a client."""
+"""Fixtures of the integration tests: real servers and the installed daemon."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 import pytest
-from treq.client import HTTPClient
-from twisted.web.client import Agent, HTTPConnectionPool
 
 from tests.support.daemon import Daemon, Replicas
 from tests.support.process import ReservedPort
@@ -73,11 +71,3 @@ def dead_port() -> Iterator[int]:
     """A port that refuses connections."""
     with ReservedPort() as port:
         yield port.number
-
-
-@pytest.fixture
-def http() -> HTTPClient:
-    """A treq client that opens a connection for each request, so that none is left for the next test."""
-    from twisted.internet import reactor  # pytest-twisted has installed it by now
-
-    return HTTPClient(Agent(reactor, pool=HTTPConnectionPool(reactor, persistent=False)))

@@ -25,12 +25,11 @@ from twisted.logger import capturedLogs, formatEvent
 
 from tests.support.daemon import Daemon
 from tests.support.http import connect, read_response
-from tests.support.process import ChildProcess, ReservedPort, wait_until
+from tests.support.process import ReservedPort, wait_until
 from tests.support.servers import FLAVOURS, server_binary
-from tests.support.webhooks import outcome, post, webhook
-from webhookd.model import ConfigError
+from tests.support.webhooks import DIRECT, connected, outcome, post, webhook
 from webhookd.reactor import IReactor
-from webhookd.redis.embedded import _BECOME_SERVER, EmbeddedValkey, find_server
+from webhookd.redis.embedded import _BECOME_SERVER, EmbeddedValkey
 
 DEADLINE_S = 30.0
 VALKEY = server_binary("valkey-9")
@@ -134,24 +133,6 @@ async def test_data_and_port_survive_a_stop_and_a_start(directory: Path, flavour
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_server_is_configured_for_jobs_that_must_not_be_lost(directory: Path) -> None:
-    async with running(directory, find_server()) as service:
-        with client(service.port) as connection:
-            settings = {str(name): value for name, value in connection.config_get("*").items()}
-    wanted = {
-        "bind": "127.0.0.1",
-        "protected-mode": "yes",
-        "appendonly": "yes",
-        "appendfsync": "always",
-        "save": "",
-        "maxmemory-policy": "noeviction",
-        "aof-load-truncated": "yes",
-        "dir": str(directory),
-    }
-    assert {name: settings[name] for name in wanted} == wanted
-
-
-@pytest_twisted.ensureDeferred
 async def test_everything_it_writes_is_in_the_directory_and_private(directory: Path) -> None:
     async with running(directory) as service:
         ask(service.port, "SET", "key", "value")
@@ -173,15 +154,6 @@ async def test_a_stop_leaves_no_process_and_a_free_port(directory: Path) -> None
         probe.bind(("127.0.0.1", service.port))
 
 
-@pytest_twisted.ensureDeferred
-async def test_a_stop_right_after_the_start_leaves_no_process(directory: Path) -> None:
-    service = build(directory)
-    service.startService()
-    await service.stopService()
-    assert not answers(service.port)
-    assert processes_in(directory) == []
-
-
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest_twisted.ensureDeferred
 async def test_a_killed_server_comes_back_with_its_data(directory: Path, flavour: str) -> None:
@@ -197,17 +169,6 @@ async def test_a_killed_server_comes_back_with_its_data(directory: Path, flavour
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_server_that_ignores_the_stop_is_killed(directory: Path) -> None:
-    service = build(directory)
-    service.startService()
-    await eventually(lambda: answers(service.port), "the server answers")
-    pid = server_pid(service.port)
-    os.kill(pid, signal.SIGSTOP)
-    await service.stopService()
-    assert not is_there(pid)
-
-
-@pytest_twisted.ensureDeferred
 async def test_a_write_that_a_crash_cut_short_does_not_keep_the_rest(directory: Path) -> None:
     async with running(directory) as service:
         ask(service.port, "SET", "key", "value")
@@ -215,17 +176,6 @@ async def test_a_write_that_a_crash_cut_short_does_not_keep_the_rest(directory: 
     append(log, b"*3\r\n$3\r\nSET\r\n$3\r\nke")
     async with running(directory) as service:
         assert ask(service.port, "GET", "key") == b"value"
-
-
-@pytest_twisted.ensureDeferred
-async def test_a_second_daemon_in_the_directory_is_refused(directory: Path) -> None:
-    async with running(directory) as first:
-        second = build(directory)
-        assert second.port == first.port
-        with pytest.raises(ConfigError, match="another webhookd") as refusal:
-            second.startService()
-        assert str(directory) in str(refusal.value)
-        assert answers(first.port)
 
 
 @pytest_twisted.ensureDeferred
@@ -265,97 +215,56 @@ def test_a_note_that_is_no_port_is_passed_over(directory: Path, note: str) -> No
     assert 0 < build(directory).port < 65536
 
 
-DAEMON = """
-import sys
-from pathlib import Path
-from twisted.application.service import Service
-from twisted.internet import reactor
-from twisted.logger import globalLogBeginner, textFileLogObserver
-from webhookd.redis.embedded import EmbeddedValkey
-
-class Client(Service):
-    def startService(self):
-        print("a client may connect", flush=True)
-
-globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)])
-service = EmbeddedValkey(reactor, sys.argv[1], Path(sys.argv[2]))
-service.addService(Client())
-service.startService()
-reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
-reactor.run()
-"""
-
-
-class ServerDaemon(ChildProcess):
-    """A process that only runs an embedded server."""
-
-    name = "daemon"
-
-    def __init__(self, data: Path) -> None:
-        super().__init__()
-        self._data = data
-        self._starts = 0
-
-    def argv(self) -> Sequence[str]:
-        return [sys.executable, "-c", DAEMON, VALKEY, str(self._data)]
-
-    def environ(self) -> dict[str, str]:
-        project = Path(__file__).parents[2]
-        return {**super().environ(), "PYTHONPATH": str(project), "WEBHOOK_SECRET": "hush"}
-
-    @property
-    def port(self) -> int:
-        return int((self._data / "port").read_text())
-
-    def launch(self) -> None:
-        super().launch()
-        self._starts += 1
-
-    def is_ready(self) -> bool:
-        """Return True if the server of this start answers; that of a killed daemon may do so, too."""
-        return self.log.count("a client may connect") == self._starts and answers(self.port)
-
-
 @pytest.fixture
-def daemon(directory: Path) -> Iterator[ServerDaemon]:
-    with ServerDaemon(directory) as process:
-        yield process
+def daemon() -> Iterator[Daemon]:
+    """An installed daemon that is connected to its own server."""
+    with Daemon("--redis", "embedded:", *DIRECT) as process:
+        yield connected(process)
 
 
-def test_a_killed_daemon_takes_its_server_with_it(daemon: ServerDaemon) -> None:
-    pid = server_pid(daemon.port)
+def data_of(daemon: Daemon) -> Path:
+    return daemon.directory / "var" / "embedded"
+
+
+def port_of(daemon: Daemon) -> int:
+    return int((data_of(daemon) / "port").read_text())
+
+
+def test_a_killed_daemon_takes_its_server_with_it(daemon: Daemon) -> None:
+    pid = server_pid(port_of(daemon))
     daemon.kill()
     wait_until(lambda: not is_alive(pid), "the server is gone")
-    assert not answers(daemon.port)
+    assert not answers(port_of(daemon))
 
 
-def test_a_killed_daemon_comes_back_at_once_with_port_and_data(daemon: ServerDaemon) -> None:
-    port = daemon.port
-    for number in range(5):
-        ask(port, "RPUSH", "numbers", str(number))
+def test_a_killed_daemon_comes_back_at_once_with_port_and_data(daemon: Daemon) -> None:
+    port = port_of(daemon)
+    for number in range(1, 6):
+        assert outcome(post(daemon.port, webhook(number))) == (202, "queued")
         daemon.kill()
-        daemon.start()
-        assert daemon.port == port
-    assert ask(port, "LRANGE", "numbers", "0", "-1") == [b"0", b"1", b"2", b"3", b"4"]
+        connected(daemon.start())
+        assert port_of(daemon) == port
+    ids = [webhook(number).job_id.encode() for number in range(1, 6)]
+    assert ask(port, "LRANGE", "bull:chatwoot:wait", "0", "-1") == ids[::-1]
 
 
-def test_a_daemon_that_gets_sigterm_ends_its_server_first(daemon: ServerDaemon) -> None:
-    pid = server_pid(daemon.port)
+def test_a_daemon_that_gets_sigterm_ends_its_server_first(daemon: Daemon) -> None:
+    pid = server_pid(port_of(daemon))
     assert daemon.stop() == 0
     assert not is_alive(pid)
 
 
-def test_a_ctrl_c_does_not_reach_the_server_itself(daemon: ServerDaemon) -> None:
-    assert os.getsid(server_pid(daemon.port)) != os.getsid(daemon.pid)
+def test_a_ctrl_c_does_not_reach_the_server_itself(daemon: Daemon) -> None:
+    assert os.getsid(server_pid(port_of(daemon))) != os.getsid(daemon.pid)
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_server_waits_for_that_of_a_killed_daemon(directory: Path) -> None:
-    with ServerDaemon(directory) as killed:
-        port = killed.port
-        ask(port, "SET", "key", "value")
-        leftover = server_pid(port)
-        os.kill(leftover, signal.SIGSTOP)  # it does not get to end yet
+async def test_a_server_waits_for_that_of_a_killed_daemon(daemon: Daemon) -> None:
+    directory, port = data_of(daemon), port_of(daemon)
+    ask(port, "SET", "key", "value")
+    leftover = server_pid(port)
+    os.kill(leftover, signal.SIGSTOP)  # it does not get to end yet
+    daemon.kill()
     service = build(directory)
     try:
         assert service.port == port

@@ -53,19 +53,6 @@ def test_the_command_explains_its_options(tmp_path: Path) -> None:
         assert option in result.stdout
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [["--no-such-option"], ["--port", "http"], ["--redis", "mysql://localhost"], ["--lock-ttl", "-1"]],
-)
-def test_a_wrong_option_is_one_line_and_no_traceback(tmp_path: Path, wrong: list[str]) -> None:
-    result = run_twistd(tmp_path, "-n", "--pidfile=", "webhookd", *wrong)
-
-    last_line = (result.stdout + result.stderr).strip().splitlines()[-1]
-    assert result.returncode != 0
-    assert wrong[0].lstrip("-") in last_line
-    assert "Traceback" not in result.stdout + result.stderr
-
-
 def test_the_package_carries_its_script_and_its_types(tmp_path: Path) -> None:
     listing = "import importlib.resources as r; print(*(f.name for f in r.files('webhookd{}').iterdir()))"
 

@@ -19,8 +19,8 @@ from redis import Redis
 
 from tests.integration.conftest import StartDaemon
 from tests.support.daemon import Daemon, installed_twistd
-from tests.support.http import Response, connect, exchange, read_response, request_bytes
-from tests.support.process import is_listening, wait_until
+from tests.support.http import connect, read_response, request_bytes
+from tests.support.process import wait_until
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, PATH, Webhook, connected, outcome, post, webhook, webhooks
 from webhookd.bullmq.keys import QueueKeys
@@ -147,20 +147,6 @@ def test_sigterm_under_load_cuts_no_request_and_loses_no_job(
     assert senders.cut == []
     assert len(senders.acknowledged) >= 200
     assert missing_jobs(redis.port, senders.acknowledged) == []
-
-
-def test_idle_connections_are_closed_politely(redis: RedisServer, start_daemon: StartDaemon) -> None:
-    daemon = connected(start_daemon("--redis", redis.url, *DIRECT))
-    with connect(daemon.port) as connection:
-        for event in webhooks(2):
-            connection.sendall(keep_alive_request(event))
-            answer = read_response(connection)
-            assert outcome(answer) == (202, "queued")
-            assert answer.headers.get("connection") != "close"
-
-        assert daemon.stop() == 0
-
-        assert connection.recv(1) == b""  # an end; a reset would raise
 
 
 def test_the_answer_on_a_busy_connection_announces_the_end(
@@ -321,13 +307,6 @@ def test_a_wrong_setting_is_one_line_that_names_it(
     assert culprit in result.stdout
 
 
-def test_no_secret_gets_into_the_line(tmp_path: Path) -> None:
-    result = run_daemon(tmp_path, "--redis", "redis://:hunter2@localhost:port/0")
-
-    assert result.returncode != 0
-    assert "hunter2" not in result.stdout
-
-
 # -- without Redis ------------------------------------------------------------------------------------------
 
 
@@ -371,59 +350,3 @@ def test_with_a_spool_a_request_is_taken_and_queued_when_redis_comes(start_daemo
         assert outcome(post(daemon.port, webhook(1))) == (200, "already_queued")
     finally:
         redis.close()
-
-
-# -- the log ------------------------------------------------------------------------------------------------
-
-
-def test_the_json_log_is_one_object_a_line(redis: RedisServer, start_daemon: StartDaemon) -> None:
-    daemon = connected(
-        start_daemon(
-            "--redis",
-            redis.url,
-            *DIRECT,
-            "--log-format",
-            "json",
-            "--log-level",
-            "debug",
-            "--access-log",
-            "on",
-        )
-    )
-    body = b'{"event":"message_created","content":"line\\nbreak"}'
-    answers: list[Response] = [post(daemon.port, webhook()), post(daemon.port, webhook())]
-    answers += [
-        exchange(daemon.port, request_bytes("POST", PATH, {"X": "a\u00e9"}, b"{")),
-        daemon.get("/no\u00a0"),
-    ]
-    answers += [exchange(daemon.port, request_bytes("POST", PATH, {}, body))]
-    assert [answer.status for answer in answers] == [202, 200, 400, 400, 202]
-    assert daemon.stop() == 0
-
-    lines = daemon.log.splitlines()
-    assert len(lines) > 5
-    assert all(isinstance(json.loads(line), dict) for line in lines)
-
-
-# -- embedded -----------------------------------------------------------------------------------------------
-
-
-def embedded_port(daemon: Daemon) -> int:
-    """Return the port of the embedded server from the log."""
-    wait_until(lambda: "redis://127.0.0.1:" in daemon.log, "the log names the embedded server's port")
-    found = re.findall(r"redis://127\.0\.0\.1:(\d+)", daemon.log)
-    return int(found[-1])
-
-
-@pytest.mark.parametrize("end", ["stop", "kill"])
-def test_the_embedded_server_has_the_jobs_and_goes_with_the_daemon(
-    start_daemon: StartDaemon, end: str
-) -> None:
-    daemon = connected(start_daemon("--redis", "embedded:", *DIRECT))
-    redis_port = embedded_port(daemon)
-    assert outcome(post(daemon.port, webhook(1))) == (202, "queued")
-    assert missing_jobs(redis_port, [webhook(1)]) == []
-
-    getattr(daemon, end)()
-
-    wait_until(lambda: not is_listening(redis_port), "the embedded server is gone")

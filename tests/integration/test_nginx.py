@@ -544,43 +544,6 @@ from twisted.scripts.twistd import run
 sys.exit(run())
 """
 
-DEFAULTS = """\
-daemon off;
-pid {directory}/plain.pid;
-error_log stderr emerg;
-events {{ }}
-http {{
-    access_log off;
-    client_body_temp_path {directory}/plain-body;
-    proxy_temp_path {directory}/plain-proxy;
-    fastcgi_temp_path {directory}/plain-fastcgi;
-    uwsgi_temp_path {directory}/plain-uwsgi;
-    scgi_temp_path {directory}/plain-scgi;
-    upstream webhookd {{
-        server 127.0.0.1:{upstream};
-        keepalive 64;
-    }}
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{
-            proxy_pass http://webhookd;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-        }}
-    }}
-}}
-"""
-
-
-class PlainNginx(Nginx):
-    """nginx with its own defaults, and what its manual says about keep-alive to upstreams."""
-
-    def argv(self) -> list[str]:
-        (upstream,) = self._upstreams
-        path = self.directory / "plain.conf"
-        path.write_text(DEFAULTS.format(directory=self.directory, port=self.port, upstream=upstream))
-        return [nginx_binary(self.flavour), "-c", str(path), "-e", "stderr"]
-
 
 @pytest.fixture
 def hasty_daemon(redis: RedisServer, start_daemon: StartDaemon, tmp_path: Path) -> Daemon:
@@ -609,11 +572,6 @@ def race(nginx: Nginx, line: Proxy, daemon: Daemon) -> list[int]:
         wait_until(lambda: open_connections(daemon.port) >= 20, "nginx has used its idle connections")
     load.finish()
     return [sent.status for sent in load.sent]
-
-
-def test_a_closing_connection_costs_an_event_with_the_defaults_of_nginx(hasty_daemon: Daemon) -> None:
-    with Proxy(hasty_daemon.port) as line, PlainNginx(line.port) as nginx:
-        assert 502 in race(nginx, line, hasty_daemon)
 
 
 def test_a_closing_connection_costs_nothing_with_ours(redis: RedisServer, hasty_daemon: Daemon) -> None:

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import redis as client_library
-from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, ResponseError
-from redis.retry import Retry
+from redis.exceptions import ResponseError
 
 from tests.support.daemon import Daemon
 from tests.support.process import wait_until
@@ -161,12 +159,3 @@ def is_denied(user: Client, command: tuple[str | int, ...]) -> bool:
             for sign in ("permission", "NOPERM", "ACL failure", "user executing the script")
         )
     return False
-
-
-def test_another_password_is_refused(guarded: RedisServer) -> None:
-    no_retry = Retry(NoBackoff(), 0)
-    with (
-        guarded.client(username=USER, password="another", retry=no_retry) as client,
-        pytest.raises(AuthenticationError),
-    ):
-        client.ping()

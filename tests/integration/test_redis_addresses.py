@@ -89,14 +89,6 @@ def test_without_the_right_password_events_are_refused(
 # -- unix:// ------------------------------------------------------------------------------------------------
 
 
-def test_a_unix_socket(redis_at_socket: RedisServer, start_daemon: StartDaemon) -> None:
-    daemon = connected(start_daemon("--redis", redis_at_socket.unix_url, *DIRECT))
-
-    assert outcome(post(daemon.port, EVENT)) == (202, "queued")
-
-    assert has_job(redis_at_socket.client())
-
-
 @pytest.fixture
 def redis_at_socket() -> Iterator[RedisServer]:
     with RedisServer(unix_socket=True) as server:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import ExitStack
 from itertools import count
-from socket import socket
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from tests.support.browser import Browser
-from tests.support.http import connect, exchange, request_bytes
-from tests.support.process import wait_until
+from tests.support.http import exchange, request_bytes
 from tests.support.prometheus import ObservedDaemon
 from tests.support.servers import RedisServer
 from tests.support.webhooks import PATH, connected, post, webhook
 
-EVENTS = request_bytes("GET", "/status/events")
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}}
 UNKNOWN = "\N{EN DASH}"
 STATUS = "document.documentElement.dataset.status"
@@ -152,31 +147,3 @@ def assert_usable_without_a_mouse(browser: Browser) -> None:
     assert browser.evaluate(LINK) == "paused"
     browser.press("Enter")
     assert browser.evaluate(LINK) == "live"
-
-
-def test_viewers_are_few_and_leave_nothing_behind(daemon: ObservedDaemon) -> None:
-    for _ in range(2):
-        with ExitStack() as stack:
-            viewers = [stack.enter_context(connect(daemon.ops_port)) for _ in range(20)]
-            assert [watch(viewer) for viewer in viewers] == [200] * 20
-            refused = exchange(daemon.ops_port, EVENTS)
-            assert (refused.status, json.loads(refused.body)["error"]["code"]) == (503, "too_many_viewers")
-        wait_until(lambda: has_room(daemon), "the daemon has noticed that the viewers are gone")
-    with connect(daemon.ops_port) as viewer:
-        assert watch(viewer) == 200
-        assert daemon.stop() == 0
-        data = bytearray()
-        while piece := viewer.recv(65_536):
-            data += piece
-        assert data.endswith(b"\r\n0\r\n\r\n")
-
-
-def watch(viewer: socket) -> int:
-    """Ask for the stream of figures, and return the status of the answer."""
-    viewer.sendall(EVENTS)
-    return int(viewer.recv(12).split()[1])
-
-
-def has_room(daemon: ObservedDaemon) -> bool:
-    with connect(daemon.ops_port) as viewer:
-        return watch(viewer) == 200

@@ -19,10 +19,6 @@ class QueueKeysTests(SynchronousTestCase):
         self.assertEqual(keys.job("a.1"), "bull:chatwoot:a.1")
         self.assertEqual(keys.create_lock("a.1"), "bull:chatwoot:create-lock:a.1")
 
-    def test_equal_names_are_equal_keys(self) -> None:
-        self.assertEqual(QueueKeys("bull", "q"), QueueKeys("bull", "q"))
-        self.assertNotEqual(QueueKeys("bull", "q"), QueueKeys("bull", "p"))
-
     def test_refuses_what_bullmq_refuses(self) -> None:
         for prefix, queue in [("", "q"), ("bull", ""), ("bull", "a:b")]:
             self.assertRaises(ValueError, QueueKeys, prefix, queue)

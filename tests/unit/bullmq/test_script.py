@@ -54,12 +54,6 @@ class AddJobsArgumentsTests(SynchronousTestCase):
             ],
         )
 
-    def test_all_are_strings(self) -> None:
-        for values in add_jobs_arguments(
-            self.keys, [a_job("a.1")], lock_ttl_ms=1, wire=Wire.AUTO, set_by="x"
-        ):
-            self.assertTrue(all(isinstance(value, str | bytes) for value in values))
-
     def test_refuses(self) -> None:
         for jobs, lock_ttl_ms in [([], 1), ([a_job("a.1", queue="other")], 1), ([a_job("a.1")], 0)]:
             with self.assertRaises(ValueError):

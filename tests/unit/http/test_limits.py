@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import json
 
-from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
-from twisted.web.iweb import IRequest
-from twisted.web.resource import Resource
-
 from tests.support.web_client import MemoryClient
-from webhookd.http import WebhookSite
+from tests.unit.http.test_http import CHUNKED, HEAD, SiteCase
 from webhookd.http.channel import MAX_HEAD_BYTES, MAX_PIPELINED, WRITE_DEADLINE_S
 
 MAX_CONNECTIONS = 3
 MAX_ARRIVING_BYTES = 100
-HEAD = b"POST /x HTTP/1.1\r\nHost: h\r\n"
-CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 def begin(length: int, sent: int) -> bytes:
@@ -24,31 +17,12 @@ def begin(length: int, sent: int) -> bytes:
     return HEAD + b"Content-Length: %d\r\n\r\n" % length + b"x" * sent
 
 
-class Nothing(Resource):
-    """Answers 404 at once."""
-
-    isLeaf = True
-
-    def render(self, request: IRequest) -> bytes:
-        request.setResponseCode(404)
-        return b""
-
-
-class LimitsCase(SynchronousTestCase):
+class LimitsCase(SiteCase):
     def setUp(self) -> None:
-        self.clock = Clock()
-        self.site = WebhookSite(
-            Nothing(),
-            self.clock,
-            max_body_bytes=1000,
-            access_log=False,
-            max_connections=MAX_CONNECTIONS,
-            max_arriving_bytes=MAX_ARRIVING_BYTES,
+        super().setUp()
+        self.site = self.make_site(
+            max_body_bytes=1000, max_connections=MAX_CONNECTIONS, max_arriving_bytes=MAX_ARRIVING_BYTES
         )
-        self.site.startFactory()
-
-    def connect(self) -> MemoryClient:
-        return MemoryClient(self.site, self.clock)
 
     def assert_answered(self, client: MemoryClient, status: int, code: str | None = None) -> None:
         response = client.response()
@@ -74,7 +48,7 @@ class ConnectionTests(LimitsCase):
         client = self.connect()
         client.send(begin(1, 1))
 
-        self.assert_answered(client, 404)
+        self.assert_answered(client, 200)
 
     def test_one_that_never_reads_its_last_answer_is_aborted(self) -> None:
         client = self.connect()
@@ -98,7 +72,7 @@ class ArrivingTests(LimitsCase):
         for _ in range(5):
             client = self.connect()
             client.send(begin(80, 80))
-            self.assert_answered(client, 404)
+            self.assert_answered(client, 200)
             client.send(begin(1000, 80))
             client.hang_up()
         self.assertEqual(self.site.state.arriving_bytes, 0)
@@ -110,7 +84,7 @@ class PipelineTests(LimitsCase):
         client.send(begin(1, 1) * MAX_PIPELINED)
 
         for _ in range(MAX_PIPELINED):
-            self.assert_answered(client, 404)
+            self.assert_answered(client, 200)
         self.assertFalse(client.transport.disconnecting)
 
     def test_one_more_is_rejected_after_the_others(self) -> None:
@@ -118,7 +92,7 @@ class PipelineTests(LimitsCase):
         client.send(begin(1, 1) * (MAX_PIPELINED + 2))
 
         for _ in range(MAX_PIPELINED):
-            self.assert_answered(client, 404)
+            self.assert_answered(client, 200)
         self.assert_answered(client, 429, "too_many")
         self.assertEqual(client.received, b"")
 
@@ -127,10 +101,10 @@ class PipelineTests(LimitsCase):
         body = b"x" * 90
         whole = HEAD + b"X: %b\r\nContent-Length: 90\r\n\r\n" % (b"x" * (MAX_HEAD_BYTES - 300)) + body
         client.send(whole + HEAD)
-        self.assert_answered(client, 404)
+        self.assert_answered(client, 200)
 
         client.send(b"Content-Length: 1\r\n\r\nx")
-        self.assert_answered(client, 404)
+        self.assert_answered(client, 200)
 
 
 class TrailerTests(LimitsCase):
@@ -149,4 +123,4 @@ class TrailerTests(LimitsCase):
             client.send(b"x\r\n")
         client.send(b"0\r\n\r\n")
 
-        self.assert_answered(client, 404)
+        self.assert_answered(client, 200)

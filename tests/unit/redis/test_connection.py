@@ -17,6 +17,7 @@ from tests.support.redis_wire import (
     PONG,
     Line,
     PoolCase,
+    bulk,
     error,
     turn,
     until_attempts,
@@ -220,6 +221,16 @@ class AnswerTests(PoolCase):
         self.assertEqual(self.successResultOf(answer), b"PONG")
         self.clock.advance(1)
         self.assertFalse(line.is_aborted)
+
+    async def test_digits_stay_text_and_bytes_stay_bytes(self) -> None:
+        """By default, txredisapi converts digits to numbers, and bytes to text."""
+        line = await self.connect()
+        assert self.pool.writer is not None
+        for value in (b"007", b"1e3", b"\xff\x00"):
+            answer = self.pool.writer.get("key")
+            line.expect(b"GET")
+            line.reply(bulk(value))
+            self.assertEqual(self.successResultOf(answer), value)
 
     async def test_an_answer_that_comes_too_late(self) -> None:
         line = await self.connect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable
 from typing import Any
 
@@ -354,6 +355,17 @@ class SilenceTests(QueueCase):
         self.line.hang_up()
         self.assert_failed(self.add(1), RedisErrorKind.DISCONNECTED, unknown=False)
         self.assertEqual(self.calls(), {})  # there was no call
+
+    async def test_without_a_connection_no_list_of_waits_grows(self) -> None:
+        """Txredisapi keeps each command that it could not send."""
+        self.line.hang_up()
+        before = sum(isinstance(thing, Deferred) for thing in gc.get_objects())
+        for number in range(500):
+            self.queue.add(make_job(number)).addErrback(lambda _: None)
+        self.turn()
+        gc.collect()
+        after = sum(isinstance(thing, Deferred) for thing in gc.get_objects())
+        self.assertLess(after - before, 50)
 
     async def test_without_a_connection_the_reason_is_the_last_known(self) -> None:
         self.line.hang_up()
