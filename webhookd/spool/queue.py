@@ -80,8 +80,8 @@ class Spool:
     def append(self, job: Job) -> Deferred[Receipt]:
         if len(self._waiting) >= self._limits.max_waiting:
             return fail(SpoolUnavailable("busy"))
-        self._appends += 1
         record = encode_record(job)
+        self._appends += 1
         return self.do(lambda database: database.append(job, record)).addBoth(self._append_ended)
 
     def first(self, limit: int, max_bytes: int) -> Deferred[Sequence[SpoolRecord]]:
