@@ -10,9 +10,7 @@ import socket
 import subprocess
 from collections.abc import Mapping
 from contextlib import ExitStack
-from http.client import HTTPException
 from pathlib import Path
-from threading import Event, Thread
 
 import pytest
 from redis import Redis
@@ -78,75 +76,6 @@ def test_sigterm_answers_each_connection_that_was_made(
     assert [answer.status for answer in answers] == [202] * len(events)
     assert daemon.wait() == 0
     assert missing_jobs(redis.port, events) == []
-
-
-class Senders:
-    """Threads that post events, each on its own connection, until the port refuses connections."""
-
-    def __init__(self, port: int, count: int) -> None:
-        self.acknowledged: list[Webhook] = []
-        self.cut: list[str] = []
-        self._port = port
-        self._is_warm = Event()
-        self._is_ending = Event()
-        self._threads = [
-            Thread(target=self._send, args=(10_000_000 * number,)) for number in range(1, count + 1)
-        ]
-
-    def start(self) -> None:
-        """Return when the load has begun."""
-        for thread in self._threads:
-            thread.start()
-        assert self._is_warm.wait(RUN_DEADLINE_S)
-
-    def announce_end(self) -> None:
-        """Allow resets from now on: a server does not know which connection is the last one."""
-        self._is_ending.set()
-
-    def join(self) -> None:
-        for thread in self._threads:
-            thread.join(RUN_DEADLINE_S)
-
-    def _send(self, number: int) -> None:
-        while True:
-            number += 1
-            try:
-                connection = connect(self._port)
-            except OSError:
-                return  # refused: the sender knows that the event is not taken
-            with connection:
-                self._exchange(connection, webhook(number), must_answer=not self._is_ending.is_set())
-
-    def _exchange(self, connection: socket.socket, event: Webhook, *, must_answer: bool) -> None:
-        try:
-            connection.sendall(event.request)
-            response = read_response(connection)
-        except (OSError, HTTPException) as error:
-            if must_answer:
-                self.cut.append(f"{event.job_id}: {error!r}")
-            return
-        assert response.status == 202
-        self.acknowledged.append(event)
-        if len(self.acknowledged) >= 200:
-            self._is_warm.set()
-
-
-@pytest.mark.parametrize("spool", [DIRECT, ()], ids=["without a spool", "with a spool"])
-def test_sigterm_under_load_cuts_no_request_and_loses_no_job(
-    redis: RedisServer, start_daemon: StartDaemon, spool: tuple[str, ...]
-) -> None:
-    daemon = connected(start_daemon("--redis", redis.url, *spool))
-    senders = Senders(daemon.port, 4)
-    senders.start()
-
-    senders.announce_end()
-    code = daemon.stop()
-    senders.join()
-
-    assert code == 0
-    assert senders.cut == []
-    assert len(senders.acknowledged) >= 200
-    assert missing_jobs(redis.port, senders.acknowledged) == []
 
 
 def test_the_answer_on_a_busy_connection_announces_the_end(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import count
 from typing import Any
 from urllib.parse import quote
@@ -128,43 +129,24 @@ def tls_redis() -> Iterator[TlsRedis]:
 
 
 def test_tls_with_a_private_authority(tls_redis: TlsRedis, start_daemon: StartDaemon) -> None:
-    url = f"rediss://:sesame@localhost:{tls_redis.port}/5?ca_file={tls_redis.ca_file}"
-    daemon = connected(start_daemon("--redis", url, *DIRECT))
+    for number, host in enumerate(("localhost", "127.0.0.1")):
+        url = f"rediss://:sesame@{host}:{tls_redis.port}/5?ca_file={tls_redis.ca_file}"
+        daemon = connected(start_daemon("--redis", url, *DIRECT))
 
-    assert outcome(post(daemon.port, EVENT)) == (202, "queued")
+        assert outcome(post(daemon.port, webhook(number + 1))) == (202, "queued")
 
-    assert has_job(tls_redis.client(password="sesame", db=5))
-
-
-def test_tls_to_an_address_instead_of_a_name(tls_redis: TlsRedis, start_daemon: StartDaemon) -> None:
-    url = f"rediss://:sesame@127.0.0.1:{tls_redis.port}/0?ca_file={tls_redis.ca_file}"
-    daemon = connected(start_daemon("--redis", url, *DIRECT))
-
-    assert outcome(post(daemon.port, EVENT)) == (202, "queued")
+        assert has_job(tls_redis.client(password="sesame", db=5), webhook(number + 1))
 
 
-def test_a_certificate_of_an_unknown_authority_is_not_trusted(
-    tls_redis: TlsRedis, start_daemon: StartDaemon
-) -> None:
-    assert_refused(start_daemon, f"rediss://:sesame@localhost:{tls_redis.port}/0", "disconnected")
-
-
-def test_a_certificate_of_another_authority_is_not_trusted(
-    tls_redis: TlsRedis, start_daemon: StartDaemon
-) -> None:
-    other = TlsRedis()
-    try:
-        url = f"rediss://:sesame@localhost:{tls_redis.port}/0?ca_file={other.ca_file}"
-        assert_refused(start_daemon, url, "disconnected")
-    finally:
-        other.close()
-
-
-def test_a_certificate_for_another_name_is_not_trusted(start_daemon: StartDaemon) -> None:
-    with TlsRedis(config=["bind 127.0.0.1 127.0.0.2"]) as server:
-        assert_refused(
-            start_daemon, f"rediss://127.0.0.2:{server.port}/0?ca_file={server.ca_file}", "disconnected"
-        )
+def test_a_certificate_that_proves_nothing_is_not_trusted(start_daemon: StartDaemon) -> None:
+    """That of an unknown authority, of another one, and for another name."""
+    with TlsRedis(config=["bind 127.0.0.1 127.0.0.2"]) as server, closing(TlsRedis()) as other:
+        for place in (
+            f"localhost:{server.port}/0",
+            f"localhost:{server.port}/0?ca_file={other.ca_file}",
+            f"127.0.0.2:{server.port}/0?ca_file={server.ca_file}",
+        ):
+            assert_refused(start_daemon, f"rediss://{place}", "disconnected")
 
 
 def test_tls_to_a_server_that_does_not_speak_it(redis: RedisServer, start_daemon: StartDaemon) -> None:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.bullmq import Queue
 from tests.support.daemon import Daemon, installed_twistd
-from tests.support.nginx import Load
+from tests.support.nginx import Load, assert_each_is_one_job
 from tests.support.process import find_tool
 from tests.support.servers import RedisServer
 from tests.support.webhooks import DIRECT, connected, outcome, post, webhook
+from webhookd.bullmq.keys import QueueKeys
 
 UNITS = Path(__file__).parents[2] / "conf" / "systemd"
 RECEIVE_DEADLINE_S = 30.0
@@ -224,6 +226,7 @@ def test_a_restart_refuses_no_connection(redis: RedisServer, listener: socket.so
         load.wait_for(60)
 
     assert load.failed == []
+    assert_each_is_one_job(Queue(redis.client(), QueueKeys("bull", "chatwoot")), load.accepted)
 
 
 def test_not_even_a_crash_refuses_a_connection(redis: RedisServer, listener: socket.socket) -> None:

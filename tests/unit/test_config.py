@@ -616,21 +616,6 @@ class OriginTests(ConfigCase):
         self.assertEqual(origins["token"], DEFAULT)
 
 
-class SecrecyTests(ConfigCase):
-    def test_no_secret_shows_in_a_config(self) -> None:
-        config = resolve(
-            {
-                "secret": [f"{SECRET}1", f"{SECRET}2"],
-                "token": [f"{SECRET}3"],
-                "redis": f"redis://user:{SECRET}4@h",
-            },
-            {},
-        )
-
-        self.assertEqual(config.redis.password, f"{SECRET}4")
-        self.assertNotIn(SECRET, f"{config!r} {config} {config.sources!r}")
-
-
 toml_keys = st.one_of(
     st.sampled_from([option.name for option in ALL_OPTIONS]),
     st.sampled_from(["sources", "sources.a", "sources.chatwoot", "nope"]),

@@ -20,7 +20,6 @@ from twisted.trial.unittest import SynchronousTestCase
 import webhookd
 from tests.support.fakes import Log
 from tests.support.web_client import MemoryClient
-from webhookd.config import ALL_OPTIONS
 from webhookd.daemon.parts import Daemon
 from webhookd.http import WebhookSite
 from webhookd.samples import SAMPLES, SECRET
@@ -98,12 +97,6 @@ class OptionsTests(OptionsCase):
     def test_a_bad_environment_ends_the_start_too(self) -> None:
         self.environment["PORT"] = "tcp://10.0.0.1:3001"
         self.assert_exits(self.options, "PORT", "enableServiceLinks")
-
-    def test_the_help_has_every_option(self) -> None:
-        usage = Options().getUsage(width=200)
-        for option in ALL_OPTIONS:
-            self.assertIn(f"--{option.flag}", usage)
-            self.assertIn(option.help, usage)
 
     def test_the_version(self) -> None:
         stdout = StringIO()

@@ -307,9 +307,6 @@ class RefusalTests(WebCase):
                 self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
                 self.assert_nothing_in_flight()
 
-    def test_no_traceback_is_shown(self) -> None:
-        self.assertFalse(self.site.displayTracebacks)
-
 
 class RefusalLineTests(WebCase):
     def refused(self, send: Callable[[], Response]) -> tuple[LogEvent, LogEvent | None]:

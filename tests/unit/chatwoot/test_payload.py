@@ -137,25 +137,8 @@ class JobIdTests(SynchronousTestCase):
                 self.assert_job_id(f"{event}.{identity}.{DELIVERY_ID}", event, **fields)
 
     def test_only_a_positive_integer_of_postgresql_is_an_id(self) -> None:
-        no_ids = [
-            None,
-            True,
-            False,
-            0,
-            -5,
-            1.0,
-            1.5,
-            1e30,
-            "5",
-            "",
-            [],
-            [5],
-            {},
-            {"id": 5},
-            2**63,
-            2**64,
-            10**5000,
-        ]
+        no_ids = [None, True, False, 0, -5, 1.0, 1.5, 1e30, "5", "", [], [5], {}, {"id": 5}]
+        no_ids += [2**63, 2**64, 10**5000]
         for value in no_ids:
             raw = b'{"event":"message_created","inbox":{"id":7},"id":%b}' % (
                 b"1" + 5000 * b"0" if value == 10**5000 else json.dumps(value).encode()
@@ -379,27 +362,7 @@ valid_bodies = st.one_of(
     st.builds(lambda value: json.dumps(value).encode(), values),
     st.sampled_from([sample.body for sample in SAMPLES.values()]),
 )
-json_pieces = st.sampled_from(
-    [
-        b'"',
-        b"{",
-        b"}",
-        b"[",
-        b"]",
-        b",",
-        b":",
-        b"1",
-        b"-",
-        b".",
-        b"e",
-        b"\\",
-        b"\\u",
-        b"null",
-        b"\xff",
-        b"\x00",
-        b" ",
-    ]
-)
+json_pieces = st.sampled_from([b"null", b"\\u", *(bytes([byte]) for byte in b'"{}[],:1-.e\\ \xff\x00')])
 
 
 @st.composite

@@ -74,11 +74,13 @@ class EnvironmentTests(SynchronousTestCase):
 
     def beats_in_a_second(self, **environ: str) -> int:
         receiver = self.listen(self.path)
-        self.started({"NOTIFY_SOCKET": self.path, **environ})
+        service = self.started({"NOTIFY_SOCKET": self.path, **environ})
         self.clock.pump([0.1] * 11)
+        service.stopService()
+        Path(self.path).unlink()
         count = 0
         with contextlib.suppress(BlockingIOError):
-            while receiver.recv(1000):
+            while b"STOPPING" not in receiver.recv(1000):
                 count += 1
         return count
 
@@ -98,20 +100,16 @@ class EnvironmentTests(SynchronousTestCase):
         self.assertEqual(receiver.recv(1000).decode(), ALIVE)
 
     def test_a_watchdog_gets_its_beats(self) -> None:
-        pid = str(os.getpid())
-        self.assertEqual(self.beats_in_a_second(WATCHDOG_USEC="1500000", WATCHDOG_PID=pid), 3)
-
-    def test_a_watchdog_without_a_pid_is_ours(self) -> None:
-        self.assertEqual(self.beats_in_a_second(WATCHDOG_USEC="1500000"), 3)
-
-    def test_the_watchdog_of_another_process_is_not_ours(self) -> None:
-        self.assertEqual(self.beats_in_a_second(WATCHDOG_USEC="1500000", WATCHDOG_PID="1"), 1)
-
-    def test_a_watchdog_that_is_no_time_is_none(self) -> None:
-        self.assertEqual(self.beats_in_a_second(WATCHDOG_USEC="soon"), 1)
-
-    def test_a_watchdog_of_no_time_is_none(self) -> None:
-        self.assertEqual(self.beats_in_a_second(WATCHDOG_USEC="0"), 1)
+        for usec, pid, beats in (
+            ("1500000", str(os.getpid()), 3),
+            ("1500000", "", 3),  # without a pid, it is ours
+            ("1500000", "1", 1),  # another process's
+            ("soon", "", 1),
+            ("0", "", 1),
+        ):
+            with self.subTest(f"{usec} {pid}"):
+                environ = {"WATCHDOG_USEC": usec, **({"WATCHDOG_PID": pid} if pid else {})}
+                self.assertEqual(self.beats_in_a_second(**environ), beats)
 
     def test_a_missing_socket_is_no_reason_to_fail(self) -> None:
         service = self.started({"NOTIFY_SOCKET": self.path})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import invalidate_caches
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,6 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.internet.interfaces import (
-    IAddress,
     IProcessProtocol,
     IProcessTransport,
     IReactorProcess,
@@ -45,7 +44,6 @@ PORT = 7391
 SERVER = "/opt/valkey-server"
 
 
-@implementer(IProcessTransport)
 class Child:
     """A process that only records its signals, until the test ends it."""
 
@@ -82,28 +80,6 @@ class Child:
         self.ended = True
         self.proto.processEnded(Failure(ProcessTerminated(None, number)))
 
-    def closeStdin(self) -> None:
-        raise NotImplementedError
-
-    closeStdout = closeStderr = closeStdin
-
-    def closeChildFD(self, descriptor: int) -> None:
-        raise NotImplementedError
-
-    def writeToChild(self, childFD: int, data: bytes) -> None:
-        raise NotImplementedError
-
-    def write(self, data: bytes) -> None:
-        raise NotImplementedError
-
-    def writeSequence(self, data: Iterable[bytes]) -> None:
-        raise NotImplementedError
-
-    def getPeer(self) -> IAddress:
-        raise NotImplementedError
-
-    getHost = getPeer
-
 
 @implementer(IReactorProcess)
 class Machine(Clock):
@@ -130,7 +106,7 @@ class Machine(Clock):
             raise BlockingIOError(11, "Resource temporarily unavailable")
         child = Child(processProtocol, args)
         self.children.append(child)
-        return child
+        return cast(IProcessTransport, child)
 
 
 class Client(Service):
