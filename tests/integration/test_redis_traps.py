@@ -156,7 +156,8 @@ def test_a_reset_between_two_requests(redis: RedisServer, proxy: Proxy, daemon: 
 def test_replies_in_slices_of_one_byte(redis: RedisServer, proxy: Proxy, start_daemon: StartDaemon) -> None:
     options = "--redis", f"redis://127.0.0.1:{proxy.port}/0", "--redis-deadline", "1.5", *DIRECT
     daemon = connected(start_daemon(*options))
-    events = webhooks(20)
+    wait_until(lambda: proxy.connection_count == 2, "the daemon has both connections")
+    events = webhooks(5)  # a byte takes a millisecond or more, and the deadline is 1.5 s
     with proxy.faulty(slice_bytes=1):
         assert {outcome(answer) for answer in post_at_once([daemon.port], events)} == {QUEUED}
         assert outcome(post(daemon.port, events[0])) == ALREADY_QUEUED
