@@ -47,7 +47,7 @@ def key_counts(node: ClusterNode) -> list[int]:
 def test_a_batch_of_128_jobs_works_with_a_hash_tag(
     cluster: ClusterNode, start_daemon: StartDaemon, prefix: str, queue: str
 ) -> None:
-    options = "--prefix", prefix, "--queue", queue, "--redis-deadline", "1.5"
+    options = "--prefix", prefix, "--queue", queue
     daemon = connected(start_daemon("--redis", cluster.url, *DIRECT, *options))
     assert outcome(post(daemon.port, webhook())) == (202, "queued")
     events = webhooks(2 * MAX_BATCH)

@@ -81,7 +81,7 @@ def test_sigterm_answers_each_connection_that_was_made(
 def test_the_answer_on_a_busy_connection_announces_the_end(
     redis: RedisServer, start_daemon: StartDaemon
 ) -> None:
-    daemon = connected(start_daemon("--redis", redis.url, *DIRECT, "--redis-deadline", "1.5"))
+    daemon = connected(start_daemon("--redis", redis.url, *DIRECT))
     with connect(daemon.port) as connection, connect(daemon.port) as probe:
         probe.sendall(request_bytes("GET", "/health/live", {"Connection": "keep-alive"}))
         assert read_response(probe).status == 200

@@ -175,7 +175,8 @@ class Proxy(Resource):
         """Send each piece when it is due, until an empty one, which is the end."""
         while True:
             due_s, data = await pieces.get()
-            await asyncio.sleep(due_s - self._loop.time())
+            if (pause_s := due_s - self._loop.time()) > 0:
+                await asyncio.sleep(pause_s)
             await self._is_open.wait()
             if not data:
                 writer.write_eof()

@@ -24,6 +24,7 @@ from twisted.logger import (
     LogEvent,
     LogLevel,
     LogLevelFilterPredicate,
+    LogPublisher,
     formatEvent,
 )
 from twisted.python.failure import Failure
@@ -98,7 +99,7 @@ def _level(event: LogEvent) -> str:
 
 def _message(event: LogEvent) -> str:
     text = formatEvent(event)
-    if "log_failure" in event:
+    if _failure_of(event) is not None:
         text = text.partition("\n")[0]  # Twisted's older log appends the traceback
     return _bounded(text.strip(), _MAX_MESSAGE)
 
@@ -115,10 +116,16 @@ def _is_plain(value: object) -> bool:
     return type(value) in (str, int, bool) or (type(value) is float and math.isfinite(value))
 
 
+def _failure_of(event: LogEvent) -> Failure | None:
+    """Return the failure of an event; Twisted's older log has it under another name."""
+    failure: Failure | None = event.get("log_failure", event.get("failure"))
+    return failure if isinstance(failure, Failure) else None
+
+
 def _failure(event: LogEvent) -> dict[str, str]:
     """Return a failure's type, its text if that cannot quote a request, and its traceback."""
-    failure = event.get("log_failure")
-    if not isinstance(failure, Failure):
+    failure = _failure_of(event)
+    if failure is None:
         return {}
     error = type(failure.value).__qualname__
     if isinstance(failure.value, _MAY_BE_QUOTED):
@@ -174,16 +181,17 @@ class RepeatLimiter:
 
     def end_window(self) -> None:
         """Report the lines that were only counted, and start a new window."""
+        write = LogPublisher(self._observer)  # an observer that fails must not end the timer
         with self._lock:
             kinds, self._kinds = self._kinds, {}
         for name, kind in kinds.items():
             if kind.last is not None:
                 fields = ("status", "code", "source") if name is not None else ()
-                self._observer(_summary(kind.last, kind.lines - LINES_OF_A_KIND, fields))
+                write(_summary(kind.last, kind.lines - LINES_OF_A_KIND, fields))
 
 
 def _kind(event: LogEvent) -> Hashable:
-    failure = event.get("log_failure")
+    failure = _failure_of(event)
     if failure is None and "code" not in event:
         return None
     what = event.get("code") if failure is None else type(failure.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from datetime import datetime
+from errno import ENOSPC
 from io import StringIO
 from typing import Any, cast
 
@@ -12,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.task import Clock
-from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, LogPublisher, formatEvent
+from twisted.logger import (
+    ILogObserver,
+    LogEvent,
+    Logger,
+    LogLevel,
+    LogPublisher,
+    formatEvent,
+    globalLogPublisher,
+)
+from twisted.python import log
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -159,16 +169,17 @@ class FailureTests(SynchronousTestCase):
             self.assertNotIn("+49", line)
 
     def test_nor_by_twisteds_older_log(self) -> None:
-        failure = failed(ValueError("+4915550172839"))
-        happened = event(
-            "{log_text}",
-            log_text=f"Unhandled Error\n{failure.getTraceback()}",
-            log_failure=failure,
-            isError=1,
-        )
+        written: list[LogEvent] = []
+        globalLogPublisher.addObserver(cast(ILogObserver, written.append))
+        self.addCleanup(globalLogPublisher.removeObserver, cast(ILogObserver, written.append))
+        log.err(failed(ValueError("+4915550172839")))  # as TimerService does
+        self.flushLoggedErrors(ValueError)
+
         for line_of in (text_line, json_line):
-            self.assertIn("Unhandled Error", line_of(happened))
-            self.assertNotIn("+49", line_of(happened))
+            line = line_of(written[-1])
+            self.assertIn("Unhandled Error", line)
+            self.assertIn("test_logs.py", line)
+            self.assertNotIn("+49", line)
 
     def test_a_deep_traceback_is_cut(self) -> None:
         def fall(depth: int) -> None:
@@ -252,6 +263,31 @@ class FloodTests(SynchronousTestCase):
 
         self.assertEqual(self.lines()[LINES_OF_A_KIND:], ["990 more lines like this one: cannot go on"])
         self.assertNotIn("log_failure", self.written[-1])
+
+    def test_those_of_twisteds_older_log_too(self) -> None:
+        for _ in range(1000):
+            self.limiter(event("{log_text}", log_text="Unhandled Error", failure=failed(ValueError())))
+
+        self.assertEqual(len(self.written), LINES_OF_A_KIND)
+
+    def test_a_disk_that_is_full_for_a_moment_does_not_end_the_windows(self) -> None:
+        is_full = True
+
+        def write(line: LogEvent) -> None:
+            if is_full and "repeated" in line:
+                raise OSError(ENOSPC, "no space left")
+            self.written.append(line)
+
+        self.limiter = RepeatLimiter(cast(ILogObserver, write))
+        self.windows = LogWindows(self.clock, self.limiter)
+        self.windows.startService()
+        self.refuse(11)
+        self.clock.advance(WINDOW_S)
+        is_full = False
+        self.refuse(11)
+        self.clock.advance(WINDOW_S)
+
+        self.assertEqual(len(self.written), 2 * LINES_OF_A_KIND + 1)
 
     def test_made_up_sources_do_not_fill_memory_or_the_log(self) -> None:
         for number in range(10_000):

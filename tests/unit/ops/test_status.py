@@ -82,7 +82,7 @@ class StatusCase(MetricsCase):
         super().setUp()
         self.is_redis_up = True
         self.now_ms = NOW_MS
-        self.is_defective = False
+        self.is_defective = self.is_unreadable = False
         self.sampler = self.make_sampler()
         self.feed = StatusFeed(self.clock, self.sampler, self.queue_watch)
         exposition = Exposition(self.components())
@@ -108,6 +108,8 @@ class StatusCase(MetricsCase):
     def describe_redis(self) -> Mapping[str, object]:
         if self.is_defective:
             raise ZeroDivisionError
+        if self.is_unreadable:
+            return {"status": "\udcff"}
         return self.redis_watch.describe()
 
     def stop_feed(self) -> None:
@@ -320,6 +322,15 @@ class StreamTests(StatusCase):
         self.pass_seconds()
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.is_defective = False
+        self.pass_seconds()
+        self.assertEqual(len(viewer.messages()), 2)
+
+    def test_nor_does_a_state_that_is_no_json(self) -> None:
+        viewer = self.look()
+        self.is_unreadable = True
+        self.pass_seconds()
+        self.assertEqual(len(self.flushLoggedErrors(UnicodeEncodeError)), 1)
+        self.is_unreadable = False
         self.pass_seconds()
         self.assertEqual(len(viewer.messages()), 2)
 

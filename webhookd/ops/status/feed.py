@@ -67,13 +67,12 @@ class StatusFeed(TimerService):
             self._refresh_queues()
         try:
             self._sampler.sample()
-        except Exception:  # noqa: BLE001  # the next sample may succeed
+            if self._viewers:
+                message = self._message(self._sampler.points[-1:])
+                for viewer in self._reading():
+                    viewer.write(message)
+        except Exception:  # noqa: BLE001  # the next tick may succeed, and an error would end the timer
             _log.failure("cannot update the status page")
-            return
-        if self._viewers:
-            message = self._message(self._sampler.points[-1:])
-            for viewer in self._reading():
-                viewer.write(message)
 
     def _refresh_queues(self) -> None:
         ensureDeferred(self._queue_watch.refresh())
