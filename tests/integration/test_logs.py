@@ -45,8 +45,8 @@ REFUSED: Mapping[tuple[int, str, str | None], bytes] = {
 
 
 def test_each_refusal_has_a_line_with_the_id_of_its_answer(start_daemon: StartDaemon) -> None:
-    options = ("--max-body", "100000", "--max-in-flight-bytes", "40000", "--access-log", "on")
-    daemon = start_daemon(*NOWHERE, *options, "--token", TOKEN, "--log-format", "json")
+    limits = ("--max-body", "100000", "--max-in-flight-bytes", "40000")
+    daemon = start_daemon(*NOWHERE, *limits, "--token", TOKEN, "--log-format", "json")
     answers = {kind: exchange(daemon.port, request) for kind, request in REFUSED.items()}
     named = exchange(daemon.port, post({"X-Request-Id": "chatwoot-7"}))
     daemon.stop()
