@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import frozen
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -320,7 +320,6 @@ class PrecedenceTests(ConfigCase):
     def test_a_number_is_as_good_as_a_text_in_toml(self) -> None:
         self.assertEqual(self.from_toml("wire = 5").wire, Wire.V5)
 
-    @settings(deadline=None)
     @given(st.sampled_from(OPTIONS), st.data())
     def test_command_line_before_environment_before_file_before_default(
         self, option: Option, data: st.DataObject
@@ -646,7 +645,6 @@ toml_files = st.one_of(st.binary(max_size=40), st.lists(toml_lines, max_size=5).
 
 
 class PropertyTests(ConfigCase):
-    @settings(deadline=None)
     @given(toml_files)
     def test_whatever_the_file_it_is_a_config_or_refused_with_one_line(self, content: str | bytes) -> None:
         data = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
@@ -657,7 +655,6 @@ class PropertyTests(ConfigCase):
         else:
             self.assertIsInstance(config, Config)
 
-    @settings(deadline=None)
     @given(st.sampled_from(OPTIONS), st.one_of(st.text(max_size=20), st.from_regex(r"[0-9.e+-]{1,12}")))
     def test_whatever_the_text_it_is_a_value_or_refused_with_one_line(
         self, option: Option, value: str

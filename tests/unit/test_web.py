@@ -8,7 +8,7 @@ from functools import partial
 from ipaddress import ip_network
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
@@ -496,7 +496,6 @@ class RouteTests(WebCase):
                 )
         self.assertEqual(self.flushLoggedErrors(), [])
 
-    @settings(deadline=None)
     @given(
         st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "x", "!"]),
         st.lists(

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -397,7 +397,6 @@ def ids_of(payload: _Payload) -> tuple[object, ...]:
 
 
 class PropertyTests(SynchronousTestCase):
-    @settings(deadline=None)
     @given(
         bodies,
         delivery_ids,
@@ -418,7 +417,6 @@ class PropertyTests(SynchronousTestCase):
         event.name.encode()
         self.assertEqual(json.loads(content)["event"].encode("utf-8", "replace").decode(), event.name)
 
-    @settings(deadline=None)
     @given(bodies)
     def test_both_readers_agree_on_what_both_accept(self, content: bytes) -> None:
         try:
@@ -428,7 +426,6 @@ class PropertyTests(SynchronousTestCase):
         self.assertEqual(fast.event, tolerant.event)
         self.assertEqual(ids_of(fast), ids_of(tolerant))
 
-    @settings(deadline=None)
     @given(valid_bodies)
     def test_what_json_writes_is_never_called_not_json(self, content: bytes) -> None:
         try:
@@ -436,7 +433,6 @@ class PropertyTests(SynchronousTestCase):
         except BadRequest as error:
             self.assertIn(error.code, ("not_an_object", "no_event"))
 
-    @settings(deadline=None)
     @given(valid_bodies, st.integers(0, 3), st.sampled_from(list(JSON_SPACE)))
     def test_white_space_around_a_body_changes_nothing(self, content: bytes, count: int, space: int) -> None:
         blanks = bytes([space]) * count

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -507,7 +507,6 @@ class BadRequestTests(SiteCase):
             client.send(request)
             self.assertEqual(client.response().status, 200)
 
-    @settings(deadline=None)
     @given(
         st.lists(
             st.one_of(

@@ -215,5 +215,5 @@ class BreakerModelTests(SynchronousTestCase):
     def test_it_does_what_the_model_does(self) -> None:
         run_state_machine_as_test(
             BreakerMachine,
-            settings=settings(max_examples=150, stateful_step_count=60, deadline=None, database=None),
+            settings=settings(max_examples=150, stateful_step_count=60, database=None),
         )

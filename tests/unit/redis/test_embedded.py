@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import AnyStr, cast
 from unittest import mock
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -465,7 +465,6 @@ class OutputTests(SynchronousTestCase):
         ((_, line),) = self.logged((1, b"{line} \xff {0}\n"))
         self.assertEqual(line, "Embedded server: {line} \ufffd {0}")
 
-    @settings(deadline=None)
     @given(st.lists(st.text("ab#{ ", max_size=8), max_size=5), st.data())
     def test_lines_do_not_depend_on_how_they_were_cut(self, lines: list[str], data: st.DataObject) -> None:
         text = "".join(f"{line}\n" for line in lines).encode()

@@ -268,5 +268,5 @@ class SpoolModelTests(SynchronousTestCase):
     def test_it_holds_what_the_model_holds(self) -> None:
         run_state_machine_as_test(
             SpoolMachine,
-            settings=settings(max_examples=60, stateful_step_count=30, deadline=None, database=None),
+            settings=settings(max_examples=60, stateful_step_count=30, database=None),
         )
