@@ -59,6 +59,8 @@ def repair(wal: bytes) -> tuple[bytes, bool]:
     )
     commits = [at for at, frame in enumerate(frames) if frame.is_current and frame.pages_after_commit]
     if sum(at >= bad for at in commits) < 2:
+        if not is_head_good:
+            return wal, False  # SQLite reads none of it, and does not continue it: nothing is torn here
         whole = max((at + 1 for at in commits if at < bad), default=0)
         return wal[: whole and _HEADER.size + whole * (_FRAME.size + page_bytes)], False
     pages = max(

@@ -15,6 +15,7 @@ from webhookd.spool.database import SpoolLimits
 from webhookd.spool.queue import Spool
 from webhookd.spool.requests import ListRecords
 from webhookd.spool.schema import Table
+from webhookd.spool.wal import repair
 
 
 class DamageTests(SpoolCase):
@@ -195,6 +196,19 @@ class WalTests(SpoolCase):
             for torn in (self.wal[:cut], self.wal[:cut] + b"garbage." * 64 + self.wal[cut + 512 :]):
                 spool, criticals = self.restart_on(torn)
                 self.assertEqual((self.held(spool), criticals), (list(range(self.COUNT - 1)), 0), cut)
+
+
+class HeaderTests(SpoolCase):
+    def test_a_wal_with_damaged_salts_or_sums_in_its_header_is_never_cut_in_silence(self) -> None:
+        spool = self.open()
+        self.append(spool, 1, 2)
+        wal = spool.directory.database.with_name("spool.sqlite-wal").read_bytes()
+        for bit in range(8 * 16, 8 * 32):
+            damaged = bytearray(wal)
+            damaged[bit // 8] ^= 1 << bit % 8
+            repaired, is_damaged = repair(bytes(damaged))
+            with self.subTest(bit=bit):
+                self.assertTrue(is_damaged or repaired == damaged)
 
 
 class RepeatedCrashTests(SpoolCase):
